@@ -1,0 +1,1 @@
+"""Corpora and benchmarks as TOML data files."""

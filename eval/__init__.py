@@ -1,0 +1,1 @@
+"""Zero-shot evaluation: protocols, metrics, re-ranking."""

@@ -1,0 +1,1 @@
+"""Pretraining: entry script, loop, objectives, recipes and run state."""
