@@ -1,0 +1,34 @@
+# Two commands for a fresh machine: `make demo` (a trained search engine that answers) and `make test` (lint, types, tests).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types clean
+
+# A second call is instant: the stamp is newer than pyproject.toml.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "vtr needs Python 3.10 or newer; set PYTHON=python3.x" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m vtr.demo --out runs/demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The code folders are sub-packages of `vtr`; mypy sees them where an installed wheel has them, through links.
+types: $(STAMP)
+	@rm -rf build/types && mkdir -p build/types/vtr
+	@ln -s ../../../vtr/* build/types/vtr/ && for d in encoders kernels pretrain eval data_manifests; do ln -s ../../../$$d build/types/vtr/$$d; done
+	$(BIN)/mypy --config-file pyproject.toml --no-error-summary build/types/vtr
+
+test: lint types
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,76 @@
+"""Overrides for frozen settings dataclasses: `--set optim.weight_decay=0.02`, and dicts from TOML files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from vtr.errors import UsageError, unknown_name
+
+S = TypeVar("S")
+
+
+def apply_overrides(settings: S, overrides: Iterable[str]) -> S:
+    """Return `settings` with each `path.to.key=value` applied.
+
+    Args:
+        settings: A frozen dataclass, possibly nested.
+        overrides: Strings `key=value`; values are JSON where they parse as JSON, else plain strings.
+
+    Raises:
+        UsageError: The text is not `key=value`, a key is unknown (the nearest one is named), or the type is wrong.
+    """
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            raise UsageError(f"--set {text!r}: expected KEY=VALUE, as in --set unmasked.optim.lr=1e-3")
+        try:
+            parsed = json.loads(value)
+        except json.JSONDecodeError:
+            parsed = {"True": True, "False": False, "None": None}.get(value, value)
+        settings = _replaced(settings, key.strip().replace("-", "_").split("."), parsed, key)
+    return settings
+
+
+def from_mapping(settings: S, values: Mapping[str, Any], prefix: str = "") -> S:
+    """Return `settings` with the (nested) values of a TOML table applied; unknown keys are errors."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(settings, name, None)):
+            inner = from_mapping(getattr(settings, name), value, f"{prefix}{name}.")
+            settings = dataclasses.replace(settings, **{name: inner})  # type: ignore[type-var]
+        else:
+            settings = _replaced(settings, [name], value, prefix + name)
+    return settings
+
+
+def _replaced(settings: Any, path: list[str], value: Any, full: str) -> Any:
+    names = {f.name: f for f in dataclasses.fields(settings)}
+    if path[0] not in names:
+        raise unknown_name(f"setting in {full!r}:", path[0], names)
+    old = getattr(settings, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(old):
+            raise UsageError(f"setting {full!r}: {path[0]} is a value, not a group of settings")
+        return dataclasses.replace(settings, **{path[0]: _replaced(old, path[1:], value, full)})
+    if dataclasses.is_dataclass(old):
+        inner = ", ".join(f.name for f in dataclasses.fields(old))
+        raise UsageError(f"setting {full!r} is a group: name one of its keys ({inner})")
+    return dataclasses.replace(settings, **{path[0]: _coerced(old, value, full)})
+
+
+def _coerced(old: Any, value: Any, full: str) -> Any:
+    if old is None or value is None:
+        return value
+    if isinstance(old, bool) != isinstance(value, bool):
+        raise UsageError(f"setting {full!r}: expected {type(old).__name__}, got {value!r}")
+    if isinstance(old, float) and isinstance(value, int | float):
+        return float(value)
+    if isinstance(old, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(old, int) and isinstance(value, float) and value == int(value):
+        return int(value)
+    if not isinstance(value, type(old)):
+        raise UsageError(f"setting {full!r}: expected {type(old).__name__}, got {value!r}")
+    return value
