@@ -1,0 +1,108 @@
+"""The CLIP teacher: OpenAI ViT-B/16 through open_clip for real corpora, a small one trained on the spot for the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vtr.encoders.clip_teacher import ClipTeacher
+from vtr.errors import VtrError
+
+# The demo's teacher: what a laptop trains in half a minute on the demo's own frames and captions.
+_SMALL = {"embed_dim": 64, "width": 96, "layers": 3, "head_width": 32, "text_width": 64, "text_layers": 2}
+
+
+def load_teacher(name: str) -> ClipTeacher:
+    """Load `ARCHITECTURE/PRETRAINED` (open_clip names, e.g. `ViT-B-16/openai`) or a folder with the demo's teacher."""
+    if Path(name, "teacher.safetensors").is_file():
+        return _load_small(Path(name))
+    import open_clip
+
+    architecture, _, pretrained = name.partition("/")
+    try:
+        model = open_clip.create_model(architecture, pretrained=pretrained or None)
+    except Exception as error:  # open_clip raises many kinds: unknown name, no network, damaged cache
+        raise VtrError(
+            f"teacher {name!r} cannot be loaded: {str(error).splitlines()[0]}; expected an open_clip name such as "
+            "ViT-B-16/openai that is in the cache or downloadable"
+        ) from error
+    return ClipTeacher.from_open_clip(model)
+
+
+def small_clip(image_size: int, patch_size: int, vocab_size: int, context: int, pad_id: int) -> nn.Module:
+    """An untrained open_clip CLIP of the demo's size; its text tower reads our tokenizer's ids."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    return CLIP(
+        embed_dim=_SMALL["embed_dim"],
+        vision_cfg=CLIPVisionCfg(
+            layers=_SMALL["layers"], width=_SMALL["width"], head_width=_SMALL["head_width"], patch_size=patch_size,
+            image_size=image_size,
+        ),
+        text_cfg=CLIPTextCfg(
+            context_length=context, vocab_size=vocab_size, width=_SMALL["text_width"], heads=2,
+            layers=_SMALL["text_layers"], no_causal_mask=True, pool_type="first", pad_id=pad_id,
+        ),
+    )  # fmt: skip
+
+
+def _load_small(folder: Path) -> ClipTeacher:
+    from safetensors.torch import load_file
+
+    model = small_clip(**json.loads((folder / "teacher.json").read_text()))
+    model.load_state_dict(load_file(folder / "teacher.safetensors"))
+    return ClipTeacher.from_open_clip(model)
+
+
+def ensure_demo_teacher(folder: Path, stream: Any, model: Any, *, steps: int = 150, lr: float = 1e-3, seed: int = 0) -> None:
+    """Train the demo's teacher once and keep it in `folder` (teacher.json, teacher.safetensors).
+
+    Args:
+        folder: Where it is cached; nothing is done when it is there.
+        stream: Iterator of batches (`vtr.data.stream.Batch`); every frame is one image with its clip's caption.
+        model: The student: its tokenizer, pixel normalisation and image size are the teacher's too.
+    """
+    if (folder / "teacher.safetensors").is_file():
+        return
+    from safetensors.torch import save_file
+    from tqdm import tqdm
+
+    video = model.config.video
+    size = {
+        "image_size": video.image_size, "patch_size": video.patch_size, "vocab_size": model.tokenizer.vocab_size,
+        "context": model.config.max_text_tokens, "pad_id": model.tokenizer.pad_id,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    clip = small_clip(**size)
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+    generator = torch.Generator().manual_seed(seed)
+    bar = tqdm(total=steps, desc="teacher", file=sys.stderr, unit="step")
+    for step in range(steps):
+        batch = next(stream)
+        pick = torch.randint(batch.frames.shape[1], (batch.frames.shape[0],), generator=generator)
+        images = model.normalise(batch.frames[torch.arange(len(pick)), pick][:, None])[:, 0]
+        tokens = model.tokenizer(batch.captions, size["context"], pad_to=size["context"])
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 15) * (1 - step / steps)
+        image, text, scale = clip(images, tokens.ids)[:3]
+        logits = scale * image @ text.T
+        labels = torch.arange(len(logits))
+        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        bar.update()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    bar.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "teacher.json").write_text(json.dumps(size))
+    partial = folder / f"teacher.safetensors.{os.getpid()}.tmp"
+    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, partial)
+    os.replace(partial, folder / "teacher.safetensors")
