@@ -1,0 +1,108 @@
+"""What a run is made of: its corpus, tokenizer, model and teacher, built from the run's settings."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vtr.errors import VtrError, unknown_name
+from vtr.pretrain.recipes import Recipe
+
+MODELS = ("tiny", "small", "middle", "base", "demo")
+
+
+def prepare_corpus(name: str, data_root: Path, *, first: bool, wait: Any) -> Any:
+    """Load a corpus by name or TOML path; the demo corpus is made first, by one rank while the others wait."""
+    from vtr.data.manifests import load_corpus
+
+    if name == "demo":
+        from vtr.data.demo import ensure_demo_corpus
+
+        if first:
+            ensure_demo_corpus(data_root / "demo")
+        wait()
+        return load_corpus("demo", data_root / "demo")
+    return load_corpus(name, data_root)
+
+
+def build_model(size: str, corpus: str, data_root: Path, recipe_name: str, settings: Recipe) -> Any:
+    """An untrained `VideoTextModel` of a named size, with its tokenizer.
+
+    The sizes of the paper start their text side from bert-base-uncased; `demo` is what two CPU cores train in minutes,
+    text side from scratch with a vocabulary made of the demo's captions.
+    """
+    from vtr.data.text import Tokenizer
+    from vtr.encoders.bert import BertConfig
+    from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMambaConfig
+    from vtr.model import ModelConfig, VideoTextModel
+
+    if size not in MODELS:
+        raise unknown_name("model", size, MODELS)
+    if size == "demo":
+        if corpus != "demo":
+            raise VtrError("--model demo is sized for --corpus demo; use tiny, small, middle or base for other corpora")
+        from vtr.data.demo import demo_texts
+
+        tokenizer = Tokenizer.train(demo_texts(data_root / "demo"), 600)
+        video = VideoMambaConfig(
+            image_size=64, patch_size=16, num_frames=8, dim=96, depth=4, pool="cls+avg", pool_norm=True, align_dim=64,
+            init="official",  # measured: at this size and length the two initialisations train alike
+        )  # fmt: skip
+        text = BertConfig(
+            vocab_size=tokenizer.vocab_size, hidden=96, layers=3, fusion_layer=2, heads=4, intermediate=384,
+            max_positions=64, dropout=0.0, vision_width=96,
+        )  # fmt: skip
+        half = (0.5, 0.5, 0.5)
+        config = ModelConfig(video=video, text=text, embed_dim=128, pixel_mean=half, pixel_std=half, max_text_tokens=32)
+        return VideoTextModel(config, tokenizer)
+    tokenizer = Tokenizer.load(_hub_file("bert-base-uncased", "tokenizer.json"))
+    width = VIDEOMAMBA_SIZES[size].dim
+    video = replace(
+        VIDEOMAMBA_SIZES[size], pool="cls+avg", pool_norm=True, align_dim=512, num_classes=0, init=recipe_name,
+    )  # fmt: skip
+    model = VideoTextModel(ModelConfig(video=video, text=BertConfig(vocab_size=30522, vision_width=width)), tokenizer)
+    _load_bert(model, _hub_file("bert-base-uncased", "model.safetensors"))
+    return model
+
+
+def _hub_file(repository: str, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, name))
+    except Exception as error:  # no network, no cache, gated: many kinds
+        raise VtrError(
+            f"{repository}/{name} is neither in the Hugging Face cache nor downloadable ({type(error).__name__}); "
+            f"on a machine with network run: hf download {repository} {name}"
+        ) from error
+
+
+def _load_bert(model: Any, path: Path) -> None:
+    """Load bert-base-uncased into the text side; cross-attention stays new, every other key must be there."""
+    from safetensors.torch import load_file
+
+    state = {k.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias"): v for k, v in load_file(path).items()}
+    own = model.text_encoder.state_dict()
+    loaded = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    missing = [k for k in own if k not in loaded and "crossattention" not in k and not k.startswith("cls.")]
+    missing = [k for k in missing if not k.endswith("position_ids")]
+    if missing:
+        raise VtrError(f"{path}: {len(missing)} tensors of BERT are missing, first {missing[0]!r}")
+    model.text_encoder.load_state_dict(loaded, strict=False)
+
+
+def warm_up(model: Any, recipe: Recipe) -> None:
+    """The text warm-up on the demo's grammar (no-op where the recipe asks for none)."""
+    if recipe.warmup.steps == 0:
+        return
+    from vtr.data.demo import warmup_triples
+    from vtr.pretrain.step import warm_up_text
+
+    settings = recipe.warmup
+    triples = warmup_triples(settings.steps * settings.batch_size, seed=recipe.seed)
+    cosine = warm_up_text(
+        model, triples, batch_size=settings.batch_size, lr=settings.lr, temperature=settings.temperature
+    )  # fmt: skip
+    print(f"text warm-up: cosine between direction-swapped captions {cosine:.2f} (below 0.8 direction is learned)", file=sys.stderr)
