@@ -1,0 +1,206 @@
+"""`make demo`: corpus, pretraining, evaluation, index and three queries on one small machine, with a summary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vtr.errors import VtrError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """Train a search engine from nothing and ask it three questions."""
+
+    out: Path = Path("runs/demo")
+    """Run folder; summary.json and hits.html end up here."""
+    data_root: Path = Path("data")
+    """Where the demo corpus is made (about 60 MB)."""
+    rerank: int = 32
+    """Candidates that the cross-modal decoder looks at again in the evaluation."""
+
+
+class PeakMemory:
+    """Samples the memory of this process and all its children (proportional set size: shared pages count once)."""
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        self.gib = 0.0
+        self._seconds = seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        me = psutil.Process()
+        while not self._stop.wait(self._seconds):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    info = process.memory_full_info()
+                    total += getattr(info, "pss", info.rss)
+            self.gib = max(self.gib, total / 2**30)
+
+
+@contextlib.contextmanager
+def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    print(f"\n== {name}", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)
+    print(f"== {name}: {seconds[name]:.0f} s", file=sys.stderr, flush=True)
+
+
+def _call(*words: str | Path) -> str:
+    """Run one of our commands as a user would; its progress shows, its standard output is returned."""
+    command = [str(w) for w in words]
+    print("$ " + " ".join(command), file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=_environment())
+    if done.returncode:
+        raise VtrError(f"`{' '.join(command)}` ended with exit code {done.returncode}; its messages are above")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    # The code runs from a checkout too, where `vtr` may not be installed.
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run(settings: DemoSettings) -> int:
+    """Run every step and print the results; returns the exit code."""
+    from vtr.data.demo import ensure_demo_corpus
+
+    seconds: dict[str, float] = {}
+    out = settings.out
+    start = time.perf_counter()
+    with PeakMemory() as memory:
+        with _timed("corpus", seconds):
+            corpus = settings.data_root / "demo"
+            ensure_demo_corpus(corpus)
+        with _timed("pretrain", seconds):
+            _call(
+                "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
+                "--dynamo_backend", "no", _script("pretrain", "run.py"), "--corpus", "demo", "--out", out,
+                "--data-root", settings.data_root, "--resume", "latest",
+            )  # fmt: skip
+        with _timed("evaluate", seconds):
+            _call(
+                _script("eval", "zero_shot.py"), "--model", out, "--data", "demo", "--data-root", settings.data_root,
+                "--rerank", str(settings.rerank), "--out", out / "results",
+            )  # fmt: skip
+        library = out / "benchmark.library"
+        with _timed("index", seconds):
+            _call("-m", "vtr.cli", "index", "build", corpus / "benchmark" / "videos", "--model", out, "--out", library)
+        with _timed("query", seconds):
+            queries = _queries(corpus)
+            shown = _search(library, queries, out / "hits.html")
+    seconds["total"] = round(time.perf_counter() - start, 1)
+    result = json.loads((out / "results" / "demo.json").read_text())
+    summary = {
+        **{k: result[k] for k in ("t2v", "v2t", "direction_pairs", "chance_r1", "ceilings", "gallery")},
+        "seconds": seconds,
+        "peak_memory_gib": round(memory.gib, 2),
+        "machine": _machine(),
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(_table(summary))
+    print(shown)
+    print(f"hits as a page: {out / 'hits.html'}\nall numbers: {out / 'summary.json'}")
+    return 0
+
+
+def _script(folder: str, name: str) -> Path:
+    import vtr
+
+    for place in vtr.__path__:
+        if (Path(place) / folder / name).is_file():
+            return Path(place) / folder / name
+    raise VtrError(f"{folder}/{name} is not part of this installation")
+
+
+def _queries(corpus: Path) -> list[str]:
+    """Three captions of the held-out benchmark, spread over it."""
+    items = json.loads((corpus / "benchmark" / "test.json").read_text())
+    return [items[i]["caption"] for i in (len(items) // 5, len(items) // 2, 4 * len(items) // 5)]
+
+
+def _search(library: Path, queries: list[str], page: Path) -> str:
+    import vtr
+    from vtr.library.html import write_contact_sheet
+
+    opened = vtr.Library.open(library)
+    answers = [(query, opened.search(query, k=5, rerank=20)) for query in queries]
+    write_contact_sheet(page, answers, opened)
+    lines = []
+    for query, hits in answers:
+        lines.append(f'\n"{query}"')
+        lines += [f"  {h.score:7.2f}  {h.start:4.1f}-{h.end:.1f}s  {Path(h.path).name}" for h in hits[:3]]
+    return "\n".join(lines)
+
+
+def _table(summary: dict[str, Any]) -> str:
+    lines = [f"\n{summary['gallery']} held-out videos, {summary['gallery']} captions (chance R@1 {summary['chance_r1']:.1f} %)"]
+    lines.append(f"{'':24}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MdR':>6}")
+    for direction, words in (("t2v", "text to video"), ("v2t", "video to text")):
+        for row in ("embedding", "reranked", "combined"):
+            m = summary[direction][row]
+            lines.append(f"{words + ', ' + row:<24}{m['r1']:7.1f}{m['r5']:7.1f}{m['r10']:7.1f}{m['median_rank']:6.1f}")
+    pairs = summary["direction_pairs"]
+    lines.append("direction pairs: " + ", ".join(f"{k} {v:.1f} %" for k, v in pairs.items()) + " (chance 50 %)")
+    lines.append("R@1 ceilings: " + ", ".join(f"{k} {v:.1f} %" for k, v in summary["ceilings"].items()))
+    lines.append(f"{summary['seconds']['total']:.0f} s in all, peak memory {summary['peak_memory_gib']:.1f} GiB")
+    return "\n".join(lines)
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": name, "cores": cores, "system": platform.system(), "torch": torch.__version__}
+
+
+COMMANDS = {"demo": (DemoSettings, run)}
+
+
+def main() -> int:
+    """Entry of `python -m vtr.demo`."""
+    import tyro
+
+    try:
+        return run(tyro.cli(DemoSettings))
+    except VtrError as error:
+        print(f"vtr: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("vtr: stopped; call it again to continue", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
