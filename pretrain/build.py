@@ -47,21 +47,40 @@ def build_model(size: str, corpus: str, data_root: Path, recipe_name: str, setti
 
         tokenizer = Tokenizer.train(demo_texts(data_root / "demo"), 600)
         video = VideoMambaConfig(
-            image_size=64, patch_size=16, num_frames=8, dim=96, depth=4, pool="cls+avg", pool_norm=True, align_dim=64,
+            image_size=64,
+            patch_size=16,
+            num_frames=8,
+            dim=96,
+            depth=4,
+            pool="cls+avg",
+            pool_norm=True,
+            align_dim=64,
             init="official",  # measured: at this size and length the two initialisations train alike
-        )  # fmt: skip
+        )
         text = BertConfig(
-            vocab_size=tokenizer.vocab_size, hidden=96, layers=3, fusion_layer=2, heads=4, intermediate=384,
-            max_positions=64, dropout=0.0, vision_width=96,
-        )  # fmt: skip
+            vocab_size=tokenizer.vocab_size,
+            hidden=96,
+            layers=3,
+            fusion_layer=2,
+            heads=4,
+            intermediate=384,
+            max_positions=64,
+            dropout=0.0,
+            vision_width=96,
+        )
         half = (0.5, 0.5, 0.5)
         config = ModelConfig(video=video, text=text, embed_dim=128, pixel_mean=half, pixel_std=half, max_text_tokens=32)
         return VideoTextModel(config, tokenizer)
     tokenizer = Tokenizer.load(_hub_file("bert-base-uncased", "tokenizer.json"))
     width = VIDEOMAMBA_SIZES[size].dim
     video = replace(
-        VIDEOMAMBA_SIZES[size], pool="cls+avg", pool_norm=True, align_dim=512, num_classes=0, init=recipe_name,
-    )  # fmt: skip
+        VIDEOMAMBA_SIZES[size],
+        pool="cls+avg",
+        pool_norm=True,
+        align_dim=512,
+        num_classes=0,
+        init=recipe_name,
+    )
     model = VideoTextModel(ModelConfig(video=video, text=BertConfig(vocab_size=30522, vision_width=width)), tokenizer)
     _load_bert(model, _hub_file("bert-base-uncased", "model.safetensors"))
     return model
@@ -83,7 +102,10 @@ def _load_bert(model: Any, path: Path) -> None:
     """Load bert-base-uncased into the text side; cross-attention stays new, every other key must be there."""
     from safetensors.torch import load_file
 
-    state = {k.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias"): v for k, v in load_file(path).items()}
+    state = {
+        k.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias"): v
+        for k, v in load_file(path).items()
+    }
     own = model.text_encoder.state_dict()
     loaded = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     missing = [k for k in own if k not in loaded and "crossattention" not in k and not k.startswith("cls.")]
@@ -104,5 +126,8 @@ def warm_up(model: Any, recipe: Recipe) -> None:
     triples = warmup_triples(settings.steps * settings.batch_size, seed=recipe.seed)
     cosine = warm_up_text(
         model, triples, batch_size=settings.batch_size, lr=settings.lr, temperature=settings.temperature
-    )  # fmt: skip
-    print(f"text warm-up: cosine between direction-swapped captions {cosine:.2f} (below 0.8 direction is learned)", file=sys.stderr)
+    )
+    print(
+        f"text warm-up: cosine between direction-swapped captions {cosine:.2f} (below 0.8 direction is learned)",
+        file=sys.stderr,
+    )

@@ -90,15 +90,24 @@ def train_stage(
         torch.manual_seed(step_seed)
         with accelerator.autocast():
             losses = module(
-                batch.frames.to(accelerator.device, non_blocking=True), batch.captions, batch.ids.to(accelerator.device),
-                batch.meta, teacher, step_seed, step >= stage.vtm_from * steps,
-            )  # fmt: skip
+                batch.frames.to(accelerator.device, non_blocking=True),
+                batch.captions,
+                batch.ids.to(accelerator.device),
+                batch.meta,
+                teacher,
+                step_seed,
+                step >= stage.vtm_from * steps,
+            )
         loss = losses["loss"]
         if not all_finite(loss):
             values = ", ".join(f"{k} {v.item():.4g}" for k, v in losses.items())
             raise VtrError(
                 f"{name} step {step}: the loss is not finite ({values}); samples {', '.join(batch.keys)}; "
-                + (f"last good checkpoint {saved}" if saved else "no checkpoint of this call yet: --resume latest finds older ones")
+                + (
+                    f"last good checkpoint {saved}"
+                    if saved
+                    else "no checkpoint of this call yet: --resume latest finds older ones"
+                )
             )
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)
@@ -108,18 +117,29 @@ def train_stage(
         optimizer.step()
         last = batch
         done = time.perf_counter()
-        waited, busy, samples = waited + fetched - start, busy + done - start, samples + len(batch.captions) * world_size()
+        waited, busy, samples = (
+            waited + fetched - start,
+            busy + done - start,
+            samples + len(batch.captions) * world_size(),
+        )
         bar.update()
         if (step + 1) % log_every == 0 or step + 1 == steps:
             row = {k: round(v.item(), 5) for k, v in losses.items()}
             speed, wait = samples / busy, waited / busy
             log.write(
-                step=done_before + step + 1, stage=name, media=batch.media, lr=lr, **row,
+                step=done_before + step + 1,
+                stage=name,
+                media=batch.media,
+                lr=lr,
+                **row,
                 grad_norm=None if norm is None else round(float(norm), 4),
-                samples_per_s=round(speed, 1), data_wait=round(wait, 4), time=round(time.time(), 2),
-            )  # fmt: skip
+                samples_per_s=round(speed, 1),
+                data_wait=round(wait, 4),
+                time=round(time.time(), 2),
+            )
             bar.set_postfix_str(
-                " ".join(f"{k} {v:.3f}" for k, v in row.items()) + f" lr {lr:.1e} {speed:.0f}/s wait {wait:.0%}", refresh=False
+                " ".join(f"{k} {v:.3f}" for k, v in row.items()) + f" lr {lr:.1e} {speed:.0f}/s wait {wait:.0%}",
+                refresh=False,
             )
             waited = busy = 0.0
             samples = 0

@@ -147,7 +147,9 @@ def language_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != -100).sum().clamp_min(1)
 
 
-def text_pair_loss(anchor: Tensor, positive: Tensor, negative: Tensor, has_negative: Tensor, temperature: float) -> Tensor:
+def text_pair_loss(
+    anchor: Tensor, positive: Tensor, negative: Tensor, has_negative: Tensor, temperature: float
+) -> Tensor:
     """Caption against paraphrase, with the other captions' paraphrases and the swapped captions as negatives.
 
     Args:

@@ -76,52 +76,118 @@ class Recipe:
 
 # Where the recipes differ, and why. `official` reproduces the released scripts (VIDEOMAMBA.md 4.1, 5.3 to 5.9).
 DIFFERENCES = (
-    ("gather gradient", "true gradient of the global batch", "1/world_size of it", "the loss balance should not depend on the number of GPUs"),
-    ("aligned layer", "last block's output, normed", "stream before the last mixer, un-normed", "the last mixer is trained too"),
+    (
+        "gather gradient",
+        "true gradient of the global batch",
+        "1/world_size of it",
+        "the loss balance should not depend on the number of GPUs",
+    ),
+    (
+        "aligned layer",
+        "last block's output, normed",
+        "stream before the last mixer, un-normed",
+        "the last mixer is trained too",
+    ),
     ("dt initialisation", "log-uniform in [1e-3, 0.1]", "zero bias", "a spread of time scales at the start"),
-    ("weight decay", "not on A_log, positions, temperature", "on all of them", "decay pulls the state dynamics to A = -1"),
-    ("parameters", "fp32, bf16 autocast", "fp32, bf16 autocast (theirs: bf16)", "bf16 weights near 1 never move at this lr"),
+    (
+        "weight decay",
+        "not on A_log, positions, temperature",
+        "on all of them",
+        "decay pulls the state dynamics to A = -1",
+    ),
+    (
+        "parameters",
+        "fp32, bf16 autocast",
+        "fp32, bf16 autocast (theirs: bf16)",
+        "bf16 weights near 1 never move at this lr",
+    ),
     ("gradient clipping", "norm 3", "none", "Mamba's rare spikes"),
-    ("sample ids", "hash of corpus and key", "hash of corpus and key (theirs: row number)", "row numbers collide between corpora"),
-)  # fmt: skip
+    (
+        "sample ids",
+        "hash of corpus and key",
+        "hash of corpus and key (theirs: row number)",
+        "row numbers collide between corpora",
+    ),
+)
 
 
 def _paper(clip: float, decay_state: bool, full_gather: bool) -> Recipe:
     optim = Optim(clip_grad=clip, decay_state=decay_state)
     return Recipe(
         masked=Stage(
-            epochs=800, batch_size=2048, video_share=1.0, mask="attention", uta=1.0, drop_path=0.4,
+            epochs=800,
+            batch_size=2048,
+            video_share=1.0,
+            mask="attention",
+            uta=1.0,
+            drop_path=0.4,
             optim=replace(optim, lr=1.2e-3, betas=(0.9, 0.95), warmup_fraction=0.05, min_lr_ratio=0.0667),
         ),
         multimodal=Stage(
-            epochs=10, batch_size=2048, mask="attention", uta=1.0, vtc=1.0, vtm=1.0, mlm=1.0, drop_path=0.25, optim=optim,
+            epochs=10,
+            batch_size=2048,
+            mask="attention",
+            uta=1.0,
+            vtc=1.0,
+            vtm=1.0,
+            mlm=1.0,
+            drop_path=0.25,
+            optim=optim,
         ),
         unmasked=Stage(
-            epochs=1, batch_size=1024, vtc=1.0, vtm=1.0, mlm=1.0, drop_path=0.25, keep_temporal=True,
+            epochs=1,
+            batch_size=1024,
+            vtc=1.0,
+            vtm=1.0,
+            mlm=1.0,
+            drop_path=0.25,
+            keep_temporal=True,
             optim=replace(optim, lr=8e-5, warmup_fraction=0.2),
         ),
         full_gather_gradient=full_gather,
-    )  # fmt: skip
+    )
 
 
 def _demo(base: Recipe) -> Recipe:
     """Ten minutes on two CPU cores: small batches, no drop path, captions that say left and right are never flipped."""
-    optim = Optim(lr=2e-3, betas=(0.9, 0.98), clip_grad=3.0, warmup_fraction=0.06, decay_state=base.unmasked.optim.decay_state)
+    optim = Optim(
+        lr=2e-3, betas=(0.9, 0.98), clip_grad=3.0, warmup_fraction=0.06, decay_state=base.unmasked.optim.decay_state
+    )
     common = {"batch_size": 32, "block": 2, "optim": optim}
     return replace(
         base,
         masked=Stage(**common, steps=60, video_share=1.0, mask="attention", uta=1.0),
         multimodal=Stage(
-            **common, steps=160, video_share=0.8, mask="attention", uta=0.5, vtc=1.0, vtm=1.0, mlm=0.5, text=0.3,
-            vtm_from=0.5, sibling_negatives=True,
+            **common,
+            steps=160,
+            video_share=0.8,
+            mask="attention",
+            uta=0.5,
+            vtc=1.0,
+            vtm=1.0,
+            mlm=0.5,
+            text=0.3,
+            vtm_from=0.5,
+            sibling_negatives=True,
         ),
         unmasked=Stage(
-            **common, steps=1100, video_share=0.9, vtc=1.0, vtm=1.0, mlm=0.5, text=0.3, vtm_from=0.45,
-            sibling_negatives=True, keep_temporal=True,
+            **common,
+            steps=1100,
+            video_share=0.9,
+            vtc=1.0,
+            vtm=1.0,
+            mlm=0.5,
+            text=0.3,
+            vtm_from=0.45,
+            sibling_negatives=True,
+            keep_temporal=True,
         ),
         warmup=TextWarmup(steps=140),
-        streams=8, crop_scale=(1.0, 1.0), flip=False, seed=0,
-    )  # fmt: skip
+        streams=8,
+        crop_scale=(1.0, 1.0),
+        flip=False,
+        seed=0,
+    )
 
 
 def recipe(name: str, corpus: str) -> Recipe:

@@ -1,9 +1,9 @@
 """Pretrain a video-text model: masked distillation, joint image+video, unmasked tuning, in this order.
 
-    accelerate launch pretrain/run.py --corpus demo                      # minutes on a laptop CPU
-    accelerate launch pretrain/run.py --corpus 5M --data-root /data      # CC3M + WebVid-2M, VideoMamba-M
-    torchrun --nproc_per_node 2 pretrain/run.py --corpus demo --steps 20 # two ranks on a CPU
-    accelerate launch pretrain/run.py --corpus 5M --resume latest        # continue where it stopped
+accelerate launch pretrain/run.py --corpus demo                      # minutes on a laptop CPU
+accelerate launch pretrain/run.py --corpus 5M --data-root /data      # CC3M + WebVid-2M, VideoMamba-M
+torchrun --nproc_per_node 2 pretrain/run.py --corpus demo --steps 20 # two ranks on a CPU
+accelerate launch pretrain/run.py --corpus 5M --resume latest        # continue where it stopped
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def train(settings: RunSettings) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise VtrError(f"--out {out}: cannot be created ({error.strerror}); choose a folder you can write to") from error
+        raise VtrError(
+            f"--out {out}: cannot be created ({error.strerror}); choose a folder you can write to"
+        ) from error
     if not os.access(out, os.W_OK):
         raise VtrError(f"--out {out}: not writable; choose a folder you can write to")
     import torch
@@ -167,9 +169,19 @@ def train(settings: RunSettings) -> Path:
 
 
 def _run_stage(
-    settings: RunSettings, chosen: Recipe, name: str, index: int, steps: int, done_before: int, model: Any, corpus: Any,
-    accelerator: Any, log: Any, out: Path, resumed: dict[str, Any] | None,
-) -> None:  # fmt: skip
+    settings: RunSettings,
+    chosen: Recipe,
+    name: str,
+    index: int,
+    steps: int,
+    done_before: int,
+    model: Any,
+    corpus: Any,
+    accelerator: Any,
+    log: Any,
+    out: Path,
+    resumed: dict[str, Any] | None,
+) -> None:
     from vtr.pretrain import build, loop
     from vtr.pretrain.optim import build_optimizer
     from vtr.pretrain.state import save_checkpoint
@@ -191,7 +203,9 @@ def _run_stage(
             optimizer.load_state_dict(resumed["optimizer"])
     model.train()
     prepared, optimizer = accelerator.prepare(step_module, optimizer)
-    batches = _stream(settings, chosen, stage, model, corpus, accelerator, seed=chosen.seed + index, start=positions, step=first_step)
+    batches = _stream(
+        settings, chosen, stage, model, corpus, accelerator, seed=chosen.seed + index, start=positions, step=first_step
+    )
 
     def save(stage_step: int, batch: Any) -> Path:
         from accelerate.utils import gather_object
@@ -200,21 +214,39 @@ def _run_stage(
         path = out / "checkpoints"
         if accelerator.is_main_process:
             path = save_checkpoint(
-                path, done_before + stage_step,
+                path,
+                done_before + stage_step,
                 {
-                    "model": model.state_dict(), "optimizer": optimizer.state_dict(), "stage": name, "stage_index": index,
-                    "stage_step": stage_step, "positions": everyone, "world_size": accelerator.num_processes,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "stage": name,
+                    "stage_index": index,
+                    "stage_step": stage_step,
+                    "positions": everyone,
+                    "world_size": accelerator.num_processes,
                 },
-            )  # fmt: skip
+            )
         accelerator.wait_for_everyone()
         return path
 
     try:
         last = loop.train_stage(
-            name=name, stage=stage, steps=steps, first_step=first_step, done_before=done_before, batches=iter(batches),
-            module=prepared, optimizer=optimizer, accelerator=accelerator, teacher=teacher, seed=chosen.seed, log=log,
-            log_every=settings.log_every, save_every=settings.save_every, save=save,
-        )  # fmt: skip
+            name=name,
+            stage=stage,
+            steps=steps,
+            first_step=first_step,
+            done_before=done_before,
+            batches=iter(batches),
+            module=prepared,
+            optimizer=optimizer,
+            accelerator=accelerator,
+            teacher=teacher,
+            seed=chosen.seed,
+            log=log,
+            log_every=settings.log_every,
+            save_every=settings.save_every,
+            save=save,
+        )
         if last is not None:
             save(steps, last)
     finally:
@@ -233,21 +265,41 @@ def _stage_steps(stage: Stage, corpus: Any) -> int:
 
 
 def _stream(
-    settings: RunSettings, chosen: Recipe, stage: Stage, model: Any, corpus: Any, accelerator: Any, *, seed: int,
-    start: Any = None, step: int = 0,
-) -> Any:  # fmt: skip
+    settings: RunSettings,
+    chosen: Recipe,
+    stage: Stage,
+    model: Any,
+    corpus: Any,
+    accelerator: Any,
+    *,
+    seed: int,
+    start: Any = None,
+    step: int = 0,
+) -> Any:
     from vtr.data.stream import Stream, StreamSettings
 
     share = stage.video_share
     crops = chosen.crop_scale != (1.0, 1.0)
     stream_settings = StreamSettings(
-        frames=model.config.video.num_frames, size=model.config.video.image_size, batch_size=stage.batch_size,
-        streams=chosen.streams, workers=settings.workers, block=stage.block, seed=seed,
-        crop_scale=chosen.crop_scale if crops else None, flip=chosen.flip, max_bad_fraction=chosen.max_bad_fraction,
+        frames=model.config.video.num_frames,
+        size=model.config.video.image_size,
+        batch_size=stage.batch_size,
+        streams=chosen.streams,
+        workers=settings.workers,
+        block=stage.block,
+        seed=seed,
+        crop_scale=chosen.crop_scale if crops else None,
+        flip=chosen.flip,
+        max_bad_fraction=chosen.max_bad_fraction,
         media_weights={"video": share, "image": 1 - share} if share else None,
-    )  # fmt: skip
+    )
     return Stream(
-        corpus, stream_settings, rank=accelerator.process_index, world=accelerator.num_processes, start=start, first_step=step
+        corpus,
+        stream_settings,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        start=start,
+        first_step=step,
     )
 
 
@@ -262,10 +314,21 @@ def _teacher(settings: RunSettings, chosen: Recipe, stage: Stage, model: Any, co
 
             video = model.config.video
             source = Stream(
-                corpus, StreamSettings(frames=video.num_frames, size=video.image_size, batch_size=128, streams=8,
-                                       workers=settings.workers, block=1, seed=chosen.seed, crop_scale=None, flip=False),
-                rank=0, world=1,
-            )  # fmt: skip
+                corpus,
+                StreamSettings(
+                    frames=video.num_frames,
+                    size=video.image_size,
+                    batch_size=128,
+                    streams=8,
+                    workers=settings.workers,
+                    block=1,
+                    seed=chosen.seed,
+                    crop_scale=None,
+                    flip=False,
+                ),
+                rank=0,
+                world=1,
+            )
             try:
                 ensure_demo_teacher(folder, iter(source), model)
             finally:
@@ -289,7 +352,9 @@ def _resume_state(settings: RunSettings, out: Path, stages: tuple[str, ...]) -> 
     state["stage_index"] = stages.index(state["stage"])
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if state["world_size"] != world:
-        raise VtrError(f"the checkpoint was written by {state['world_size']} ranks, this run has {world}: use the same number")
+        raise VtrError(
+            f"the checkpoint was written by {state['world_size']} ranks, this run has {world}: use the same number"
+        )
     return state
 
 

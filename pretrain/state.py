@@ -38,7 +38,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise VtrError(f"checkpoint {path} cannot be written: {error.strerror}; earlier checkpoints are untouched") from error
+        raise VtrError(
+            f"checkpoint {path} cannot be written: {error.strerror}; earlier checkpoints are untouched"
+        ) from error
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     for stale in folder.glob("step-*.tmp"):
@@ -65,4 +67,6 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise VtrError(f"checkpoint {path} is damaged ({str(error).splitlines()[0]}): remove it to use the one before") from error
+        raise VtrError(
+            f"checkpoint {path} is damaged ({str(error).splitlines()[0]}): remove it to use the one before"
+        ) from error

@@ -38,7 +38,14 @@ class PretrainStep(nn.Module):
             parameter.requires_grad_(used)
 
     def forward(
-        self, frames: Tensor, captions: list[str], ids: Tensor, meta: list[dict], teacher: Any, seed: int, matching: bool
+        self,
+        frames: Tensor,
+        captions: list[str],
+        ids: Tensor,
+        meta: list[dict],
+        teacher: Any,
+        seed: int,
+        matching: bool,
     ) -> dict[str, Tensor]:
         """Compute the losses of one batch.
 
@@ -68,7 +75,9 @@ class PretrainStep(nn.Module):
         losses["loss"] = sum(getattr(stage, name) * value for name, value in losses.items())  # type: ignore[assignment]
         return losses
 
-    def _mask_and_target(self, pixels: Tensor, teacher: Any, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+    def _mask_and_target(
+        self, pixels: Tensor, teacher: Any, generator: torch.Generator
+    ) -> tuple[Tensor | None, Tensor | None]:
         stage = self.stage
         if teacher is None or stage.uta == 0:
             return None, None
@@ -87,9 +96,15 @@ class PretrainStep(nn.Module):
         return mask, visible[None]
 
     def _text_losses(
-        self, losses: dict[str, Tensor], video: Any, captions: list[str], ids: Tensor, meta: list[dict],
-        generator: torch.Generator, matching: bool,
-    ) -> None:  # fmt: skip
+        self,
+        losses: dict[str, Tensor],
+        video: Any,
+        captions: list[str],
+        ids: Tensor,
+        meta: list[dict],
+        generator: torch.Generator,
+        matching: bool,
+    ) -> None:
         stage, model = self.stage, self.model
         with torch.no_grad():
             model.temp.clamp_(0.001, 0.5)
@@ -106,12 +121,18 @@ class PretrainStep(nn.Module):
         caption = encoded.embedding[:batch]
         sibling = encoded.embedding[-batch:] if stage.text > 0 or stage.sibling_negatives else None
         losses["vtc"] = obj.contrastive_loss(
-            video.frame_embeddings, caption, ids, model.temp,
-            siblings=sibling if stage.sibling_negatives else None, sibling_mask=has_sibling,
+            video.frame_embeddings,
+            caption,
+            ids,
+            model.temp,
+            siblings=sibling if stage.sibling_negatives else None,
+            sibling_mask=has_sibling,
             full_gather_gradient=self.full_gather_gradient,
-        )  # fmt: skip
+        )
         if stage.text > 0 and sibling is not None:
-            losses["text"] = obj.text_pair_loss(caption, encoded.embedding[batch : 2 * batch], sibling, has_sibling, 0.1)
+            losses["text"] = obj.text_pair_loss(
+                caption, encoded.embedding[batch : 2 * batch], sibling, has_sibling, 0.1
+            )
         states, mask = encoded.tokens[:batch], encoded.mask[:batch]
         if stage.vtm > 0 and matching:
             similarity = caption @ video.embedding.to(caption.dtype).T / model.temp
@@ -127,15 +148,22 @@ class PretrainStep(nn.Module):
         if stage.mlm > 0:
             tokenizer = model.tokenizer
             masked, labels = obj.mask_tokens(
-                encoded.ids[:batch], mask, probability=stage.mlm_probability, cls_id=tokenizer.cls_id,
-                mask_id=tokenizer.mask_id, vocab_size=tokenizer.vocab_size, generator=generator,
-            )  # fmt: skip
+                encoded.ids[:batch],
+                mask,
+                probability=stage.mlm_probability,
+                cls_id=tokenizer.cls_id,
+                mask_id=tokenizer.mask_id,
+                vocab_size=tokenizer.vocab_size,
+                generator=generator,
+            )
             text = model.text_encoder
             fused = text.fuse(text.encode_text(masked, mask), mask, video.tokens)
             losses["mlm"] = obj.language_loss(text.mlm_logits(fused), labels)
 
 
-def warm_up_text(model: Any, triples: list[tuple[str, str, str]], *, batch_size: int, lr: float, temperature: float) -> float:
+def warm_up_text(
+    model: Any, triples: list[tuple[str, str, str]], *, batch_size: int, lr: float, temperature: float
+) -> float:
     """Teach a text encoder from scratch that captions which differ in direction alone differ (DEMO_RECIPE.md part B).
 
     Args:

@@ -43,14 +43,23 @@ def small_clip(image_size: int, patch_size: int, vocab_size: int, context: int, 
     return CLIP(
         embed_dim=_SMALL["embed_dim"],
         vision_cfg=CLIPVisionCfg(
-            layers=_SMALL["layers"], width=_SMALL["width"], head_width=_SMALL["head_width"], patch_size=patch_size,
+            layers=_SMALL["layers"],
+            width=_SMALL["width"],
+            head_width=_SMALL["head_width"],
+            patch_size=patch_size,
             image_size=image_size,
         ),
         text_cfg=CLIPTextCfg(
-            context_length=context, vocab_size=vocab_size, width=_SMALL["text_width"], heads=2,
-            layers=_SMALL["text_layers"], no_causal_mask=True, pool_type="first", pad_id=pad_id,
+            context_length=context,
+            vocab_size=vocab_size,
+            width=_SMALL["text_width"],
+            heads=2,
+            layers=_SMALL["text_layers"],
+            no_causal_mask=True,
+            pool_type="first",
+            pad_id=pad_id,
         ),
-    )  # fmt: skip
+    )
 
 
 def _load_small(folder: Path) -> ClipTeacher:
@@ -61,7 +70,9 @@ def _load_small(folder: Path) -> ClipTeacher:
     return ClipTeacher.from_open_clip(model)
 
 
-def ensure_demo_teacher(folder: Path, stream: Any, model: Any, *, steps: int = 150, lr: float = 1e-3, seed: int = 0) -> None:
+def ensure_demo_teacher(
+    folder: Path, stream: Any, model: Any, *, steps: int = 150, lr: float = 1e-3, seed: int = 0
+) -> None:
     """Train the demo's teacher once and keep it in `folder` (teacher.json, teacher.safetensors).
 
     Args:
@@ -76,9 +87,12 @@ def ensure_demo_teacher(folder: Path, stream: Any, model: Any, *, steps: int = 1
 
     video = model.config.video
     size = {
-        "image_size": video.image_size, "patch_size": video.patch_size, "vocab_size": model.tokenizer.vocab_size,
-        "context": model.config.max_text_tokens, "pad_id": model.tokenizer.pad_id,
-    }  # fmt: skip
+        "image_size": video.image_size,
+        "patch_size": video.patch_size,
+        "vocab_size": model.tokenizer.vocab_size,
+        "context": model.config.max_text_tokens,
+        "pad_id": model.tokenizer.pad_id,
+    }
     torch.manual_seed(seed)
     clip = small_clip(**size)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)

@@ -83,7 +83,11 @@ def _environment() -> dict[str, str]:
     # The code runs from a checkout too, where `vtr` may not be installed.
     root = str(Path(__file__).resolve().parent.parent)
     path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root, "TOKENIZERS_PARALLELISM": "false"}
+    return {
+        **os.environ,
+        "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 
 def run(settings: DemoSettings) -> int:
@@ -99,15 +103,40 @@ def run(settings: DemoSettings) -> int:
             ensure_demo_corpus(corpus)
         with _timed("pretrain", seconds):
             _call(
-                "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
-                "--dynamo_backend", "no", _script("pretrain", "run.py"), "--corpus", "demo", "--out", out,
-                "--data-root", settings.data_root, "--resume", "latest",
-            )  # fmt: skip
+                "-m",
+                "accelerate.commands.launch",
+                "--num_processes",
+                "1",
+                "--num_machines",
+                "1",
+                "--mixed_precision",
+                "no",
+                "--dynamo_backend",
+                "no",
+                _script("pretrain", "run.py"),
+                "--corpus",
+                "demo",
+                "--out",
+                out,
+                "--data-root",
+                settings.data_root,
+                "--resume",
+                "latest",
+            )
         with _timed("evaluate", seconds):
             _call(
-                _script("eval", "zero_shot.py"), "--model", out, "--data", "demo", "--data-root", settings.data_root,
-                "--rerank", str(settings.rerank), "--out", out / "results",
-            )  # fmt: skip
+                _script("eval", "zero_shot.py"),
+                "--model",
+                out,
+                "--data",
+                "demo",
+                "--data-root",
+                settings.data_root,
+                "--rerank",
+                str(settings.rerank),
+                "--out",
+                out / "results",
+            )
         library = out / "benchmark.library"
         with _timed("index", seconds):
             _call("-m", "vtr.cli", "index", "build", corpus / "benchmark" / "videos", "--model", out, "--out", library)
@@ -159,7 +188,9 @@ def _search(library: Path, queries: list[str], page: Path) -> str:
 
 
 def _table(summary: dict[str, Any]) -> str:
-    lines = [f"\n{summary['gallery']} held-out videos, {summary['gallery']} captions (chance R@1 {summary['chance_r1']:.1f} %)"]
+    lines = [
+        f"\n{summary['gallery']} held-out videos, {summary['gallery']} captions (chance R@1 {summary['chance_r1']:.1f} %)"
+    ]
     lines.append(f"{'':24}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MdR':>6}")
     for direction, words in (("t2v", "text to video"), ("v2t", "video to text")):
         for row in ("embedding", "reranked", "combined"):

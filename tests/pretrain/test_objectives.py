@@ -1,0 +1,107 @@
+"""The training objectives against their definitions, written out plainly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vtr.pretrain import objectives as obj
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def test_contrastive_loss_of_distinct_ids_is_the_symmetric_cross_entropy() -> None:
+    video, text = unit(5, 1, 8), unit(5, 8, seed=1)
+    loss = obj.contrastive_loss(video.float(), text.float(), torch.arange(5), torch.tensor(0.1))
+    logits = (video[:, 0] @ text.T / 0.1).float()
+    labels = torch.arange(5)
+    expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_contrastive_loss_averages_the_cosine_over_frames() -> None:
+    video, text = unit(4, 3, 8), unit(4, 8, seed=1)
+    loss = obj.contrastive_loss(video.float(), text.float(), torch.arange(4), torch.tensor(0.5))
+    cosine = torch.einsum("vfc,tc->vft", video, text).mean(1).float() / 0.5
+    labels = torch.arange(4)
+    torch.testing.assert_close(
+        loss, (F.cross_entropy(cosine, labels) + F.cross_entropy(cosine.T, labels)) / 2, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_equal_ids_share_the_target() -> None:
+    video, text = unit(3, 1, 8).float(), unit(3, 8, seed=1).float()
+    ids = torch.tensor([7, 9, 7])
+    logits = video[:, 0] @ text.T
+    target = torch.tensor([[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]])
+    rows = -(target * logits.log_softmax(1)).sum(1).mean()
+    columns = -(target * logits.T.log_softmax(1)).sum(1).mean()
+    loss = obj.contrastive_loss(video, text, ids, torch.tensor(1.0))
+    torch.testing.assert_close(loss, (rows + columns) / 2)
+
+
+def test_a_sibling_caption_is_one_more_negative_and_absent_ones_change_nothing() -> None:
+    video, text, sibling = unit(4, 1, 8).float(), unit(4, 8, seed=1).float(), unit(4, 8, seed=2).float()
+    ids, temperature = torch.arange(4), torch.tensor(0.1)
+    plain = obj.contrastive_loss(video, text, ids, temperature)
+    none = obj.contrastive_loss(
+        video, text, ids, temperature, siblings=sibling, sibling_mask=torch.zeros(4, dtype=torch.bool)
+    )
+    some = obj.contrastive_loss(
+        video, text, ids, temperature, siblings=sibling, sibling_mask=torch.ones(4, dtype=torch.bool)
+    )
+    torch.testing.assert_close(plain, none)
+    assert some > plain
+
+
+def test_hard_negatives_are_never_a_right_answer_even_when_the_softmax_underflows() -> None:
+    similarity = torch.full((6, 6), -1e4)
+    similarity.fill_diagonal_(1e4)
+    ids = torch.tensor([0, 1, 2, 0, 4, 5])
+    for seed in range(20):
+        drawn = obj.hard_negatives(similarity, ids, torch.Generator().manual_seed(seed))
+        assert (ids[drawn] != ids).all()
+
+
+def test_hard_negatives_of_a_batch_with_one_id_are_refused() -> None:
+    with pytest.raises(ValueError, match="two different samples"):
+        obj.hard_negatives(torch.zeros(2, 2), torch.tensor([3, 3]), torch.Generator())
+
+
+def test_masking_leaves_padding_and_cls_alone_and_labels_only_what_it_chose() -> None:
+    ids = torch.randint(10, 50, (64, 20), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = 1
+    mask = torch.ones_like(ids)
+    mask[:, 15:] = 0
+    masked, labels = obj.mask_tokens(
+        ids, mask, probability=0.5, cls_id=1, mask_id=3, vocab_size=50, generator=torch.Generator().manual_seed(1)
+    )
+    chosen = labels != -100
+    assert not chosen[:, 0].any()
+    assert not chosen[:, 15:].any()
+    assert (labels[chosen] == ids[chosen]).all()
+    assert (masked[~chosen] == ids[~chosen]).all()
+    share = chosen[:, 1:15].float().mean().item()
+    assert 0.4 < share < 0.6
+    as_mask = (masked[chosen] == 3).float().mean().item()
+    assert 0.7 < as_mask < 0.9
+
+
+def test_language_loss_without_chosen_tokens_is_zero_not_nan() -> None:
+    loss = obj.language_loss(torch.randn(2, 3, 5), torch.full((2, 3), -100))
+    assert loss.item() == 0
+
+
+def test_alignment_loss_is_zero_for_equal_directions_and_four_for_opposite_ones() -> None:
+    x = unit(1, 2, 3, 4)
+    assert obj.alignment_loss(x, 5 * x).item() == pytest.approx(0, abs=1e-6)
+    assert obj.alignment_loss(x, -x).item() == pytest.approx(4, abs=1e-6)
+
+
+def test_text_pair_loss_ignores_absent_swapped_captions() -> None:
+    a, p, n = unit(4, 8).float(), unit(4, 8, seed=1).float(), unit(4, 8, seed=2).float()
+    absent = obj.text_pair_loss(a, p, n, torch.zeros(4, dtype=torch.bool), 0.1)
+    torch.testing.assert_close(absent, F.cross_entropy(a @ p.T / 0.1, torch.arange(4)), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,83 @@
+"""Recipes, overrides, schedule and parameter groups."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from vtr.errors import UsageError
+from vtr.pretrain.optim import build_optimizer, learning_rate, parameter_groups
+from vtr.pretrain.recipes import Optim, recipe
+from vtr.settings import apply_overrides, from_mapping
+
+
+def test_official_recipe_has_the_published_hyperparameters() -> None:
+    r = recipe("official", "5M")
+    assert (r.masked.optim.lr, r.masked.optim.betas, r.masked.batch_size) == (1.2e-3, (0.9, 0.95), 2048)
+    assert (r.multimodal.optim.lr, r.multimodal.epochs, r.multimodal.mlm_probability) == (4e-4, 10, 0.5)
+    assert (r.unmasked.optim.lr, r.unmasked.epochs, r.unmasked.uta) == (8e-5, 1, 0.0)
+    assert not r.full_gather_gradient
+
+
+def test_an_unknown_setting_names_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match="weight_decay"):
+        apply_overrides(recipe("clean", "5M"), ["masked.optim.weight_decy=0.1"])
+
+
+@pytest.mark.parametrize("text", ["masked.steps", "=3", "masked=3", "masked.steps=many", "masked.steps.x=1"])
+def test_a_bad_override_is_one_clear_line(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        apply_overrides(recipe("clean", "5M"), [text])
+    assert "\n" not in str(error.value)
+
+
+def test_an_override_changes_one_value_and_keeps_the_rest() -> None:
+    before = recipe("clean", "demo")
+    after = apply_overrides(before, ["unmasked.optim.lr=1e-4", "multimodal.mask=tube"])
+    assert after.unmasked.optim.lr == 1e-4
+    assert after.multimodal.mask == "tube"
+    assert after.masked == before.masked
+
+
+def test_a_table_from_toml_sets_nested_values() -> None:
+    r = from_mapping(recipe("clean", "demo"), {"seed": 7, "masked": {"optim": {"lr": 1}}})
+    assert (r.seed, r.masked.optim.lr) == (7, 1.0)
+
+
+def test_unknown_recipe_is_refused() -> None:
+    with pytest.raises(UsageError, match="clean"):
+        recipe("clear", "5M")
+
+
+def test_learning_rate_warms_up_peaks_and_ends_at_the_floor() -> None:
+    optim = Optim(lr=1.0, warmup_fraction=0.1, min_lr_ratio=0.01)
+    values = [learning_rate(s, 100, optim) for s in range(100)]
+    assert values[0] == pytest.approx(0.1)
+    assert max(values) == pytest.approx(1.0)
+    assert values[9] == pytest.approx(1.0)
+    assert all(a >= b for a, b in itertools.pairwise(values[10:]))
+    assert values[-1] >= 0.01
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.A_log = nn.Parameter(torch.zeros(3, 2))
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def test_state_is_decayed_only_in_the_official_recipe() -> None:
+    toy = Toy()
+    clean = parameter_groups(toy, Optim())
+    assert [len(g["params"]) for g in clean] == [1, 2]
+    official = parameter_groups(toy, Optim(decay_state=True))
+    assert [len(g["params"]) for g in official] == [2, 1]
+
+
+def test_frozen_parameters_have_no_optimiser_state() -> None:
+    held = sum(len(g["params"]) for g in build_optimizer(Toy(), Optim()).param_groups)
+    assert held == 3

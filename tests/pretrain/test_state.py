@@ -1,0 +1,45 @@
+"""Checkpoints: atomic, pruned, refused when damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vtr.errors import VtrError
+from vtr.pretrain.state import checkpoints, load_checkpoint, save_checkpoint
+
+
+def test_the_last_two_checkpoints_are_kept_and_latest_is_the_newest(tmp_path: Path) -> None:
+    for step in (5, 10, 100):
+        save_checkpoint(tmp_path, step, {"step": step, "w": torch.ones(2)})
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000010.pt", "step-00000100.pt"]
+    state = load_checkpoint(tmp_path, "latest")
+    assert state is not None
+    assert state["step"] == 100
+
+
+def test_latest_without_checkpoints_is_none(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path, "latest") is None
+
+
+def test_a_half_written_file_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, {"step": 1})
+    (tmp_path / "step-00000002.123.tmp").write_bytes(b"half")
+    state = load_checkpoint(tmp_path, "latest")
+    assert state is not None
+    assert state["step"] == 1
+
+
+def test_a_truncated_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, {"w": torch.ones(1000)})
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(VtrError, match="damaged") as error:
+        load_checkpoint(tmp_path, "latest")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VtrError, match=r"gone\.pt"):
+        load_checkpoint(tmp_path, str(tmp_path / "gone.pt"))
