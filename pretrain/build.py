@@ -13,7 +13,9 @@ from vtr.pretrain.recipes import Recipe
 MODELS = ("tiny", "small", "middle", "base", "demo")
 
 
-def prepare_corpus(name: str, data_root: Path, *, first: bool, wait: Any) -> Any:
+def prepare_corpus(
+    name: str, data_root: Path, *, first: bool, wait: Any, demo_clips: int = 8000, demo_images: int = 2000
+) -> Any:
     """Load a corpus by name or TOML path; the demo corpus is made first, by one rank while the others wait."""
     from vtr.data.manifests import load_corpus
 
@@ -21,7 +23,7 @@ def prepare_corpus(name: str, data_root: Path, *, first: bool, wait: Any) -> Any
         from vtr.data.demo import ensure_demo_corpus
 
         if first:
-            ensure_demo_corpus(data_root / "demo")
+            ensure_demo_corpus(data_root / "demo", clips=demo_clips, images=demo_images)
         wait()
         return load_corpus("demo", data_root / "demo")
     return load_corpus(name, data_root)

@@ -60,6 +60,10 @@ class RunSettings:
     """Steps between lines of log.jsonl."""
     save_every: int = 200
     """Steps between checkpoints."""
+    demo_clips: int = 8000
+    """Clips of the demo corpus; fewer for a quick look."""
+    demo_images: int = 2000
+    """Images of the demo corpus."""
     set: tuple[str, ...] = ()
     """Recipe settings, as in --set unmasked.optim.lr=1e-3 multimodal.steps=100."""
 
@@ -133,7 +137,12 @@ def train(settings: RunSettings) -> Path:
     from vtr.pretrain import build
 
     corpus = build.prepare_corpus(
-        settings.corpus, settings.data_root, first=main_process, wait=accelerator.wait_for_everyone
+        settings.corpus,
+        settings.data_root,
+        first=main_process,
+        wait=accelerator.wait_for_everyone,
+        demo_clips=settings.demo_clips,
+        demo_images=settings.demo_images,
     )
     set_seed(chosen.seed)
     size = settings.model or ("demo" if settings.corpus == "demo" else "middle")
@@ -182,7 +191,7 @@ def _run_stage(
     out: Path,
     resumed: dict[str, Any] | None,
 ) -> None:
-    from vtr.pretrain import build, loop
+    from vtr.pretrain import loop
     from vtr.pretrain.optim import build_optimizer
     from vtr.pretrain.state import save_checkpoint
     from vtr.pretrain.step import PretrainStep
@@ -254,7 +263,6 @@ def _run_stage(
         if close is not None:
             close()
     accelerator.free_memory()
-    del build
 
 
 def _stage_steps(stage: Stage, corpus: Any) -> int:

@@ -1,0 +1,100 @@
+"""The entry script as a user calls it: stages, resume, ranks, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vtr.data.demo import ensure_demo_corpus
+
+SMALL = ("--demo-clips", "96", "--demo-images", "48")
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    ensure_demo_corpus(root / "demo", clips=96, images=48, progress=False)
+    return root
+
+
+def pretrain(repo: Path, *flags: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, str(repo / "pretrain" / "run.py"), *map(str, flags)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=env, cwd=repo)
+
+
+def demo_flags(data_root: Path, out: Path, *more: object) -> tuple[object, ...]:
+    quick = ("warmup.steps=2", "batch_size=16")
+    return ("--corpus", "demo", "--data-root", data_root, "--out", out, *SMALL, "--set", *quick, *more)
+
+
+@pytest.mark.slow
+def test_all_three_stages_run_and_leave_a_model_that_loads(repo: Path, data_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = pretrain(repo, "--steps", 2, "--log-every", 1, *demo_flags(data_root, out))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [r["stage"] for r in rows] == ["masked"] * 2 + ["multimodal"] * 2 + ["unmasked"] * 2
+    assert {"uta", "vtc", "mlm", "vtm"} <= set(rows[3])
+    assert all(r["loss"] > 0 for r in rows)
+    import vtr
+
+    assert vtr.load(out).config.video.dim == 96
+
+
+@pytest.mark.slow
+def test_a_run_resumed_in_the_middle_repeats_the_uninterrupted_one(repo: Path, data_root: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name, parts in (("whole", [4]), ("parts", [2, 4])):
+        out = tmp_path / name
+        for steps in parts:
+            flags = demo_flags(data_root, out, f"unmasked.steps={steps}", "optim.warmup_fraction=1", "vtm_from=0")
+            done = pretrain(
+                repo, "--stage", "unmasked", "--log-every", 1, "--save-every", 1, "--resume", "latest", *flags
+            )
+            assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        losses[name] = [(r["step"], r["vtc"], r["mlm"]) for r in rows]
+    # The schedule of a two-step run is another one, so only the steps after the resume see another learning rate;
+    # the samples, masks and therefore the first two losses must be the same.
+    assert losses["whole"][:2] == losses["parts"][:2]
+    assert [r[0] for r in losses["parts"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_two_ranks_on_a_cpu_hold_equal_weights(repo: Path, data_root: Path, tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541")
+    flags = ("--stage", "unmasked", "--steps", 2, *demo_flags(data_root, tmp_path / "two"))
+    done = pretrain(repo, *flags, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert "2 ranks hold equal weights" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--corpus", "5N"), "5M"),
+        (("--corpus", "demo", "--recipe", "clear"), "clean"),
+        (("--corpus", "demo", "--set", "unmasked.optm.lr=1"), "optim"),
+        (("--corpus", "demo", "--stage", "maksed"), "masked"),
+        (("--corpus", "demo", "--steps", "0"), "positive"),
+        (("--corpus", "demo", "--out", "/proc/nowhere"), "/proc/nowhere"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    flags: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from vtr.pretrain.run import main
+
+    out = () if "--out" in flags else ("--out", str(tmp_path / "run"))
+    code = main([*flags, *out, "--data-root", str(tmp_path)])
+    message = capsys.readouterr().err.strip()
+    assert code in (1, 2)
+    assert message.startswith("vtr: ")
+    assert says in message
+    assert "\n" not in message
