@@ -1,0 +1,252 @@
+"""bimamba: conv, bidirectional selective scan and gate of a VideoMamba block as one differentiable operator.
+
+The operator is `torch.ops.vtr.bimamba`; which code computes it is chosen per call: C on the CPU in float32 and below,
+torch otherwise. `backend_info` says what is there and why, `use_backend` and `VTR_BIMAMBA` override the choice.
+Shapes: B batch, L tokens, E inner width, N state, R rank of delta, K conv taps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtr.errors import UsageError, unknown_name
+from vtr.kernels.bimamba import c, eager
+from vtr.kernels.bimamba.build import BuildError
+
+__all__ = ["BackendRow", "backend_info", "bimamba", "use_backend"]
+
+BACKENDS = ("c", "cuda", "eager")
+_forced: str | None = None
+_warned = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendRow:
+    """One way to compute bimamba: its name, whether it works here, why (not), and what it is chosen for."""
+
+    name: str
+    available: bool
+    reason: str
+    chosen_for: str
+
+
+def _override() -> tuple[str | None, str]:
+    """The backend that was asked for, and by what."""
+    if _forced is not None:
+        return _forced, "use_backend"
+    name = os.environ.get("VTR_BIMAMBA") or None
+    if name is not None and name not in BACKENDS:
+        raise unknown_name("VTR_BIMAMBA backend", name, BACKENDS)
+    return name, "VTR_BIMAMBA"
+
+
+def backend_info() -> list[BackendRow]:
+    """Every backend in the order of preference, with the reason it is or isn't there and what it is chosen for."""
+    forced, by = _override()
+    try:
+        _, isa = c.library()
+        has_c, why_c = True, f"compiled for {isa}, {torch.get_num_threads()} threads"
+    except BuildError as error:
+        has_c, why_c = False, str(error)
+    chosen = {"c": "float32, bfloat16 and float16 on the CPU", "eager": "float64, and every device but the CPU"}
+    if not has_c:
+        chosen = {"eager": "everything"}
+    if forced is not None:
+        chosen = {forced: f"everything it can, by {by}"}
+        if forced == "c":
+            chosen["eager"] = "float64, and every device but the CPU"
+    return [
+        BackendRow(name="c", available=has_c, reason=why_c, chosen_for=chosen.get("c", "")),
+        BackendRow(name="cuda", available=False, reason="not part of this version", chosen_for=chosen.get("cuda", "")),
+        BackendRow(name="eager", available=True, reason="plain torch", chosen_for=chosen.get("eager", "")),
+    ]
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block, compute bimamba by this backend, in every thread.
+
+    Args:
+        name: "c", "eager" or "cuda". "c" still leaves float64 and other devices to torch.
+
+    Raises:
+        UsageError: no such backend, or it is not available here (with the reason).
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise unknown_name("bimamba backend", name, BACKENDS)
+    row = next(r for r in backend_info() if r.name == name)
+    if not row.available:
+        raise UsageError(f"bimamba backend {name!r} is not available: {row.reason}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _choose(tensors: Sequence[Tensor]) -> str:
+    global _warned
+    forced, by = _override()
+    if forced == "cuda":
+        raise UsageError(f"bimamba backend 'cuda' (by {by}) is not part of this version; known here: c, eager")
+    if forced == "eager" or tensors[0].device.type != "cpu" or eager.compute_dtype(*tensors) == torch.float64:
+        return "eager"
+    try:
+        c.library()
+    except BuildError as error:
+        if forced == "c":
+            raise UsageError(f"bimamba backend 'c' (by {by}) is not available: {error}") from None
+        if not _warned:
+            _warned = True
+            warnings.warn(f"bimamba runs in plain torch, many times slower: {error}", RuntimeWarning, stacklevel=2)
+        return "eager"
+    return "c"
+
+
+def _check(tensors: Sequence[Tensor]) -> None:
+    xz, ways = tensors[0], (tensors[1:8], tensors[8:15])
+    if xz.dim() != 3 or xz.shape[-1] % 2:
+        raise ValueError(f"bimamba: xz must be (B, L, 2E), got {tuple(xz.shape)}")
+    width = xz.shape[-1] // 2
+    first = ways[0]
+    if any(t.dim() != 2 for t in (first[0], first[3], first[5])):
+        raise ValueError("bimamba: conv_weight, dt_proj and A_log must be (E, K), (E, R), (E, N)")
+    taps, rank, n = first[0].shape[1], first[3].shape[1], first[5].shape[1]
+    want = [(width, taps), (width,), (rank + 2 * n, width), (width, rank), (width,), (width, n), (width,)]
+    names = ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D")
+    for way, suffix in zip(ways, ("", "_b")):
+        for tensor, name, shape in zip(way, names, want):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"bimamba: {name}{suffix} must be {shape} for E={width}, got {tuple(tensor.shape)}")
+            if tensor.device != xz.device:
+                raise ValueError(f"bimamba: {name}{suffix} is on {tensor.device}, xz on {xz.device}")
+
+
+_SEVEN = "Tensor conv_weight{0}, Tensor conv_bias{0}, Tensor x_proj{0}, Tensor dt_proj{0}, Tensor dt_bias{0}, Tensor A_log{0}, Tensor D{0}"
+_ARGUMENTS = f"Tensor xz, {_SEVEN.format('')}, {_SEVEN.format('_b')}"
+
+
+def _forward(*tensors: Tensor) -> Tensor:
+    _check(tensors)
+    if tensors[0].numel() == 0:
+        return tensors[0].new_zeros(*tensors[0].shape[:2], tensors[0].shape[2] // 2)
+    if _choose(tensors) == "c":
+        return c.forward(tensors)
+    with torch.no_grad():
+        return eager.bimamba(*tensors)
+
+
+def _eager_backward(grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        y = eager.bimamba(*leaves)
+        grads = torch.autograd.grad(y, leaves, grad)
+    return tuple(g.contiguous() for g in grads)
+
+
+def _backward(grad: Tensor, *tensors: Tensor) -> list[Tensor]:
+    if tensors[0].numel() == 0:
+        return [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in tensors]
+    if _choose(tensors) == "c":
+        return list(c.backward(grad, tensors))
+    # Inside an operator autograd is switched off for this thread, so the recomputation runs in one of its own.
+    stream = torch.cuda.current_stream(grad.device) if grad.is_cuda else None
+
+    def work() -> tuple[Tensor, ...]:
+        with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+            return _eager_backward(grad, tensors)
+
+    with ThreadPoolExecutor(1) as pool:
+        return list(pool.submit(work).result())
+
+
+_forward_op = torch.library.custom_op("vtr::bimamba", _forward, mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+_backward_op = torch.library.custom_op(
+    "vtr::bimamba_backward", _backward, mutates_args=(), schema=f"(Tensor grad, {_ARGUMENTS}) -> Tensor[]"
+)
+
+
+@_forward_op.register_fake
+def _forward_fake(*tensors: Tensor) -> Tensor:
+    _check(tensors)
+    xz = tensors[0]
+    return xz.new_empty(xz.shape[0], xz.shape[1], tensors[1].shape[0])
+
+
+@_backward_op.register_fake
+def _backward_fake(grad: Tensor, *tensors: Tensor) -> list[Tensor]:
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx, grad):
+    return tuple(_backward_op(grad, *ctx.saved_tensors))
+
+
+_forward_op.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def bimamba(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    conv_weight_b: Tensor,
+    conv_bias_b: Tensor,
+    x_proj_b: Tensor,
+    dt_proj_b: Tensor,
+    dt_bias_b: Tensor,
+    A_log_b: Tensor,
+    D_b: Tensor,
+) -> Tensor:
+    """The inside of a bidirectional Mamba block (VideoMamba, "bimamba v2"), between in_proj and out_proj.
+
+    Per direction: u = SiLU(causal depthwise conv(x)); low, B, C = split(x_proj u); delta = softplus(dt_proj low +
+    dt_bias); h = exp(delta A) h + delta B u, A = -exp(A_log); out = C h + D u. The reversed direction sees the tokens in
+    reverse order with its own parameters; the two outputs are added in place and multiplied by SiLU(z).
+
+    Args:
+        xz: (B, L, 2E), u | z.
+        conv_weight: (E, K), tap K-1 is the token itself.
+        conv_bias: (E,).
+        x_proj: (R + 2N, E), rows delta | B | C.
+        dt_proj: (E, R).
+        dt_bias: (E,).
+        A_log: (E, N).
+        D: (E,).
+        conv_weight_b: As above, for the reversed direction; so are the rest.
+        conv_bias_b: (E,).
+        x_proj_b: (R + 2N, E).
+        dt_proj_b: (E, R).
+        dt_bias_b: (E,).
+        A_log_b: (E, N).
+        D_b: (E,).
+
+    Returns:
+        (B, L, E) in the dtype of xz; computed in float64 where any argument is float64, else in float32, also under
+        autocast. Differentiable once in every argument; the backward computes the states again instead of keeping them.
+
+    Raises:
+        ValueError: shapes that do not fit together, tensors on several devices.
+    """
+    forward = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
+    reverse = (conv_weight_b, conv_bias_b, x_proj_b, dt_proj_b, dt_bias_b, A_log_b, D_b)
+    return _forward_op(xz, *forward, *reverse)

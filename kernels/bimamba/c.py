@@ -1,0 +1,218 @@
+"""bimamba on the CPU through scan.c: projections by torch, conv and scan by the compiled kernels.
+
+Shapes: B batch, L tokens, E inner width, N state, R rank of delta, K conv taps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtr.kernels.bimamba.build import BuildError, library_path
+
+STATES = 16  # states per pass of the kernels; others are padded with zeros
+WHOLE = 192  # up to this many tokens the backward keeps every state of a channel block in the L2 cache
+CHUNK = 64  # beyond, it goes back in chunks of this many tokens
+TASKS = 16  # work items that the backward is cut into at least; fixed, because dB and dC are summed in this grouping
+
+_POINTERS = ctypes.c_void_p * 2
+
+
+class _Job(ctypes.Structure):
+    """job_t of scan.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("B", "L", "E", "N", "K", "row", "groups", "chunk")),
+        ("xz", ctypes.c_void_p),
+        *((name, _POINTERS) for name in ("conv_w", "conv_b", "u", "dt", "Bm", "Cm", "A", "D", "bias")),
+        *((name, ctypes.c_void_p) for name in ("y", "gy", "dxz")),
+        *((name, _POINTERS) for name in ("du", "ddt", "dbc", "dA", "dD", "dbias", "dconv_w", "dconv_b")),
+        ("next", ctypes.c_int64),
+    ]
+
+
+_lock = threading.Lock()
+_library: tuple[ctypes.CDLL, str] | None = None
+_failure: str | None = None
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+
+
+def library() -> tuple[ctypes.CDLL, str]:
+    """The loaded kernels and their ISA variant; raises BuildError where they can't be had (tried once)."""
+    global _library, _failure
+    with _lock:
+        if _library is None and _failure is None:
+            try:
+                path, name = library_path()
+                loaded = ctypes.CDLL(str(path))
+                loaded.bimamba_job_size.restype = ctypes.c_int64
+                if loaded.bimamba_job_size() != ctypes.sizeof(_Job):
+                    raise BuildError("scan.c and c.py disagree about the job's layout")
+                _library = (loaded, name)
+            except (BuildError, OSError) as error:
+                _failure = str(error)
+        if _library is None:
+            raise BuildError(_failure)
+        return _library
+
+
+def _after_fork() -> None:
+    # the threads of a pool don't survive a fork, and a lock may have been held: start anew in the child
+    global _pool, _pool_size, _lock
+    _pool, _pool_size, _lock = None, 0, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _helpers(count: int) -> ThreadPoolExecutor:
+    global _pool, _pool_size
+    with _lock:
+        if _pool is None or _pool_size < count:
+            # an outgrown pool ends by itself once its last job is done
+            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="bimamba"), count
+        return _pool
+
+
+def _run(name: str, job: _Job, tasks: int) -> None:
+    """Runs one kernel on as many threads as torch uses, the calling one among them."""
+    function = getattr(library()[0], name)
+    job.next = 0
+    extra = min(torch.get_num_threads(), tasks) - 1
+    pending = []
+    if extra > 0:
+        pool = _helpers(extra)
+        pending = [pool.submit(function, ctypes.byref(job)) for _ in range(extra)]
+    codes = [function(ctypes.byref(job))]
+    codes += [f.result() for f in pending if not f.cancel()]
+    if any(codes):
+        raise MemoryError(f"{name}: no memory for its scratch space")
+
+
+@dataclass(kw_only=True)
+class _State:
+    """The tensors behind a job: whatever a pointer refers to is kept alive here."""
+
+    job: _Job
+    keep: list[Any] = field(default_factory=list)
+
+    def point(self, name: str, *tensors: Tensor, offset: Sequence[int] = (0, 0)) -> None:
+        self.keep.extend(tensors)
+        where = [t.data_ptr() + 4 * o for t, o in zip(tensors, offset)]
+        setattr(self.job, name, where[0] if len(where) == 1 else _POINTERS(*where))
+
+
+def _f32(t: Tensor) -> Tensor:
+    return t.detach().to(torch.float32).contiguous()
+
+
+def _forward(tensors: Sequence[Tensor]) -> tuple[_State, dict[str, Any]]:
+    """Conv and projections of both directions; the job is ready for the scan."""
+    xz = _f32(tensors[0])
+    ways = [[_f32(t) for t in tensors[1 + 7 * i : 8 + 7 * i]] for i in (0, 1)]
+    batch, length, double = xz.shape
+    width, taps = ways[0][0].shape
+    rank, n = ways[0][3].shape[1], ways[0][5].shape[1]
+    padded = -(-n // STATES) * STATES
+    job = _Job(B=batch, L=length, E=width, N=padded, K=taps)
+    state = _State(job=job)
+    state.point("xz", xz)
+    conv_w = [w[0].t().contiguous() for w in ways]
+    u = [xz.new_empty(batch, length, width) for _ in ways]
+    state.point("conv_w", *conv_w)
+    state.point("conv_b", *(w[1] for w in ways))
+    state.point("u", *u)
+    _run("bimamba_conv_forward", job, batch * -(-width // 16))
+    low = [F.linear(ui, w[2]) for ui, w in zip(u, ways)]  # (B, L, R + 2N)
+    dt = [F.linear(x[..., :rank], w[3]) for x, w in zip(low, ways)]
+    a = [F.pad(-torch.exp(w[5]), (0, padded - n)).t().contiguous() for w in ways]
+    if padded == n:
+        job.row = rank + 2 * n
+        state.point("Bm", *low, offset=(rank, rank))
+        state.point("Cm", *low, offset=(rank + n, rank + n))
+    else:
+        job.row = padded
+        state.point("Bm", *(F.pad(x[..., rank : rank + n], (0, padded - n)).contiguous() for x in low))
+        state.point("Cm", *(F.pad(x[..., rank + n :], (0, padded - n)).contiguous() for x in low))
+    state.point("dt", *dt)
+    state.point("A", *a)
+    state.point("D", *(w[6] for w in ways))
+    state.point("bias", *(w[4] for w in ways))
+    return state, {"xz": xz, "ways": ways, "u": u, "low": low, "a": a, "rank": rank, "n": n}
+
+
+def forward(tensors: Sequence[Tensor]) -> Tensor:
+    """y (B, L, E) in the dtype of xz, computed in float32.
+
+    Args:
+        tensors: The fifteen arguments of `bimamba`, on the CPU.
+    """
+    with torch.autocast("cpu", enabled=False), torch.no_grad():
+        state, parts = _forward(tensors)
+        y = torch.empty_like(parts["u"][0])
+        if y.numel():
+            state.point("y", y)
+            _run("bimamba_scan_forward", state.job, y.shape[0] * -(-y.shape[2] // 16))
+        return y.to(tensors[0].dtype)
+
+
+def backward(grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradients of the fifteen arguments, each in its argument's dtype.
+
+    Args:
+        grad: (B, L, E) gradient of y.
+        tensors: The fifteen arguments of `bimamba`, on the CPU.
+    """
+    with torch.autocast("cpu", enabled=False), torch.no_grad():
+        state, parts = _forward(tensors)
+        job, xz, ways, u, low = state.job, parts["xz"], parts["ways"], parts["u"], parts["low"]
+        rank, n = parts["rank"], parts["n"]
+        batch, length, width, padded, taps = job.B, job.L, job.E, job.N, job.K
+
+        def pair(*shape: int) -> list[Tensor]:
+            return [xz.new_empty(*shape) for _ in ways]
+
+        job.groups = max(1, min(-(-width // 16), -(-TASKS // max(batch, 1))))
+        job.chunk = length if length <= WHOLE else CHUNK
+        dxz = torch.empty_like(xz)
+        out = {
+            "du": pair(batch, length, width),
+            "ddt": pair(batch, length, width),
+            "dbc": pair(job.groups, batch, length, 2, padded),
+            "dA": pair(batch, padded, width),
+            "dD": pair(batch, width),
+            "dbias": pair(batch, width),
+            "dconv_w": pair(batch, taps, width),
+            "dconv_b": pair(batch, width),
+        }
+        for name, tensors_of in out.items():
+            state.point(name, *tensors_of)
+        state.point("gy", _f32(grad))
+        state.point("dxz", dxz)
+        _run("bimamba_scan_backward", job, batch * job.groups)
+        grads = []
+        for i, (_, _, x_proj, dt_proj, *_) in enumerate(ways):
+            bc = out["dbc"][i].sum(0)[..., :n].flatten(-2)  # (B, L, 2N)
+            ddt = out["ddt"][i].view(-1, width)
+            dlow = torch.cat([(ddt @ dt_proj).view(batch, length, rank), bc], -1).view(-1, rank + 2 * n)
+            out["du"][i].view(-1, width).addmm_(dlow, x_proj)
+            da_log = (out["dA"][i].sum(0) * parts["a"][i]).t()[:, :n].contiguous()
+            d_x_proj = dlow.t() @ u[i].view(-1, width)
+            d_dt_proj = ddt.t() @ low[i][..., :rank].reshape(-1, rank)
+            grads.append([d_x_proj, d_dt_proj, out["dbias"][i].sum(0), da_log, out["dD"][i].sum(0)])
+        _run("bimamba_conv_backward", job, batch * -(-width // 16))
+        result = [dxz]
+        for i in (0, 1):
+            result += [out["dconv_w"][i].sum(0).t().contiguous(), out["dconv_b"][i].sum(0), *grads[i]]
+        return tuple(g.to(t.dtype) for g, t in zip(result, tensors))
