@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vtr.errors import UsageError, unknown_name
 
@@ -153,7 +154,7 @@ def _demo(base: Recipe) -> Recipe:
     optim = Optim(
         lr=2e-3, betas=(0.9, 0.98), clip_grad=3.0, warmup_fraction=0.06, decay_state=base.unmasked.optim.decay_state
     )
-    common = {"batch_size": 32, "block": 2, "optim": optim}
+    common: dict[str, Any] = {"batch_size": 32, "block": 2, "optim": optim}
     return replace(
         base,
         masked=Stage(**common, steps=60, video_share=1.0, mask="attention", uta=1.0),

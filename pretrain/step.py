@@ -72,7 +72,7 @@ class PretrainStep(nn.Module):
             losses["uta"] = obj.alignment_loss(video.aligned, target.expand_as(video.aligned))
         if stage.vtc + stage.vtm + stage.mlm > 0:
             self._text_losses(losses, video, captions, ids, meta, generator, matching)
-        losses["loss"] = sum(getattr(stage, name) * value for name, value in losses.items())  # type: ignore[assignment]
+        losses["loss"] = sum(getattr(stage, name) * value for name, value in losses.items())
         return losses
 
     def _mask_and_target(
