@@ -184,6 +184,12 @@ INLINE int64_t take(job_t *j) { return __atomic_fetch_add(&j->next, 1, __ATOMIC_
 INLINE int64_t blocks(const job_t *j) { return (j->E + VW - 1) / VW; }
 INLINE int width_of(const job_t *j, int64_t e) { return j->E - e < VW ? (int)(j->E - e) : VW; }
 
+/* A for exp2, with -inf (A_log beyond 88) as a number whose exp2 is 0 instead of NaN. */
+INLINE vf rate(const float *A, int n) {
+    vf v = load(A, n) * splat(LOG2E);
+    return pick(v < splat(-1e30f), splat(-1e30f), v);
+}
+
 /* ---- conv + SiLU ---- */
 
 /* Before SiLU, token l of direction rev: tap K-1 is the token itself, tap 0 the one K-1 steps earlier in its order. */
@@ -278,7 +284,7 @@ INLINE void scan_forward_pass(job_t *j, int64_t b, int64_t e, int64_t s, int n, 
     if (s == 0) D = load(j->D[rev] + e, n);
     for (int i = 0; i < NS; i++) {
         h[i] = (vf){0};
-        A[i] = load(j->A[rev] + (s + i) * E + e, n) * splat(LOG2E);
+        A[i] = rate(j->A[rev] + (s + i) * E + e, n);
     }
     for (int64_t t = 0; t < L; t++) {
         const int64_t l = rev ? L - 1 - t : t;
@@ -340,7 +346,7 @@ INLINE void scan_backward_pass(job_t *j, int64_t b, int64_t e, int64_t s, int n,
     for (int i = 0; i < NS; i++) {
         h[i] = dA[i] = (vf){0};
         g[i] = (vf){0}; /* gradient of the state, already decayed by the step after it */
-        A[i] = load(j->A[rev] + (s + i) * E + e, n) * splat(LOG2E);
+        A[i] = rate(j->A[rev] + (s + i) * E + e, n);
         m.start[i] = (vf){0};
     }
     for (int64_t c = 0; c + 1 < chunks; c++) {
