@@ -21,8 +21,8 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def ensure_demo_corpus(
             found = _complete(root, settings)  # another process may have made it while this one waited
             if found is not None:
                 return found
-            _make(root, settings, workers or min(8, len(os.sched_getaffinity(0))), progress)
+            _make(root, settings, workers or _cores(), progress)
     except OSError as error:
         raise VtrError(f"demo corpus: {root} can't be written ({error}); choose another folder") from error
     return open_demo_corpus(root)
@@ -180,6 +180,8 @@ def _make(root: Path, settings: dict[str, int], workers: int, progress: bool) ->
     if root.exists() and not (root.is_dir() and {path.name for path in root.iterdir()} <= known):
         raise VtrError(f"demo corpus: {root} holds something else; choose an empty folder or one that does not exist")
     seed, clips, images = settings["seed"], settings["clips"], settings["images"]
+    for left in root.parent.glob(f".{root.name}.*.partial"):  # of a run that was killed; the lock keeps others out
+        shutil.rmtree(left, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".partial", dir=root.parent))
     try:
         for folder in ("train/video", "train/image", "benchmark/videos", "pairs/videos"):
@@ -198,6 +200,11 @@ def _make(root: Path, settings: dict[str, int], workers: int, progress: bool) ->
         building.rename(root)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _cores() -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, usable)
 
 
 def _run(root: Path, seed: int, tasks: list[str], workers: int, progress: bool) -> None:
@@ -220,19 +227,15 @@ def _run(root: Path, seed: int, tasks: list[str], workers: int, progress: bool) 
         def serve() -> None:
             # Plain processes rather than multiprocessing: nothing is forked from a process with threads, and a caller
             # without a `__main__` guard works too.
-            with _worker(root, seed) as process:
+            with _worker(root, seed) as ask:
                 while not failures:
                     try:
                         task = todo.get_nowait()
                     except queue.Empty:
                         return
-                    process.stdin.write(task + "\n")
-                    process.stdin.flush()
-                    if process.stdout.readline() != f"done {task}\n":
-                        process.stdin.close()
-                        failures.append(
-                            f"{task}: {process.stderr.read().strip().rpartition(chr(10))[2] or 'process died'}"
-                        )
+                    failure = ask(task)
+                    if failure is not None:
+                        failures.append(f"{task!r}: {failure}")
                         return
                     bar.update(int(task.split()[2]))
 
@@ -246,18 +249,36 @@ def _run(root: Path, seed: int, tasks: list[str], workers: int, progress: bool) 
 
 
 @contextmanager
-def _worker(root: Path, seed: int) -> Iterator[subprocess.Popen[str]]:
+def _worker(root: Path, seed: int) -> Iterator[Callable[[str], str | None]]:
+    """A worker process: call what is yielded with a task; it answers None, or the cause if the worker failed."""
     package_parent = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(p for p in (package_parent, os.environ.get("PYTHONPATH", "")) if p)
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "vtr.data.demo_build", str(root), str(seed)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as talk:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=talk, text=True, env=environment
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        requests, answers = process.stdin, process.stdout
+
+        def ask(task: str) -> str | None:
+            with suppress(BrokenPipeError):  # a worker that is gone answers nothing, which the next line notices
+                requests.write(task + "\n")
+                requests.flush()
+            if answers.readline() == f"done {task}\n":
+                return None
+            code = process.wait()
+            talk.seek(0)
+            return (talk.read().strip().splitlines() or [f"the process ended with code {code}"])[-1]
+
         try:
-            yield process
+            yield ask
         finally:
-            if process.stdin is not None and not process.stdin.closed:
-                process.stdin.close()  # the worker ends at the end of its input
+            with suppress(BrokenPipeError):
+                requests.close()  # the worker ends at the end of its input
+            answers.close()
             process.wait()
 
 
