@@ -105,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vtr.kernels.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to measure")
     parser.add_argument("--json", action="store_true", help="print the rows as a JSON list")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch and of the kernels (default: torch's)")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="threads of torch and of the kernels (default: torch's)"
+    )
     options = parser.parse_args(arguments)
     if options.threads is not None:
         if options.threads < 1:

@@ -121,7 +121,7 @@ def _forward(tensors: Sequence[Tensor]) -> tuple[_State, dict[str, Any]]:
     """Conv and projections of both directions; the job is ready for the scan."""
     xz = _f32(tensors[0])
     ways = [[_f32(t) for t in tensors[1 + 7 * i : 8 + 7 * i]] for i in (0, 1)]
-    batch, length, double = xz.shape
+    batch, length, _ = xz.shape
     width, taps = ways[0][0].shape
     rank, n = ways[0][3].shape[1], ways[0][5].shape[1]
     padded = -(-n // STATES) * STATES

@@ -12,7 +12,9 @@ from torch import Tensor
 CHUNK = 32  # tokens per chunk; chunks run side by side, so a sequence costs CHUNK + L / CHUNK dependent steps
 
 
-def _inputs(u: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, n: int):
+def _inputs(
+    u: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, n: int
+):
     """Conv, SiLU and the projections of one direction: u, delta (B, L, E) and the rows B, C (B, L, N)."""
     width, taps = conv_weight.shape
     u = F.conv1d(F.pad(u.transpose(1, 2), (taps - 1, 0)), conv_weight.unsqueeze(1), conv_bias, groups=width)
