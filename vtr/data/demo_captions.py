@@ -9,7 +9,9 @@ phrase only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -168,11 +170,11 @@ def write(scene: Scene, wording: Wording, medium: str = "video") -> str:
     """The sentence for `scene` in `wording`; captions of images (`medium="image"`) say nothing about motion."""
     choice = iter(wording.choices)
 
-    def pick(options: tuple) -> object:
+    def pick(options: Sequence[Any]) -> Any:
         return options[next(choice) % len(options)]
 
     templates = _TEMPLATES[medium, len(scene.things)]
-    template = str(pick(templates))
+    template: str = pick(templates)
     words: dict[str, object] = {"where": pick(_BACKGROUND_WORDS[scene.background])}
     for slot, thing in zip("ab", scene.things, strict=False):
         size, colour = pick(_SIZE_WORDS[thing.size]), pick(_COLOUR_WORDS[thing.colour])

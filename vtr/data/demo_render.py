@@ -175,7 +175,7 @@ def _background_sheet(name: str) -> np.ndarray:
         "bricks": (92, 38, 28),
         "wall": (84, 84, 88),
     }[name]
-    light = np.ones((n, n), np.float32)
+    light: np.ndarray = np.ones((n, n), np.float32)
     if name == "night":
         stars = rng.random((n, n)) > 0.985
         light = light + stars * 9.0
