@@ -236,19 +236,25 @@ def _collect(
             return found, at, None
     found, at = {}, {}
     seen: list[float] = []
+    damaged = False
     for stamp, frame in reader.frames():
-        if reader.errors and reader.used_threads > 1:
-            reader.single_thread()
-            return _collect(reader, times, wanted, exact)
         index = len(seen)
         seen.append(stamp if stamp is not None else index / reader.fps)
+        # A decoder with several threads drops damaged frames without a word: then the times shift.
+        late = reader.seekable and (index >= len(times) or abs(seen[-1] - times[index]) > _CLOSE)
+        damaged = damaged or (not exact and bool(late or reader.errors))
+        if damaged and reader.used_threads > 1:
+            break
         if index in wanted:
             found[index] = reader.rgb(frame)
             at[index] = seen[-1]
             if found[index].nbytes * len(found) > MAX_CLIP_BYTES:
                 raise DecodeError(reader.name, f"{len(wanted)} frames exceed the memory limit")
-        if index >= last and (exact or (reader.trusted and not reader.errors)):
+        if index >= last and (exact or (reader.trusted and not damaged)):
             return found, at, None
+    if reader.used_threads > 1 and (damaged or len(seen) < len(times)):
+        reader.single_thread()  # it loses fewer frames, and says so
+        return _collect(reader, times, wanted, exact)
     return found, at, np.maximum.accumulate(np.asarray(seen)) if seen else np.zeros(0)
 
 
@@ -349,10 +355,8 @@ def _fill(reader: VideoReader, plans: list[_Plan], convert: Any) -> Iterator[_Pl
     """Decode once and yield each plan, in order, when its frames are there; those that get none are left out."""
     waiting = list(reversed(plans))
     active: list[_Plan] = []
-    count = 0
-    for stamp, frame in reader.frames():
+    for count, (stamp, frame) in enumerate(reader.frames()):
         at = stamp if stamp is not None else count / reader.fps
-        count += 1
         while waiting and at >= waiting[-1].targets[0] - _CLOSE:
             active.append(waiting.pop())
         picture = None

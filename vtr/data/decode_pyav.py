@@ -11,9 +11,22 @@ import numpy as np
 
 from vtr.data.decode_types import MAX_PIXELS, Deadline, DecodeError, Source, source_name
 
-# Codecs in which each packet holds exactly one shown frame, so that counting packets counts frames. Elsewhere (VP8's
-# hidden reference frames, packed AVI) the count is checked by decoding to the end.
-_ONE_FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mjpeg", "gif", "mpeg1video", "h263", "vvc", "png", "theora"}
+# Codecs in which each packet holds exactly one shown frame (or says that it is hidden), so that counting packets counts
+# frames. Elsewhere (packed AVI and the like) the count is checked by decoding to the end.
+_ONE_FRAME_PER_PACKET = {
+    "h264",
+    "hevc",
+    "av1",
+    "vp8",
+    "vp9",
+    "mjpeg",
+    "gif",
+    "mpeg1video",
+    "h263",
+    "vvc",
+    "png",
+    "theora",
+}
 _KEEP_BYTES = 8 << 20  # packets of files up to this size are kept between counting and decoding
 _SMALL_PIXELS = 640 * 360 + 1  # below this, starting decoder threads costs more than it saves
 _SEEK_SECONDS = 4.0
@@ -112,8 +125,8 @@ class VideoReader:
             raise DecodeError(
                 self.name, f"has no video stream ({'only ' + ', '.join(kinds) if kinds else 'no stream'})"
             )
-        best = container.streams.best("video")
-        self._stream = best if best in videos else videos[0]
+        # Of several, the first that players show by default; FFmpeg's own choice would be the one of most pixels.
+        self._stream = next((s for s in videos if s.disposition & disposition.default), videos[0])
         context = self._stream.codec_context
         if context is None or getattr(context, "codec", None) is None:
             raise DecodeError(self.name, "its video is in a codec that this FFmpeg cannot decode")
@@ -133,10 +146,11 @@ class VideoReader:
             context.thread_type = "AUTO"
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0) or 25.0
         self.claimed = int(self._stream.frames or 0)
+        self._tick = float(self._stream.time_base or 1 / self.fps)
         self.trusted = self.codec in _ONE_FRAME_PER_PACKET
 
     def _seconds(self, stamp: int | None) -> float | None:
-        return None if stamp is None or self._stream.time_base is None else float(stamp * self._stream.time_base)
+        return None if stamp is None else stamp * self._tick
 
     def _demux(self) -> Iterator[Any]:
         """Packets of the video stream up to the end, or to where the file can no longer be read."""
@@ -167,8 +181,11 @@ class VideoReader:
         kept: list[Any] | None = []
         total = 0
         for packet in self._demux():
-            # A packet that is cut off (the end of a truncated file) gives no frame, or half a one.
-            if not packet.is_discard and not packet.is_corrupt:
+            if not total and packet.has_sidedata("encryption_info"):
+                raise DecodeError(self.name, "its video is encrypted (DRM), no key")
+            if packet.is_corrupt:  # cut off at the end of a truncated file: perhaps a frame, perhaps none
+                self.trusted = False
+            if not packet.is_discard and not _hidden(packet, self.codec):
                 stamps.append(self._seconds(packet.pts))
             total += packet.size
             if kept is not None:
@@ -214,8 +231,7 @@ class VideoReader:
     def _seek(self, seconds: float) -> None:
         import av
 
-        base = self._stream.time_base
-        target = int((seconds + (self._origin or 0.0)) / base) if base else 0
+        target = int((seconds + (self._origin or 0.0)) / self._tick)
         try:
             self._container.seek(target, stream=self._stream, backward=True, any_frame=False)
         except (av.error.FFmpegError, ValueError):
@@ -265,6 +281,22 @@ class VideoReader:
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.name, f"pixels of format {frame.format.name} cannot be shown: {error}") from None
         return oriented(pixels, display_matrix(frame))
+
+
+def _hidden(packet: Any, codec: str) -> bool:
+    """Whether a VP8 or VP9 packet is a reference frame that is never shown (RFC 6386 9.1; VP9 bitstream 6.2)."""
+    if codec not in ("vp8", "vp9") or packet.size < 3:
+        return False
+    data = memoryview(packet)
+    first = data[0]
+    if codec == "vp8":
+        return not first >> 4 & 1
+    if first >> 6 != 2 or data[-1] & 0xE0 == 0xC0:  # not a VP9 frame header, or several frames of which one is shown
+        return False
+    # Bits from the top: marker (2), profile (2), one reserved bit in profile 3, show_existing, frame type, show_frame.
+    shift = 1 if first >> 4 & 3 == 3 else 0
+    bits = (first << 8 | data[1]) << shift
+    return not bits >> 11 & 1 and not bits >> 9 & 1
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:

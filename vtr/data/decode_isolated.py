@@ -1,0 +1,143 @@
+"""Decode in a process of its own, bounded in memory and killed at the time limit: for files from strangers.
+
+The two talk through pipes: lines of JSON, then raw pixels. Nothing that the child says is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from vtr.data.decode_types import MAX_CLIP_BYTES, Clip, DecodeError, Pick, Source, source_name
+
+_GRACE = 2.0  # seconds for the child to start and to say itself that the time is over
+_MEMORY = 8 << 30  # address space of the child
+
+
+def read_frames_isolated(
+    source: Source, pick: Pick, *, start: float | None, end: float | None, timeout: float, backend: str
+) -> Clip:
+    """As `vtr.data.decode.read_frames`, in a child process. A crash of the decoder becomes a DecodeError."""
+    name = source_name(source)
+    held = isinstance(source, (bytes, bytearray, memoryview))
+    request = {
+        "path": None if held else os.path.abspath(str(source)),
+        "bytes": len(source) if held else 0,
+        "start": start,
+        "end": end,
+        "timeout": timeout,
+        "backend": backend,
+    }
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vtr.data.decode_isolated"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    killed = threading.Event()
+
+    def kill() -> None:
+        killed.set()
+        child.kill()
+
+    timer = threading.Timer(timeout + _GRACE, kill)
+    timer.start()
+    try:
+        _send(child.stdin, request, bytes(source) if held else b"")
+        while True:
+            line = child.stdout.readline(1 << 16)
+            answer = json.loads(line) if line else {"error": "the decoder crashed or ran out of memory"}
+            if "count" in answer:
+                _send(child.stdin, {"wanted": [int(i) for i in pick(int(answer["count"]))]})
+            elif "shape" in answer:
+                return _receive(child.stdout, answer)
+            elif "misuse" in answer:
+                raise ValueError(answer["misuse"])
+            else:
+                cause = f"killed at the time limit of {timeout:g} s" if killed.is_set() else str(answer["error"])
+                raise DecodeError(name, cause)
+    except (BrokenPipeError, json.JSONDecodeError, EOFError):
+        cause = f"killed at the time limit of {timeout:g} s" if killed.is_set() else "the decoder crashed"
+        raise DecodeError(name, cause) from None
+    finally:
+        timer.cancel()
+        child.kill()
+        child.stdout.close()
+        with contextlib.suppress(BrokenPipeError):  # the child is gone with the rest of its input unread
+            child.stdin.close()
+        child.wait()
+
+
+def _send(pipe: BinaryIO | Any, message: dict[str, Any], body: bytes = b"") -> None:
+    pipe.write(json.dumps(message).encode() + b"\n")
+    pipe.write(body)
+    pipe.flush()
+
+
+def _receive(pipe: BinaryIO | Any, answer: dict[str, Any]) -> Clip:
+    shape = tuple(int(n) for n in answer["shape"])
+    size = int(np.prod(shape, dtype=np.int64))
+    if len(shape) != 4 or shape[3] != 3 or not 0 < size <= MAX_CLIP_BYTES:
+        raise EOFError
+    data = pipe.read(size)
+    if len(data) != size:
+        raise EOFError
+    return Clip(
+        frames=np.frombuffer(data, dtype=np.uint8).reshape(shape).copy(),
+        times=np.asarray(answer["times"], dtype=np.float64),
+    )
+
+
+def _child() -> None:
+    """The other end: one request from stdin, frames to stdout."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, ValueError, OSError):
+        pass  # no such limits on this system: the time limit still holds
+    from vtr.data.decode import read_frames
+
+    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+    request = json.loads(stdin.readline())
+    source: Source = stdin.read(request["bytes"]) if request["path"] is None else request["path"]
+
+    def ask(count: int) -> list[int]:
+        _send(stdout, {"count": count})
+        return list(json.loads(stdin.readline())["wanted"])
+
+    try:
+        clip = read_frames(
+            source,
+            ask,
+            start=request["start"],
+            end=request["end"],
+            timeout=request["timeout"],
+            backend=request["backend"],
+        )
+    except DecodeError as error:
+        _send(stdout, {"error": error.cause})
+    except ValueError as error:
+        _send(stdout, {"misuse": str(error)})
+    except MemoryError:
+        _send(stdout, {"error": "needs more memory than a decoder may have"})
+    else:
+        _send(stdout, {"shape": clip.frames.shape, "times": clip.times.tolist()}, clip.frames.tobytes())
+
+
+if __name__ == "__main__":
+    _child()
