@@ -22,7 +22,7 @@ from vtr.kernels.bimamba.build import BuildError, library_path
 STATES = 16  # states per pass of the kernels; others are padded with zeros
 WHOLE = 192  # up to this many tokens the backward keeps every state of a channel block in the L2 cache
 CHUNK = 64  # beyond, it goes back in chunks of this many tokens
-TASKS = 16  # work items that the backward is cut into at least; fixed, because dB and dC are summed in this grouping
+TASKS = 8  # work items that the backward is cut into at least; fixed, because dB and dC are summed in this grouping
 
 _POINTERS = ctypes.c_void_p * 2
 
@@ -134,8 +134,9 @@ def _forward(tensors: Sequence[Tensor]) -> tuple[_State, dict[str, Any]]:
     state.point("conv_b", *(w[1] for w in ways))
     state.point("u", *u)
     _run("bimamba_conv_forward", job, batch * -(-width // 16))
-    low = [F.linear(ui, w[2]) for ui, w in zip(u, ways)]  # (B, L, R + 2N)
-    dt = [F.linear(x[..., :rank], w[3]) for x, w in zip(low, ways)]
+    # Products of plain matrices: F.linear copies a strided input of three dimensions first.
+    low = [torch.mm(ui.view(-1, width), w[2].t()) for ui, w in zip(u, ways)]  # (B L, R + 2N)
+    dt = [torch.mm(x[:, :rank], w[3].t()) for x, w in zip(low, ways)]
     a = [F.pad(-torch.exp(w[5]), (0, padded - n)).t().contiguous() for w in ways]
     if padded == n:
         job.row = rank + 2 * n
@@ -143,8 +144,8 @@ def _forward(tensors: Sequence[Tensor]) -> tuple[_State, dict[str, Any]]:
         state.point("Cm", *low, offset=(rank + n, rank + n))
     else:
         job.row = padded
-        state.point("Bm", *(F.pad(x[..., rank : rank + n], (0, padded - n)).contiguous() for x in low))
-        state.point("Cm", *(F.pad(x[..., rank + n :], (0, padded - n)).contiguous() for x in low))
+        state.point("Bm", *(F.pad(x[:, rank : rank + n], (0, padded - n)).contiguous() for x in low))
+        state.point("Cm", *(F.pad(x[:, rank + n :], (0, padded - n)).contiguous() for x in low))
     state.point("dt", *dt)
     state.point("A", *a)
     state.point("D", *(w[6] for w in ways))
@@ -203,13 +204,17 @@ def backward(grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         _run("bimamba_scan_backward", job, batch * job.groups)
         grads = []
         for i, (_, _, x_proj, dt_proj, *_) in enumerate(ways):
-            bc = out["dbc"][i].sum(0)[..., :n].flatten(-2)  # (B, L, 2N)
             ddt = out["ddt"][i].view(-1, width)
-            dlow = torch.cat([(ddt @ dt_proj).view(batch, length, rank), bc], -1).view(-1, rank + 2 * n)
+            dlow = xz.new_empty(batch * length, rank + 2 * n)
+            # this way round: a product that ends up narrow is several times slower
+            dlow[:, :rank].copy_(torch.mm(dt_proj.t(), ddt.t()).t())
+            bc = out["dbc"][i].view(job.groups, -1, 2, padded)
+            bc = bc[0] if job.groups == 1 else bc.sum(0)
+            dlow[:, rank:].view(-1, 2, n).copy_(bc[..., :n])
             out["du"][i].view(-1, width).addmm_(dlow, x_proj)
             da_log = (out["dA"][i].sum(0) * parts["a"][i]).t()[:, :n].contiguous()
             d_x_proj = dlow.t() @ u[i].view(-1, width)
-            d_dt_proj = ddt.t() @ low[i][..., :rank].reshape(-1, rank)
+            d_dt_proj = (low[i][:, :rank].t() @ ddt).t().contiguous()
             grads.append([d_x_proj, d_dt_proj, out["dbias"][i].sum(0), da_log, out["dD"][i].sum(0)])
         _run("bimamba_conv_backward", job, batch * -(-width // 16))
         result = [dxz]
