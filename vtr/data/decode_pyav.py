@@ -71,6 +71,7 @@ class VideoReader:
         self._packets: list[Any] | None = None
         self._reformatter: Any = None
         self._origin: float | None = None
+        self._cut_off = False
         self._open()
 
     def __enter__(self) -> VideoReader:
@@ -147,7 +148,7 @@ class VideoReader:
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0) or 25.0
         self.claimed = int(self._stream.frames or 0)
         self._tick = float(self._stream.time_base or 1 / self.fps)
-        self.trusted = self.codec in _ONE_FRAME_PER_PACKET
+        self.trusted = self.codec in _ONE_FRAME_PER_PACKET and not self._cut_off
 
     def _seconds(self, stamp: int | None) -> float | None:
         return None if stamp is None else stamp * self._tick
@@ -184,7 +185,7 @@ class VideoReader:
             if not total and packet.has_sidedata("encryption_info"):
                 raise DecodeError(self.name, "its video is encrypted (DRM), no key")
             if packet.is_corrupt:  # cut off at the end of a truncated file: perhaps a frame, perhaps none
-                self.trusted = False
+                self._cut_off = True
             if not packet.is_discard and not _hidden(packet, self.codec):
                 stamps.append(self._seconds(packet.pts))
             total += packet.size
@@ -197,6 +198,7 @@ class VideoReader:
         known = sorted(s for s in stamps if s is not None)
         self._origin = known[0] if known else 0.0
         # Seeking finds frames again by their time: that takes a time for each, all different.
+        self.trusted = self.trusted and not self._cut_off
         self.seekable = self.trusted and len(known) == len(stamps) == len(set(known))
         if len(known) < len(stamps):
             return np.arange(len(stamps)) / self.fps
