@@ -1,0 +1,169 @@
+"""BERT split in two: text encoder (first layers) and cross-modal decoder (last layers, cross-attention to video).
+
+Parameter names are Hugging Face's. B batch, L text tokens, V visual tokens, H width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """Sizes of the text side; the defaults are bert-base-uncased with the paper's split."""
+
+    vocab_size: int = 30522
+    hidden: int = 768
+    layers: int = 12
+    fusion_layer: int = 9  # layers from here on read the video
+    heads: int = 12
+    intermediate: int = 3072
+    max_positions: int = 512
+    dropout: float = 0.1
+    vision_width: int = 576
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, config: BertConfig, width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(config.hidden, config.hidden)
+        self.key = nn.Linear(width, config.hidden)
+        self.value = nn.Linear(width, config.hidden)
+        self.heads, self.dropout = config.heads, config.dropout
+
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.query(x), self.key(memory), self.value(memory))
+        )
+        p = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p).transpose(1, 2).flatten(2)
+
+
+class _Output(nn.Module):
+    def __init__(self, config: BertConfig, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden)
+        self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: BertConfig, width: int) -> None:
+        super().__init__()
+        self.self = _SelfAttention(config, width)
+        self.output = _Output(config, config.hidden)
+
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
+        return self.output(self.self(x, memory, bias), x)
+
+
+class _Intermediate(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden, config.intermediate)
+
+
+class BertLayer(nn.Module):
+    """Self-attention, cross-attention in fusion layers, feed-forward; each with a post-norm."""
+
+    def __init__(self, config: BertConfig, fusion: bool) -> None:
+        super().__init__()
+        self.attention = _Attention(config, config.hidden)
+        self.intermediate = _Intermediate(config)
+        self.output = _Output(config, config.intermediate)
+        if fusion:
+            self.crossattention = _Attention(config, config.vision_width)
+
+    def forward(self, x: Tensor, bias: Tensor, visual: Tensor | None = None) -> Tensor:
+        x = self.attention(x, x, bias)
+        if visual is not None:
+            x = self.crossattention(x, visual, None)
+        return self.output(F.gelu(self.intermediate.dense(x)), x)
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_positions, config.hidden)
+        self.token_type_embeddings = nn.Embedding(2, config.hidden)
+        self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.word_embeddings(ids) + self.position_embeddings.weight[: ids.shape[1]] + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(x))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config, i >= config.fusion_layer) for i in range(config.layers))
+
+
+class _Transform(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden, config.hidden)
+        self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
+
+
+class _Predictions(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.transform = _Transform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+
+class _Head(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.predictions = _Predictions(config)
+
+
+class Bert(nn.Module):
+    """Text encoder and cross-modal decoder in one stack, with the masked-language head tied to the word embeddings."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = _Embeddings(config)
+        self.encoder = _Encoder(config)
+        self.cls = _Head(config)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear):
+                    nn.init.zeros_(module.bias)
+
+    @staticmethod
+    def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+        return ((1.0 - mask[:, None, None].to(dtype)) * -10000.0).to(dtype)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token states (B, L, H) after the text layers; ids and mask (B, L)."""
+        x = self.embeddings(ids)
+        bias = self._bias(mask, x.dtype)
+        for layer in self.encoder.layer[: self.config.fusion_layer]:
+            x = layer(x, bias)
+        return x
+
+    def fuse(self, states: Tensor, mask: Tensor, visual: Tensor) -> Tensor:
+        """Cross-modal states (B, L, H) from text states, their mask and visual tokens (B, V, vision_width)."""
+        bias = self._bias(mask, states.dtype)
+        for layer in self.encoder.layer[self.config.fusion_layer :]:
+            states = layer(states, bias, visual)
+        return states
+
+    def mlm_logits(self, states: Tensor) -> Tensor:
+        """(B, L, vocab) logits of the masked-language head."""
+        head = self.cls.predictions
+        x = head.transform.LayerNorm(F.gelu(head.transform.dense(states)))
+        return F.linear(x, self.embeddings.word_embeddings.weight, head.bias)

@@ -1,0 +1,97 @@
+"""The frozen CLIP teacher: patch tokens, frame-averaged CLS and last-layer attention (VIDEOMAMBA.md 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TeacherOutput(NamedTuple):
+    """What the student is aligned with."""
+
+    tokens: Tensor  # (B, 1 + T*P, C): mean CLS over frames, then all patches, through the projection, no ln_post
+    attention: Tensor  # (B*T, P): the last block's attention from CLS to the patches, averaged over heads
+
+
+class ClipTeacher(nn.Module):
+    """A CLIP image tower read frame by frame; never trained.
+
+    Args:
+        visual: A module with the tensors of CLIP's visual tower as open_clip names them.
+        quick_gelu: OpenAI's x * sigmoid(1.702 x) instead of GELU.
+    """
+
+    def __init__(self, state: dict[str, Tensor], heads: int, quick_gelu: bool) -> None:
+        super().__init__()
+        for name, value in state.items():
+            self.register_buffer(name.replace(".", "__"), value.detach().clone())
+        self.heads, self.quick_gelu = heads, quick_gelu
+        self.depth = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("transformer.resblocks."))
+
+    @classmethod
+    def from_open_clip(cls, model: Any) -> ClipTeacher:
+        """From an open_clip CLIP with a ViT image tower."""
+        visual = model.visual
+        state = {k: v for k, v in visual.state_dict().items() if k != "ln_post.weight" and k != "ln_post.bias"}
+        block = visual.transformer.resblocks[0]
+        return cls(state, block.attn.num_heads, type(block.mlp.gelu).__name__ == "QuickGELU")
+
+    @classmethod
+    def from_official(cls, state: dict[str, Tensor], heads: int) -> ClipTeacher:
+        """From the official layout (`clip_teacher.` prefix already stripped; conv1 is 3-D there)."""
+        state = {k: v for k, v in state.items() if not k.startswith("ln_post")}
+        if state["conv1.weight"].ndim == 5:
+            state["conv1.weight"] = state["conv1.weight"].squeeze(2)
+        return cls(state, heads, True)
+
+    def _get(self, name: str) -> Tensor:
+        return getattr(self, name.replace(".", "__"))
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self._get(f"{name}.weight"), self._get(f"{name}.bias")
+        return F.layer_norm(x.float(), (x.shape[-1],), weight.float(), bias.float()).to(x.dtype)
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor) -> TeacherOutput:
+        """Encode normalised frames (B, T, 3, H, W)."""
+        batch, count = frames.shape[:2]
+        weight = self._get("conv1.weight")
+        x = F.conv2d(frames.flatten(0, 1).to(weight.dtype), weight, stride=weight.shape[-1])
+        h, w = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)
+        cls = self._get("class_embedding").expand(x.shape[0], 1, -1)
+        x = torch.cat([cls, x], 1) + self._positions(h, w)
+        x = self._norm(x, "ln_pre")
+        attention = x.new_zeros(0)
+        for i in range(self.depth):
+            last = i == self.depth - 1
+            prefix = f"transformer.resblocks.{i}"
+            y = self._norm(x, f"{prefix}.ln_1")
+            qkv = F.linear(y, self._get(f"{prefix}.attn.in_proj_weight"), self._get(f"{prefix}.attn.in_proj_bias"))
+            q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
+            if last:
+                scores = (q[:, :, :1] @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+                attention = scores.float().softmax(-1).mean(1)[:, 0, 1:]
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            x = x + F.linear(y, self._get(f"{prefix}.attn.out_proj.weight"), self._get(f"{prefix}.attn.out_proj.bias"))
+            y = F.linear(
+                self._norm(x, f"{prefix}.ln_2"), self._get(f"{prefix}.mlp.c_fc.weight"), self._get(f"{prefix}.mlp.c_fc.bias")
+            )
+            y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
+            x = x + F.linear(y, self._get(f"{prefix}.mlp.c_proj.weight"), self._get(f"{prefix}.mlp.c_proj.bias"))
+        x = (x @ self._get("proj")).unflatten(0, (batch, count))
+        tokens = torch.cat([x[:, :, :1].mean(1), x[:, :, 1:].flatten(1, 2)], 1)
+        return TeacherOutput(tokens, attention)
+
+    def _positions(self, h: int, w: int) -> Tensor:
+        table = self._get("positional_embedding")
+        side = math.isqrt(table.shape[0] - 1)
+        if (h, w) == (side, side):
+            return table
+        grid = table[1:].unflatten(0, (side, side)).permute(2, 0, 1)[None].float()
+        grid = F.interpolate(grid, (h, w), mode="bicubic", align_corners=False)[0]
+        return torch.cat([table[:1], grid.flatten(1).T.to(table.dtype)])

@@ -1,0 +1,303 @@
+"""VideoMamba: a bidirectional state-space encoder of images and videos (paper section 3, VIDEOMAMBA.md section 1).
+
+B batch, T frames, P patches of a frame, L tokens, D width, E inner width, N state size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtr.errors import UsageError
+from vtr.kernels.bimamba import bimamba
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoMambaConfig:
+    """Sizes and choices of a VideoMamba encoder."""
+
+    image_size: int = 224
+    patch_size: int = 16
+    num_frames: int = 8
+    tubelet: int = 1
+    dim: int = 192
+    depth: int = 24
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    drop_path: float = 0.0
+    num_classes: int = 0
+    pool: str = "cls+avg"  # cls | avg | cls+avg
+    pool_norm: bool = False
+    align_dim: int = 0  # width of the teacher's tokens; 0 = no alignment branch
+    align_layers: int = 1
+    init: str = "clean"  # clean | official
+    temporal: bool = True  # False for a plain image model (no temporal embedding)
+    checkpointing: bool = False
+
+
+VIDEOMAMBA_SIZES = {
+    "tiny": VideoMambaConfig(dim=192, depth=24),
+    "small": VideoMambaConfig(dim=384, depth=24),
+    "middle": VideoMambaConfig(dim=576, depth=32),
+    "base": VideoMambaConfig(dim=768, depth=24),
+}
+
+
+class VideoOutput(NamedTuple):
+    """What the encoder returns."""
+
+    tokens: Tensor  # (B, Lv, D) visible patch tokens after the final norm, without CLS
+    pooled: Tensor  # (B, 1 or T, D)
+    cls: Tensor  # (B, D) after the final norm
+    aligned: Tensor | None  # (K, B, 1 + Lv, C) student features for the teacher, not normalised
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, weight only, statistics in fp32."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class BiMamba(nn.Module):
+    """The mixer "bimamba v2" with the official parameter names."""
+
+    def __init__(self, config: VideoMambaConfig) -> None:
+        super().__init__()
+        dim, state = config.dim, config.d_state
+        inner, rank = config.expand * dim, math.ceil(dim / 16)
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        for end in ("", "_b"):
+            setattr(self, f"conv1d{end}", nn.Conv1d(inner, inner, config.d_conv, groups=inner))
+            setattr(self, f"x_proj{end}", nn.Linear(inner, rank + 2 * state, bias=False))
+            setattr(self, f"dt_proj{end}", nn.Linear(rank, inner))
+            log = torch.log(torch.arange(1, state + 1).float()).repeat(inner, 1)
+            setattr(self, "A_b_log" if end else "A_log", nn.Parameter(log))
+            setattr(self, f"D{end}", nn.Parameter(torch.ones(inner)))
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D) -> (B, L, D)."""
+        flat = []
+        for end, a_log in (("", self.A_log), ("_b", self.A_b_log)):
+            conv, dt = getattr(self, f"conv1d{end}"), getattr(self, f"dt_proj{end}")
+            flat += [conv.weight.squeeze(1), conv.bias, getattr(self, f"x_proj{end}").weight, dt.weight, dt.bias]
+            flat += [a_log, getattr(self, f"D{end}")]
+        return self.out_proj(bimamba(self.in_proj(x), *flat))
+
+
+class Block(nn.Module):
+    """Add, norm, mix: the residual stream stays in fp32."""
+
+    def __init__(self, config: VideoMambaConfig, drop_path: float) -> None:
+        super().__init__()
+        self.mixer = BiMamba(config)
+        self.norm = RMSNorm(config.dim)
+        self.drop_path = drop_path  # of the mixer's output
+
+    def forward(self, hidden: Tensor | None, residual: Tensor, previous_drop: float) -> tuple[Tensor, Tensor]:
+        if hidden is not None:
+            residual = residual + drop_path(hidden, previous_drop, self.training).float()
+        return self.mixer(self.norm(residual).to(self.mixer.in_proj.weight.dtype)), residual
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Drop whole samples of a residual branch with probability `rate`, rescale the others."""
+    if rate == 0 or not training:
+        return x
+    keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= rate
+    return x * keep / (1 - rate)
+
+
+class AlignHead(nn.Module):
+    """Linear and LayerNorm from the student's width to the teacher's."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(dim, out)
+        self.norm = nn.LayerNorm(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.head(x))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping tubes of tubelet x patch x patch pixels."""
+
+    def __init__(self, config: VideoMambaConfig) -> None:
+        super().__init__()
+        size = (config.tubelet, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(3, config.dim, size, stride=size)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> (B, T', D, h, w)."""
+        if self.proj.kernel_size[0] == 1:
+            # One frame a token: a 2-D convolution over B*T images is several times faster on a CPU.
+            flat = video.flatten(0, 1)
+            out = F.conv2d(flat, self.proj.weight.squeeze(2), self.proj.bias, stride=self.proj.stride[1:])
+            return out.unflatten(0, video.shape[:2])
+        return self.proj(video.transpose(1, 2)).transpose(1, 2)
+
+
+def sinusoid(positions: int, dim: int) -> Tensor:
+    """The alignment branch's table (positions, dim): even columns sine, odd columns cosine."""
+    column = torch.arange(dim)
+    angle = torch.arange(positions)[:, None].double() / 10000 ** (2 * (column // 2).double() / dim)
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+class VideoMamba(nn.Module):
+    """The encoder; parameters have the official names.
+
+    Args:
+        config: Sizes. Frames of another size or number than configured are accepted: the embeddings are interpolated.
+    """
+
+    def __init__(self, config: VideoMambaConfig) -> None:
+        super().__init__()
+        if config.init not in ("clean", "official"):
+            raise UsageError(f"init {config.init!r}: expected clean or official")
+        if config.pool not in ("cls", "avg", "cls+avg"):
+            raise UsageError(f"pool {config.pool!r}: expected cls, avg or cls+avg")
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        side = config.image_size // config.patch_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, side * side + 1, config.dim))
+        if config.temporal:
+            self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, config.num_frames // config.tubelet, config.dim))
+        self.layers = nn.ModuleList(Block(config, 0.0) for _ in range(config.depth))
+        self.set_drop_path(config.drop_path)
+        self.norm = RMSNorm(config.dim)
+        if config.pool_norm:
+            self.pool_norm = nn.LayerNorm(config.dim)
+        if config.align_dim:
+            self.clip_decoder = nn.ModuleList(AlignHead(config.dim, config.align_dim) for _ in range(config.align_layers))
+        if config.num_classes:
+            self.head = nn.Linear(config.dim, config.num_classes)
+        self._init_weights()
+
+    def set_drop_path(self, rate: float) -> None:
+        """Set a linear schedule: mixer i's output is dropped with probability rate * i / (depth - 1)."""
+        for i, layer in enumerate(self.layers):
+            layer.drop_path = rate * i / max(1, len(self.layers) - 1)
+
+    def _init_weights(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for layer in self.layers:
+            mixer = layer.mixer
+            nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
+            with torch.no_grad():
+                mixer.out_proj.weight /= math.sqrt(len(self.layers))
+            if self.config.init == "clean":
+                for dt in (mixer.dt_proj, mixer.dt_proj_b):
+                    bound = dt.in_features**-0.5
+                    nn.init.uniform_(dt.weight, -bound, bound)
+                    step = torch.exp(torch.empty_like(dt.bias).uniform_(math.log(1e-3), math.log(0.1)))
+                    with torch.no_grad():  # inverse of softplus
+                        dt.bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+    def embed(self, video: Tensor) -> tuple[Tensor, int]:
+        """Tokens [CLS, frame 0, frame 1, …] with positions: (B, 1 + T*P, D), and T."""
+        x = self.patch_embed(video)
+        batch, frames, _, h, w = x.shape
+        spatial = self._spatial(h, w)
+        x = x.flatten(3).transpose(2, 3) + spatial[:, None, 1:]
+        if self.config.temporal and not (frames == 1 and self.config.num_frames > 1):
+            x = x + self._temporal(frames)[:, :, None]
+        cls = (self.cls_token + spatial[:, :1]).expand(batch, -1, -1)
+        return torch.cat([cls, x.flatten(1, 2)], 1), frames
+
+    def _spatial(self, h: int, w: int) -> Tensor:
+        side = math.isqrt(self.pos_embed.shape[1] - 1)
+        if (h, w) == (side, side):
+            return self.pos_embed
+        grid = self.pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid.float(), (h, w), mode="bicubic", align_corners=False)
+        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)], 1)
+
+    def _temporal(self, frames: int) -> Tensor:
+        table = self.temporal_pos_embedding
+        if table.shape[1] == frames:
+            return table
+        return F.interpolate(table.float().transpose(1, 2), frames, mode="linear", align_corners=False).transpose(1, 2)
+
+    def features(self, video: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None, int]:
+        """Normed tokens with CLS (B, 1 + Lv, D), aligned features, and T."""
+        tokens, frames = self.embed(video)
+        total = tokens.shape[1]
+        if mask is not None:
+            if mask.shape != tokens.shape[:2]:
+                raise ValueError(f"mask {tuple(mask.shape)}: expected {tuple(tokens.shape[:2])} (batch, 1 + frames * patches)")
+            tokens = tokens[~mask].view(tokens.shape[0], -1, tokens.shape[2])
+        hidden, residual, drop = None, tokens.float(), 0.0
+        want = self.config.align_layers if self.config.align_dim else 0
+        collected = []
+        for i, layer in enumerate(self.layers):
+            if self.config.checkpointing and self.training:
+                from torch.utils.checkpoint import checkpoint
+
+                hidden, residual = checkpoint(layer, hidden, residual, drop, use_reentrant=False)
+            else:
+                hidden, residual = layer(hidden, residual, drop)
+            drop = layer.drop_path
+            # Layer i-1's output is the stream that block i sees.
+            if want and 0 < i and len(self.layers) - want <= i - 1 < len(self.layers) - 1:
+                collected.append(self.norm(residual))
+        if want and self.config.init == "official":
+            # The released code aligns the stream before the last mixer's output, without the norm (1.10).
+            collected.append(residual)
+        residual = residual + drop_path(hidden, drop, self.training).float()
+        out = self.norm(residual)
+        if want and self.config.init == "clean":
+            collected.append(out)
+        aligned = None
+        if want and (mask is not None or self.training):
+            table = sinusoid(total, self.config.dim).to(out.device)
+            positions = table.expand(out.shape[0], -1, -1)
+            if mask is not None:
+                positions = positions[~mask].view(out.shape[0], -1, table.shape[1])
+            dtype = self.clip_decoder[0].head.weight.dtype
+            aligned = torch.stack([d((x + positions).to(dtype)) for d, x in zip(self.clip_decoder, collected)])
+        return out, aligned, frames
+
+    def forward(self, video: Tensor, mask: Tensor | None = None, keep_temporal: bool = False) -> VideoOutput:
+        """Encode normalised frames.
+
+        Args:
+            video: (B, T, 3, H, W); T = 1 is an image.
+            mask: (B, 1 + T*P) bool, True = dropped, column 0 (CLS) False; equal counts in every row.
+            keep_temporal: Pool each frame by itself; needs an unmasked or per-frame-equal mask.
+        """
+        out, aligned, frames = self.features(video, mask)
+        cls, tokens = out[:, :1], out[:, 1:]
+        pooled = cls
+        if self.config.pool != "cls":
+            groups = frames if keep_temporal else 1
+            mean = tokens.unflatten(1, (groups, -1)).mean(2)
+            pooled = mean if self.config.pool == "avg" else cls + mean
+        if self.config.pool_norm:
+            pooled = self.pool_norm(pooled)
+        return VideoOutput(tokens, pooled, cls[:, 0], aligned)
+
+    def classify(self, video: Tensor) -> Tensor:
+        """Logits (B, classes) from CLS after the final norm."""
+        if not self.config.num_classes:
+            raise UsageError("this encoder has no classifier: num_classes is 0")
+        return self.head(self.features(video)[0][:, 0])
