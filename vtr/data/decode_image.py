@@ -17,13 +17,13 @@ class ImageReader:
     def __init__(self, source: Source, deadline: Deadline) -> None:
         from PIL import Image, UnidentifiedImageError
 
+        # PIL warns about each damaged tag; whether there are pixels is what counts, and that is checked here.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         self.name = source_name(source)
         self._deadline = deadline
         self._file = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else open(source, "rb")  # noqa: SIM115
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._image = Image.open(self._file)
+            self._image = Image.open(self._file)
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             self._file.close()
             raise DecodeError(self.name, f"an image that cannot be opened: {error}") from None

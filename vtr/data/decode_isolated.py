@@ -27,10 +27,10 @@ def read_frames_isolated(
 ) -> Clip:
     """As `vtr.data.decode.read_frames`, in a child process. A crash of the decoder becomes a DecodeError."""
     name = source_name(source)
-    held = isinstance(source, (bytes, bytearray, memoryview))
+    body = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else None
     request = {
-        "path": None if held else os.path.abspath(str(source)),
-        "bytes": len(source) if held else 0,
+        "path": os.path.abspath(str(source)) if body is None else None,
+        "bytes": len(body or b""),
         "start": start,
         "end": end,
         "timeout": timeout,
@@ -56,7 +56,7 @@ def read_frames_isolated(
     timer = threading.Timer(timeout + _GRACE, kill)
     timer.start()
     try:
-        _send(child.stdin, request, bytes(source) if held else b"")
+        _send(child.stdin, request, body or b"")
         while True:
             line = child.stdout.readline(1 << 16)
             answer = json.loads(line) if line else {"error": "the decoder crashed or ran out of memory"}

@@ -36,8 +36,11 @@ class _Input(io.RawIOBase):
     """A file as FFmpeg sees it: no name to read meaning into (dashes, `%03d`, `http:`), and a time limit in reads."""
 
     def __init__(self, source: Source, deadline: Deadline) -> None:
-        held = isinstance(source, (bytes, bytearray, memoryview))
-        self._file = io.BytesIO(source) if held else open(source, "rb", buffering=0)  # noqa: SIM115
+        self._file: Any
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            self._file = io.BytesIO(source)
+        else:
+            self._file = open(source, "rb", buffering=0)  # noqa: SIM115
         self._deadline = deadline
 
     def read(self, size: int = -1) -> bytes:

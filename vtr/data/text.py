@@ -80,7 +80,7 @@ class Tokenizer:
         if missing:
             raise VtrError(f"{origin}: the vocabulary lacks {', '.join(missing)}; a BERT vocabulary is expected")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-            int(engine.token_to_id(t)) for t in _SPECIAL
+            int(engine.token_to_id(t) or 0) for t in _SPECIAL
         )
         self.vocab_size = int(engine.get_vocab_size(with_added_tokens=True))
 
