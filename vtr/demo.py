@@ -144,7 +144,7 @@ def run(settings: DemoSettings) -> int:
             queries = _queries(corpus)
             shown = _search(library, queries, out / "hits.html")
     seconds["total"] = round(time.perf_counter() - start, 1)
-    result = json.loads((out / "results" / "demo.json").read_text())
+    result = json.loads((out / "results" / f"{out.name}_demo.json").read_text())
     summary = {
         **{k: result[k] for k in ("t2v", "v2t", "direction_pairs", "chance_r1", "ceilings", "gallery")},
         "seconds": seconds,
