@@ -202,10 +202,16 @@ class VideoTextModel(nn.Module):
 def load_strictly(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Load `state` or raise one line that names the first difference and the number of them."""
     own = module.state_dict()
-    wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    wrong = [
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
     wrong += [f"{k} is missing" for k in own if k not in state] + [f"{k} is unexpected" for k in state if k not in own]
     if wrong:
-        raise VtrError(f"{origin}: {wrong[0]}" + (f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else ""))
+        raise VtrError(
+            f"{origin}: {wrong[0]}" + (f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else "")
+        )
     module.load_state_dict(state)
 
 
@@ -228,8 +234,12 @@ def load(name: str | Path, device: str | torch.device | None = None) -> VideoTex
             try:
                 path = Path(snapshot_download(str(name)))
             except Exception as error:  # no network, unknown id, gated: many kinds
-                raise VtrError(f"model {str(name)!r}: no such folder, and not on the hub ({type(error).__name__})") from error
+                raise VtrError(
+                    f"model {str(name)!r}: no such folder, and not on the hub ({type(error).__name__})"
+                ) from error
         else:
-            raise VtrError(f"model {str(name)!r}: no such folder; expected a run, a model folder or a hub id owner/name")
+            raise VtrError(
+                f"model {str(name)!r}: no such folder; expected a run, a model folder or a hub id owner/name"
+            )
     model = VideoTextModel.from_pretrained(path)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
