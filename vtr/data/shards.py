@@ -178,7 +178,8 @@ class ShardWriter:
     def write(self, key: str, extension: str, media: bytes, caption: str, meta: dict[str, Any] | None = None) -> None:
         """Append one sample; keys must not hold a dot."""
         if self._tar is None:
-            self._tar = tarfile.open(self._path.with_suffix(".tar.tmp"), "w", format=tarfile.USTAR_FORMAT)
+            path = self._path.with_suffix(".tar.tmp")
+            self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - open until the shard is full
         members = [(extension, media), ("txt", caption.encode())]
         if meta is not None:
             members.append(("json", json.dumps(meta, ensure_ascii=False).encode()))

@@ -1,0 +1,84 @@
+"""The verbs of the data: `vtr shards build` and `vtr shards verify`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from vtr.data.build import build_shards, verify_shards
+from vtr.data.shards import expand_shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """Turn files and captions into WebDataset shards; calling it again continues."""
+
+    listing: tyro.conf.Positional[Path]
+    """CSV, TSV or JSONL with columns video (or image) and caption."""
+    out: Path
+    """Folder of the shards."""
+    root: Path | None = None
+    """Folder that relative paths start from (default: the listing's)."""
+    shard_size: int = 1000
+    """Samples of a shard."""
+    workers: int = 2
+    """Processes."""
+    short_side: int = 0
+    """Re-encode videos to this many pixels on the short side; 0 copies the bytes."""
+    gop: int = 0
+    """Frames between key frames when re-encoding (default 8)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings:
+    """Check shards: every sample is read, its media looked into."""
+
+    shards: tyro.conf.Positional[tuple[str, ...]]
+    """Folders, .tar files, brace and :: lists."""
+    json: bool = False
+
+
+def build(settings: BuildSettings) -> int:
+    """`vtr shards build`."""
+    report = build_shards(
+        settings.listing,
+        settings.out,
+        root=settings.root,
+        shard_size=settings.shard_size,
+        workers=settings.workers,
+        short_side=settings.short_side,
+        gop=settings.gop,
+    )
+    for line in report.bad:
+        print(f"left out: {line}", file=sys.stderr)
+    print(
+        f"{settings.out}: {report.written} samples in {report.shards} shards ({report.skipped_shards} were there), "
+        f"{len(report.bad)} left out",
+        file=sys.stderr,
+    )
+    return 0 if report.written else 1
+
+
+def verify(settings: VerifySettings) -> int:
+    """`vtr shards verify`; exit code 1 when a shard can't be read or sizes.json disagrees."""
+    report = verify_shards([s for spec in settings.shards for s in expand_shards(spec)])
+    if settings.json:
+        print(json.dumps(asdict(report)))
+    else:
+        print(f"{report.shards} shards, {report.samples} samples: {report.videos} videos, {report.images} images")
+        for line in report.bad:
+            print(f"unusable: {line}")
+        for line in report.broken:
+            print(f"broken: {line}")
+    return 1 if report.broken else 0
+
+
+COMMANDS: dict[str, tuple[Any, Any]] = {
+    "shards build": (BuildSettings, build),
+    "shards verify": (VerifySettings, verify),
+}
