@@ -37,7 +37,8 @@ class _SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
         q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.query(x), self.key(memory), self.value(memory))
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in (self.query(x), self.key(memory), self.value(memory))
         )
         p = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p).transpose(1, 2).flatten(2)
@@ -98,7 +99,11 @@ class _Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.word_embeddings(ids) + self.position_embeddings.weight[: ids.shape[1]] + self.token_type_embeddings.weight[0]
+        x = (
+            self.word_embeddings(ids)
+            + self.position_embeddings.weight[: ids.shape[1]]
+            + self.token_type_embeddings.weight[0]
+        )
         return self.dropout(self.LayerNorm(x))
 
 

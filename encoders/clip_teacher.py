@@ -79,7 +79,9 @@ class ClipTeacher(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             x = x + F.linear(y, self._get(f"{prefix}.attn.out_proj.weight"), self._get(f"{prefix}.attn.out_proj.bias"))
             y = F.linear(
-                self._norm(x, f"{prefix}.ln_2"), self._get(f"{prefix}.mlp.c_fc.weight"), self._get(f"{prefix}.mlp.c_fc.bias")
+                self._norm(x, f"{prefix}.ln_2"),
+                self._get(f"{prefix}.mlp.c_fc.weight"),
+                self._get(f"{prefix}.mlp.c_fc.bias"),
             )
             y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
             x = x + F.linear(y, self._get(f"{prefix}.mlp.c_proj.weight"), self._get(f"{prefix}.mlp.c_proj.bias"))

@@ -183,7 +183,9 @@ class VideoMamba(nn.Module):
         if config.pool_norm:
             self.pool_norm = nn.LayerNorm(config.dim)
         if config.align_dim:
-            self.clip_decoder = nn.ModuleList(AlignHead(config.dim, config.align_dim) for _ in range(config.align_layers))
+            self.clip_decoder = nn.ModuleList(
+                AlignHead(config.dim, config.align_dim) for _ in range(config.align_layers)
+            )
         if config.num_classes:
             self.head = nn.Linear(config.dim, config.num_classes)
         self._init_weights()
@@ -244,7 +246,9 @@ class VideoMamba(nn.Module):
         total = tokens.shape[1]
         if mask is not None:
             if mask.shape != tokens.shape[:2]:
-                raise ValueError(f"mask {tuple(mask.shape)}: expected {tuple(tokens.shape[:2])} (batch, 1 + frames * patches)")
+                raise ValueError(
+                    f"mask {tuple(mask.shape)}: expected {tuple(tokens.shape[:2])} (batch, 1 + frames * patches)"
+                )
             tokens = tokens[~mask].view(tokens.shape[0], -1, tokens.shape[2])
         hidden, residual, drop = None, tokens.float(), 0.0
         want = self.config.align_layers if self.config.align_dim else 0
@@ -258,7 +262,7 @@ class VideoMamba(nn.Module):
                 hidden, residual = layer(hidden, residual, drop)
             drop = layer.drop_path
             # Layer i-1's output is the stream that block i sees.
-            if want and 0 < i and len(self.layers) - want <= i - 1 < len(self.layers) - 1:
+            if want and i > 0 and len(self.layers) - want <= i - 1 < len(self.layers) - 1:
                 collected.append(self.norm(residual))
         if want and self.config.init == "official":
             # The released code aligns the stream before the last mixer's output, without the norm (1.10).

@@ -1,0 +1,235 @@
+"""Compare our encoders with recorded outputs of the official implementation.
+
+    python -m vtr.encoders.parity FILE.safetensors …
+
+A file holds `state/…`, `input/…`, `output/…` tensors and, in its metadata, `sizes`. The model is built from those,
+its state dict is loaded strictly, every output and gradient is compared: relative error max|a-b| / max|b|.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtr.encoders.bert import BertConfig
+from vtr.encoders.clip_teacher import ClipTeacher
+from vtr.encoders.official import load_official, to_ours
+from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
+from vtr.errors import VtrError
+
+LIMIT = 1e-4
+
+
+class ParityFile:
+    """One file's tensors by kind, and its sizes."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.tensors: dict[str, Tensor] = {}
+        try:
+            with safe_open(path, "pt") as file:
+                self.sizes: dict[str, Any] = json.loads((file.metadata() or {})["sizes"])
+                self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise VtrError(f"{path}: not a parity file ({str(error).splitlines()[0]})") from error
+        self.path = path
+
+    def part(self, kind: str) -> dict[str, Tensor]:
+        """Tensors whose name starts with `kind/`, without it."""
+        return {k[len(kind) + 1 :]: v for k, v in self.tensors.items() if k.startswith(kind + "/")}
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """max|a-b| / max|b|; infinite for another shape or a NaN."""
+    if ours.shape != theirs.shape or not torch.isfinite(ours.float()).all():
+        return float("inf")
+    a, b = ours.detach().double(), theirs.double()
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+
+
+def encoder_config(state: dict[str, Tensor], sizes: dict[str, Any], prefix: str = "") -> VideoMambaConfig:
+    """Read a VideoMamba's sizes off its official tensors."""
+    patch = state[f"{prefix}patch_embed.proj.weight"]
+    layers = {k[len(prefix) :].split(".")[1] for k in state if k.startswith(f"{prefix}layers.")}
+    mixer = f"{prefix}layers.0.mixer."
+    heads = {k[len(prefix) :].split(".")[1] for k in state if k.startswith(f"{prefix}clip_decoder.")}
+    temporal = state.get(f"{prefix}temporal_pos_embedding")
+    tubelet = patch.shape[2] if patch.ndim == 5 else 1
+    return VideoMambaConfig(
+        image_size=sizes["img"],
+        patch_size=patch.shape[-1],
+        tubelet=tubelet,
+        num_frames=temporal.shape[1] * tubelet if temporal is not None else 1,
+        temporal=temporal is not None,
+        dim=patch.shape[0],
+        depth=len(layers),
+        d_state=state[f"{mixer}A_log"].shape[1],
+        d_conv=state[f"{mixer}conv1d.weight"].shape[2],
+        expand=state[f"{mixer}A_log"].shape[0] // patch.shape[0],
+        num_classes=state[f"{prefix}head.weight"].shape[0] if f"{prefix}head.weight" in state else 0,
+        align_dim=state[f"{prefix}clip_decoder.0.head.weight"].shape[0] if heads else 0,
+        align_layers=max(1, len(heads)),
+        pool="cls+avg",
+        pool_norm=f"{prefix}pool_norm.weight" in state,
+        init="official",
+    )
+
+
+def _encoder_outputs(file: ParityFile) -> dict[str, Tensor]:
+    state, inputs, wanted = file.part("state"), file.part("input"), file.part("output")
+    encoder = VideoMamba(encoder_config(state, file.sizes)).eval()
+    load_official(encoder, state, str(file.path))
+    if "image" in inputs:
+        return {"logits": encoder.classify(inputs["image"][:, None])}
+    video = inputs["video"].transpose(1, 2).clone().requires_grad_()
+    if "mask" in inputs:
+        aligned = encoder(video, inputs["mask"]).aligned
+        assert aligned is not None
+        return {"student_tokens": F.normalize(aligned, dim=-1)}
+    out = encoder(video)
+    result = {"features": out.cls, "logits": encoder.head(out.cls)}
+    if "labels" in inputs:
+        result["loss"] = F.cross_entropy(result["logits"], inputs["labels"])
+        result["loss"].backward()
+        assert video.grad is not None
+        result["input_grad"] = video.grad.transpose(1, 2)
+        parameters = dict(encoder.named_parameters())
+        for name in wanted:
+            if name.startswith("grad/"):
+                gradient = parameters[name[5:].replace("norm_f.", "norm.")].grad
+                assert gradient is not None
+                result[name] = gradient
+    return result
+
+
+def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
+    from vtr.model import ModelConfig, VideoTextModel
+    from vtr.pretrain import objectives as obj  # the losses in the file are the training objectives
+
+    state, inputs, wanted, sizes = file.part("state"), file.part("input"), file.part("output"), file.sizes
+    ours = to_ours(state)
+    config = ModelConfig(
+        video=encoder_config(state, sizes, "vision_encoder."),
+        text=BertConfig(
+            vocab_size=ours["text_encoder.embeddings.word_embeddings.weight"].shape[0],
+            hidden=sizes["hid"],
+            layers=sizes["layers"],
+            fusion_layer=sizes["fusion"],
+            heads=sizes["heads"],
+            intermediate=sizes["inter"],
+            max_positions=ours["text_encoder.embeddings.position_embeddings.weight"].shape[0],
+            dropout=0.0,
+            vision_width=sizes["dim"],
+        ),
+        embed_dim=sizes["embed"],
+    )
+    model = VideoTextModel(config, None).eval()
+    load_official(model, state, str(file.path))
+    prefix = "clip_teacher."
+    clip = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    teacher = ClipTeacher.from_official(clip, sizes["clip_heads"])
+    video, image, mask = inputs["video"], inputs["image"], wanted["mask"]
+    seen = model.encode_video(video)
+    still = model.encode_video(image)
+    text = model.text_encoder.encode_text(inputs["input_ids"], inputs["attention_mask"])
+    text_proj = model.text_proj(text[:, 0])
+    unit = F.normalize(text_proj, dim=-1)
+    similarity = torch.einsum("vfc,tc->vft", seen.frame_embeddings, unit).mean(1)
+    batch = text.shape[0]
+    match = model.match(
+        text.repeat(batch, 1, 1),
+        inputs["attention_mask"].repeat(batch, 1),
+        seen.tokens.repeat_interleave(batch, 0),
+    )[:, 1].view(batch, batch)
+    taught = teacher(video)
+    masked = model.encode_video(video, mask=mask)
+    assert masked.aligned is not None
+    visible = taught.tokens[~mask].view(batch, -1, taught.tokens.shape[-1])[None]
+    mlm = model.text_encoder.encode_text(wanted["mlm_input_ids"], inputs["attention_mask"])
+    result = {
+        "vision_embeds": seen.tokens,
+        "pooled_vision_embeds": seen.pooled,
+        "image_embeds": still.tokens,
+        "pooled_image_embeds": still.pooled,
+        "text_embeds": text,
+        "pooled_text_embeds": text[:, 0],
+        "vision_proj": model.vision_proj(seen.pooled),
+        "text_proj": text_proj,
+        "sim_v2t": similarity,
+        "sim_t2v": similarity.T,
+        "match_score_video_by_text": match,
+        "teacher_tokens": taught.tokens[None],
+        "teacher_attention": taught.attention,
+        "teacher_visible": visible,
+        "masked_vision_embeds": masked.tokens,
+        "masked_pooled": masked.pooled,
+        "student_tokens": masked.aligned,
+        "loss_uta": obj.alignment_loss(masked.aligned, visible),
+    }
+    result["loss_vtc"] = obj.contrastive_loss(seen.frame_embeddings, unit, inputs["idx"], model.temp)
+    fused = model.text_encoder.fuse(mlm, inputs["attention_mask"], seen.tokens)
+    result["mlm_logits"] = model.text_encoder.mlm_logits(fused)
+    result["loss_mlm"] = obj.language_loss(result["mlm_logits"], wanted["mlm_labels"])
+    return result
+
+
+_GIVEN = ("mask", "mlm_input_ids", "mlm_labels")  # drawn at random there: inputs to us
+
+
+def compare(path: Path) -> dict[str, float]:
+    """Relative error of every output and gradient of a file.
+
+    Raises:
+        VtrError: The file is no parity file, its state dict does not load, or it holds an output we don't know.
+    """
+    file = ParityFile(path)
+    build: Callable[[ParityFile], dict[str, Tensor]] = (
+        _multimodal_outputs if "embed" in file.sizes else _encoder_outputs
+    )
+    try:
+        ours = build(file)
+    except (KeyError, RuntimeError, AssertionError) as error:
+        raise VtrError(
+            f"{path}: the model it describes cannot be built ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+    errors = {}
+    for name, theirs in file.part("output").items():
+        if name in _GIVEN:
+            continue
+        if name not in ours:
+            raise VtrError(f"{path}: unknown output {name!r}")
+        errors[name] = relative_error(ours[name], theirs)
+    return errors
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry of `python -m vtr.encoders.parity`."""
+    files = list(sys.argv[1:] if argv is None else argv)
+    if not files or files[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if files else 2
+    worst = 0.0
+    for name in files:
+        try:
+            errors = compare(Path(name))
+        except VtrError as error:
+            print(f"vtr: {error}", file=sys.stderr)
+            return 1
+        print(name)
+        for output, value in errors.items():
+            print(f"  {output:<44}{value:.2e}{'' if value <= LIMIT else '   EXCEEDS 1e-4'}")
+            worst = max(worst, value)
+    print(f"largest relative error {worst:.2e} (limit {LIMIT:.0e})")
+    return 0 if worst <= LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
