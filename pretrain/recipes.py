@@ -173,7 +173,7 @@ def _demo(base: Recipe) -> Recipe:
         ),
         unmasked=Stage(
             **common,
-            steps=1100,
+            steps=1500,
             video_share=0.9,
             vtc=1.0,
             vtm=1.0,
