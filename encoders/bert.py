@@ -6,6 +6,7 @@ Parameter names are Hugging Face's. B batch, L text tokens, V visual tokens, H w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,7 @@ class _Embeddings(nn.Module):
 class _Encoder(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(BertLayer(config, i >= config.fusion_layer) for i in range(config.layers))
+        self.layer: Any = nn.ModuleList(BertLayer(config, i >= config.fusion_layer) for i in range(config.layers))
 
 
 class _Transform(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -177,13 +177,13 @@ class VideoMamba(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side + 1, config.dim))
         if config.temporal:
             self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, config.num_frames // config.tubelet, config.dim))
-        self.layers = nn.ModuleList(Block(config, 0.0) for _ in range(config.depth))
+        self.layers: Any = nn.ModuleList(Block(config, 0.0) for _ in range(config.depth))
         self.set_drop_path(config.drop_path)
         self.norm = RMSNorm(config.dim)
         if config.pool_norm:
             self.pool_norm = nn.LayerNorm(config.dim)
         if config.align_dim:
-            self.clip_decoder = nn.ModuleList(
+            self.clip_decoder: Any = nn.ModuleList(
                 AlignHead(config.dim, config.align_dim) for _ in range(config.align_layers)
             )
         if config.num_classes:
@@ -250,7 +250,8 @@ class VideoMamba(nn.Module):
                     f"mask {tuple(mask.shape)}: expected {tuple(tokens.shape[:2])} (batch, 1 + frames * patches)"
                 )
             tokens = tokens[~mask].view(tokens.shape[0], -1, tokens.shape[2])
-        hidden, residual, drop = None, tokens.float(), 0.0
+        hidden: Any = None
+        residual, drop = tokens.float(), 0.0
         want = self.config.align_layers if self.config.align_dim else 0
         collected = []
         for i, layer in enumerate(self.layers):

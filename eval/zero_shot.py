@@ -60,7 +60,9 @@ def evaluate(model: Any, benchmark: Any, *, top: int = 128, allow_missing: bool 
     kept = [i for i, clip in enumerate(clips) if clip is not None]
     if not kept:
         raise VtrError(f"{benchmark.name}: none of its {benchmark.total} videos can be used")
-    captions, text_truth, video_truth = [], [], []
+    captions: list[str] = []
+    text_truth: list[list[int]] = []
+    video_truth: list[list[int]] = []
     for place, i in enumerate(kept):
         own = benchmark.video_truth[i]
         video_truth.append(list(range(len(captions), len(captions) + len(own))))

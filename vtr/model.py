@@ -101,11 +101,15 @@ class VideoTextModel(nn.Module):
         tokenizer: Its vocabulary must be the text side's.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
         super().__init__()
         if tokenizer is not None and tokenizer.vocab_size > config.text.vocab_size:
             raise VtrError(f"the tokenizer has {tokenizer.vocab_size} words, the model {config.text.vocab_size}")
-        self.config, self.tokenizer = config, tokenizer
+        self.config = config
+        self.tokenizer: Any = tokenizer  # None where only tensors are compared
         self.vision_encoder = VideoMamba(config.video)
         self.text_encoder = Bert(config.text)
         self.vision_proj = nn.Linear(config.video.dim, config.embed_dim)
@@ -134,7 +138,7 @@ class VideoTextModel(nn.Module):
 
     def encode_text(self, texts: Sequence[str] | TokenBatch) -> TextFeatures:
         """Encode captions or ready tokens."""
-        batch = texts if hasattr(texts, "ids") else self.tokenizer(list(texts), self.config.max_text_tokens)  # type: ignore[arg-type]
+        batch = texts if hasattr(texts, "ids") else self.tokenizer(list(texts), self.config.max_text_tokens)
         ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)  # type: ignore[union-attr]
         states = self.text_encoder.encode_text(ids, mask)
         return TextFeatures(F.normalize(self.text_proj(states[:, 0]).float(), dim=-1), states, mask, ids)

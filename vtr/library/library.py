@@ -200,7 +200,9 @@ class Library:
                     "UPDATE videos SET bytes = ?, modified = ? WHERE id = ?", (stat.st_size, stat.st_mtime, known[4])
                 )
             return self._unchanged(known[3], report)
-        reason, spans, vectors = None, [], []
+        reason: str | None = None
+        spans: list[tuple[float, float]] = []
+        vectors: list[np.ndarray] = []
         try:
             spans, vectors = self._embed(file)
         except VtrError as error:
@@ -347,7 +349,7 @@ class Library:
             condition, values = parse_where(where)
             sql = f"SELECT segments.id FROM segments JOIN videos ON videos.id = segments.video WHERE {condition}"
             allowed = np.array([r[0] for r in self.store.db.execute(sql, values)], dtype=np.int64)
-            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBatch(allowed))
+            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBatch(allowed))  # type: ignore[call-arg]
             count = min(count, len(allowed))
         count = min(count, index.ntotal)
         if count == 0:
