@@ -1,0 +1,187 @@
+"""The search library: life cycle, crashes, filters, pages."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import small_model, write_videos
+from vtr.errors import UsageError, VtrError
+from vtr.library import Hit, Library
+from vtr.library.html import write_contact_sheet
+from vtr.library.where import parse_where
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    write_videos(tmp_path / "videos", 3)
+    library = Library.create(tmp_path / "lib", small_model())
+    library.add(tmp_path / "videos")
+    return library
+
+
+def test_added_videos_are_found_best_first_with_the_protocols_similarity(library: Library) -> None:
+    hits = library.search("a red square moves left", k=5)
+    assert len(hits) == 3
+    assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+    model = library.model
+    text = model.encode_text(["a red square moves left"]).embedding
+    frames = library.segment_frames(hits[0].path, 0, 0)
+    expected = float(text[0] @ model.encode_video(frames[None]).embedding[0])
+    assert hits[0].score == pytest.approx(expected, abs=1e-4)
+
+
+def test_adding_again_changes_nothing_and_a_changed_file_is_done_again(library: Library, tmp_path: Path) -> None:
+    before = library.info()
+    assert library.add(tmp_path / "videos").unchanged == 3
+    assert library.info() == before
+    (tmp_path / "videos" / "clip0.mp4").write_bytes((tmp_path / "videos" / "clip1.mp4").read_bytes() + b"\0")
+    report = library.add(tmp_path / "videos")
+    assert (report.added, report.unchanged) == (1, 2)
+    assert library.info()["segments"] == 3
+
+
+def test_a_touched_file_is_not_embedded_again(library: Library, tmp_path: Path) -> None:
+    os.utime(tmp_path / "videos" / "clip0.mp4", (1, 1))
+    assert library.add(tmp_path / "videos").unchanged == 3
+
+
+def test_long_videos_become_overlapping_windows(tmp_path: Path) -> None:
+    write_videos(tmp_path / "v", 1, frames=30)  # 3.75 s
+    library = Library.create(tmp_path / "lib", small_model(), window=2.0, stride=1.0)
+    library.add(tmp_path / "v")
+    moments = library.search("a dog runs", k=10, all_moments=True)
+    assert len(moments) >= 3
+    assert all(0 <= m.start < m.end <= 3.8 for m in moments)
+    assert len(library.search("a dog runs", k=10)) == 1
+
+
+def test_unreadable_files_are_listed_and_the_rest_goes_in(tmp_path: Path) -> None:
+    write_videos(tmp_path / "v", 1)
+    (tmp_path / "v" / "page.mp4").write_text("<html>404</html>")
+    (tmp_path / "v" / "empty.mkv").write_bytes(b"")
+    library = Library.create(tmp_path / "lib", small_model())
+    report = library.add(tmp_path / "v")
+    assert report.added == 1
+    assert report.failed is not None
+    assert len(report.failed) == 2
+    assert all("\n" not in line for line in report.failed)
+    assert len(library.info()["unreadable"]) == 2
+
+
+def test_removed_videos_are_never_found_again(library: Library, tmp_path: Path) -> None:
+    library.remove([tmp_path / "videos" / "clip1.mp4"])
+    assert all("clip1" not in h.path for h in library.search("a dog runs"))
+    with pytest.raises(VtrError, match="not in"):
+        library.remove([tmp_path / "videos" / "clip1.mp4"])
+
+
+def test_a_crash_between_vectors_and_database_loses_nothing_else(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_videos(tmp_path / "more", 5)
+    real = library.store.append
+
+    def killed(vectors: np.ndarray) -> int:
+        real(vectors)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(library.store, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        library.add(tmp_path / "more")
+    again = Library.open(tmp_path / "lib", small_model())
+    assert again.info()["segments"] == 3
+    assert again.add(tmp_path / "more").added == 5
+    rows = [r[0] for r in again.store.db.execute("SELECT row FROM segments ORDER BY row")]
+    assert rows == list(range(8))
+    assert again.store.vectors().shape[0] == 8
+
+
+def test_the_index_is_rebuilt_when_it_is_gone_or_behind(library: Library, tmp_path: Path) -> None:
+    expected = library.search("a dog runs")
+    (tmp_path / "lib" / "index.faiss").unlink()
+    assert Library.open(tmp_path / "lib", small_model()).search("a dog runs") == expected
+
+
+def test_another_model_is_refused_in_one_line(library: Library, tmp_path: Path) -> None:
+    with pytest.raises(VtrError, match="another model") as error:
+        Library.open(tmp_path / "lib", small_model(seed=1))
+    assert "\n" not in str(error.value)
+
+
+def test_a_second_writer_is_told_to_wait(library: Library, tmp_path: Path) -> None:
+    other = Library.open(tmp_path / "lib", small_model())
+    with library.store.writing(), pytest.raises(VtrError, match="another process"):
+        other.add(tmp_path / "videos")
+
+
+def test_filters_run_before_the_search(library: Library) -> None:
+    hits = library.search("a dog runs", k=1, where='path ~ "CLIP2" and duration < 10')
+    assert [Path(h.path).name for h in hits] == ["clip2.mp4"]
+    assert library.search("a dog runs", where="duration > 100") == []
+    assert len(library.search("a dog runs", where='not (path ~ "clip2" or path ~ "clip1")')) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1=1",
+        "path ~",
+        "dur < 3",
+        "duration < 3 or",
+        "(duration < 3",
+        "duration < 3; drop table videos",
+        "path = __import__",
+    ],
+)
+def test_a_bad_filter_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_where(text)
+
+
+def test_a_filters_values_are_parameters_never_sql() -> None:
+    condition, values = parse_where('path = "x\' OR 1=1 --"')
+    assert "OR" not in condition
+    assert values == ["x' OR 1=1 --"]
+
+
+def test_an_empty_query_is_refused(library: Library) -> None:
+    with pytest.raises(UsageError, match="empty query"):
+        library.search("  ")
+
+
+def test_a_file_that_has_gone_cannot_be_reranked_and_comes_last(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "videos" / "clip0.mp4").unlink()
+    hits = library.search("a dog runs", rerank=3)
+    assert [h.reranked for h in hits] == [True, True, False]
+    assert Path(hits[-1].path).name == "clip0.mp4"
+
+
+def test_the_page_escapes_what_it_shows_and_needs_no_other_file(library: Library, tmp_path: Path) -> None:
+    page = tmp_path / "hits.html"
+    bad = Hit(score=1, path="/x/<script>alert(1)</script>'.mp4", start=0, end=1, duration=1, segment=1)
+    write_contact_sheet(page, [("<b>query", [*library.search("a dog runs"), bad])], library)
+    text = page.read_text()
+    assert "<script" not in text
+    assert "<b>query" not in text
+    assert text.count("data:image/jpeg;base64,") == 9
+    assert "http" not in text
+
+
+def test_a_folder_that_is_no_library_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine.txt").write_text("keep")
+    with pytest.raises(VtrError, match="not a library"):
+        Library.open(tmp_path / "x")
+    with pytest.raises(VtrError, match="not empty"):
+        Library.create(tmp_path / "x", small_model())
+
+
+def test_settings_on_disk_name_the_model_and_windows(library: Library, tmp_path: Path) -> None:
+    values = json.loads((tmp_path / "lib" / "library.json").read_text())
+    assert values["fingerprint"] == small_model().fingerprint()
+    assert (values["window"], values["stride"]) == (8.0, 4.0)
