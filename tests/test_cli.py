@@ -40,7 +40,8 @@ def test_from_files_to_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["search", lib, "a dog", "-k", "2", "--html", str(page), "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 2
-    assert set(rows[0]) == {"score", "path", "start", "end", "duration", "segment"}
+    assert set(rows[0]) >= {"score", "path", "start", "end", "duration", "segment"}
+    assert [row["rank"] for row in rows] == [1, 2]
     assert page.stat().st_size > 1000
     assert main(["index", "info", lib, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["videos"] == 3
