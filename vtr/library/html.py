@@ -25,7 +25,7 @@ ol{list-style:none;margin:0;padding:0;display:grid;gap:1rem;grid-template-column
 li{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
 a{color:inherit;text-decoration:none;display:block}a:hover b,a:focus-visible b{text-decoration:underline}
 a:focus-visible{outline:3px solid #3b82f6;outline-offset:-3px}.strip{display:grid;grid-template-columns:repeat(3,1fr);gap:1px;background:var(--line)}
-.strip img{width:100%;height:100%;aspect-ratio:4/3;object-fit:cover;display:block}.strip p{grid-column:1/-1;margin:0;padding:2rem 1rem;background:var(--card);color:var(--soft);text-align:center}
+.strip img{width:100%;height:100%;aspect-ratio:4/3;object-fit:contain;display:block}.strip p{grid-column:1/-1;margin:0;padding:2rem 1rem;background:var(--card);color:var(--soft);text-align:center}
 .text{padding:.6rem .8rem .7rem}b{display:block;font-weight:600;overflow-wrap:anywhere}.row{display:flex;justify-content:space-between;color:var(--soft);font-size:.87rem;font-variant-numeric:tabular-nums}
 .none{color:var(--soft)}
 """

@@ -25,7 +25,7 @@ def build(vectors: np.ndarray, ids: np.ndarray, *, exact_up_to: int = EXACT_UP_T
     count, width = vectors.shape
     data = np.ascontiguousarray(vectors, dtype=np.float32)
     if count <= exact_up_to:
-        index = faiss.IndexIDMap2(faiss.IndexFlatIP(width))
+        index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(width))
         if count:
             index.add_with_ids(data, ids)
         return index, {"type": "flat", "recall_at_10": 1.0}
@@ -82,15 +82,15 @@ def nearest(index: Any, vector: np.ndarray, count: int, allowed: np.ndarray | No
     count = min(count, index.ntotal if allowed is None else len(allowed))
     if count == 0:
         return np.zeros(0, np.float32), np.zeros(0, np.int64)
-    parameters = None
+    parameters: Any = None
     if allowed is not None:
         chosen = faiss.IDSelectorBatch(allowed)
         if isinstance(index, faiss.IndexIVF):
             # Few of the allowed ones may lie in the nearest lists: the rarer they are, the more lists are looked at.
             probes = min(index.nlist, int(index.nprobe * max(1.0, index.ntotal / max(len(allowed), 1))))
-            parameters = faiss.SearchParametersIVF(sel=chosen, nprobe=probes)
+            parameters = faiss.SearchParametersIVF(sel=chosen, nprobe=probes)  # type: ignore[call-arg]
         else:
-            parameters = faiss.SearchParameters(sel=chosen)
+            parameters = faiss.SearchParameters(sel=chosen)  # type: ignore[call-arg]
     scores, ids = index.search(np.ascontiguousarray(vector, np.float32), count, params=parameters)
     real = ids[0] >= 0
     return scores[0][real], ids[0][real]
