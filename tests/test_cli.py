@@ -51,7 +51,7 @@ def test_from_files_to_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("words", "code", "says"),
     [
         (["search", "{tmp}/none", "a dog"], 1, "not a library"),
-        (["index", "build", "{tmp}/none", "--model", "{tmp}/none", "--out", "{tmp}/l"], 1, "no such folder"),
+        (["index", "build", "{tmp}/none", "--model", "{tmp}/none", "--out", "{tmp}/l"], 1, "no such file or folder"),
         (["index", "add", "{tmp}/none", "x"], 1, "not a library"),
     ],
 )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
+import re
 import sys
+from typing import Any
 
-from vtr.errors import VtrError, unknown_name
+from vtr.errors import UsageError, VtrError, unknown_name
 
 VERBS = {
     "shards build": ("vtr.data.commands", "videos or images and captions into WebDataset shards"),
@@ -47,34 +51,59 @@ def run(words: list[str]) -> int:
 
         print(f"vtr {vtr.__version__}")
         return 0
-    verb, rest = words[0], words[1:]
+    verb, rest = words[0].replace("_", "-"), words[1:]
     if verb not in VERBS:
-        pair = " ".join(words[:2])
+        groups = [v for v in VERBS if v.split()[0] == verb]
+        if groups and (not rest or rest[0] in ("-h", "--help")):
+            print("\n".join(f"vtr {v:<16}{VERBS[v][1]}" for v in groups))
+            return 0 if rest else 2
+        pair = " ".join([verb, *rest[:1]])
         if pair not in VERBS:
-            groups = [v for v in VERBS if v.split()[0] == verb]
-            if groups and (not rest or rest[0] in ("-h", "--help")):
-                print("\n".join(f"vtr {v:<16}{VERBS[v][1]}" for v in groups))
-                return 0 if rest else 2
-            raise unknown_name("verb", pair if groups else verb, groups or VERBS)
-        verb, rest = pair, words[2:]
-    settings_type, function = importlib.import_module(VERBS[verb][0]).COMMANDS[verb]
+            raise unknown_name("verb", pair if groups else words[0], groups or VERBS)
+        verb, rest = pair, rest[1:]
+    module = importlib.import_module(VERBS[verb][0])
+    settings_type, function = module.COMMANDS[verb]
+    return function(_parsed(settings_type, rest, f"vtr {verb}"))
+
+
+def _parsed(settings_type: Any, words: list[str], program: str) -> Any:
+    """The settings that flags describe; wrong flags become one line instead of tyro's box."""
     import tyro
 
-    return function(tyro.cli(settings_type, args=rest, prog=f"vtr {verb}"))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(settings_type, args=words, prog=program, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        lines = [line for line in said.getvalue().splitlines() if "\u256d" not in line]  # without the box's title
+        text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", "\n".join(lines))
+        raise UsageError(" ".join(text.split())) from None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry of the `vtr` command."""
+    """Entry of the `vtr` command.
+
+    Returns:
+        0 done, 1 failed, 2 bad usage, 130 stopped by Ctrl-C, 141 the reader of the output has gone.
+    """
+    # A terminal or pipe that is not UTF-8 gets escapes instead of a crash.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return run(list(sys.argv[1:] if argv is None else argv))
+        code = run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except VtrError as error:
-        print(f"vtr: {error}", file=sys.stderr)
+        print(f"vtr: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("vtr: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (head, less) has gone; nothing more can be said on stdout.
+        # The reader (head, less) has gone; nothing more can be said on stdout, also not when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,13 @@ PACKAGES = (
     "torch", "torchvision", "transformers", "tokenizers", "open_clip_torch", "accelerate", "webdataset", "decord", "av",
     "faiss-cpu", "faiss-gpu", "safetensors", "tyro", "cuda-core", "mamba-ssm",
 )  # fmt: skip
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,32 +34,29 @@ def examine() -> dict[str, Any]:
     """Everything the report says."""
     import torch
 
+    import vtr
     from vtr.kernels.bimamba import backend_info
 
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
+    versions = {name: _version(name) for name in PACKAGES}
     notes = []
     if versions["faiss-cpu"] and versions["faiss-gpu"]:
         notes.append("faiss-cpu and faiss-gpu are both installed and overwrite each other: uninstall one")
-    spec = importlib.util.find_spec("kernels")
-    if spec is not None and spec.origin and "vtr" not in str(spec.origin):
-        notes.append("a package named `kernels` is installed; vtr's is vtr.kernels, they do not meet")
+    if _version("kernels"):
+        notes.append("a package named `kernels` is installed; vtr's is vtr.kernels, the two never meet")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = None
     if Path("/proc/meminfo").is_file():
         memory = round(int(Path("/proc/meminfo").read_text().split()[1]) / 2**20, 1)
     return {
+        "vtr": vtr.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": versions,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "memory_gib": memory,
         "gpu": gpu,
-        "bimamba": [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in backend_info()],
+        "bimamba": [asdict(row) for row in backend_info()],
         "notes": notes,
     }
 
@@ -64,15 +67,16 @@ def run(settings: DoctorSettings) -> int:
     if settings.json:
         print(json.dumps(report, default=str))
         return 0
-    print(
-        f"python {report['python']}, {report['cores']} cores, torch uses {report['threads']}, {report['memory_gib']} GiB"
-    )
-    print(f"gpu: {report['gpu'] or 'none'}")
+    memory = f", {report['memory_gib']} GiB memory" if report["memory_gib"] else ""
+    print(f"vtr {report['vtr']}, python {report['python']} on {report['system']}")
+    print(f"{report['cores']} cores, torch uses {report['threads']} threads{memory}, GPU: {report['gpu'] or 'none'}")
+    print("\npackages:")
     for name, version in report["packages"].items():
         print(f"  {name:<18}{version or 'not installed'}")
-    print("bimamba:")
+    print("\nbackends of the kernel bimamba, in order of preference:")
     for row in report["bimamba"]:
-        print("  " + (", ".join(f"{k} {v}" for k, v in row.items()) if isinstance(row, dict) else str(row)))
+        used = f"; used for {row['chosen_for']}" if row["chosen_for"] else ""
+        print(f"  {row['name']:<8}{'yes' if row['available'] else 'no':<5}{row['reason']}{used}")
     for note in report["notes"]:
         print(f"note: {note}")
     return 0

@@ -31,7 +31,7 @@ def test_added_videos_are_found_best_first_with_the_protocols_similarity(library
     model = library.model
     text = model.encode_text(["a red square moves left"]).embedding
     frames = library.segment_frames(hits[0].path, 0, 0)
-    expected = float(text[0] @ model.encode_video(frames[None]).embedding[0])
+    expected = float((text[0] @ model.encode_video(frames[None]).embedding[0]).detach())
     assert hits[0].score == pytest.approx(expected, abs=1e-4)
 
 
@@ -185,3 +185,74 @@ def test_settings_on_disk_name_the_model_and_windows(library: Library, tmp_path:
     values = json.loads((tmp_path / "lib" / "library.json").read_text())
     assert values["fingerprint"] == small_model().fingerprint()
     assert (values["window"], values["stride"]) == (8.0, 4.0)
+
+
+def test_a_folder_is_removed_with_all_that_is_in_it_and_nothing_more(tmp_path: Path) -> None:
+    write_videos(tmp_path / "a", 2)
+    write_videos(tmp_path / "ab", 1)
+    library = Library.create(tmp_path / "lib", small_model())
+    library.add([tmp_path / "a", tmp_path / "ab"])
+    assert library.remove([tmp_path / "a"]) == 2
+    assert [Path(h.path).parent.name for h in library.search("a dog runs")] == ["ab"]
+
+
+def test_a_library_in_a_read_only_place_can_be_searched(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = library.search("a dog runs")
+    library.close()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and real(path, mode))
+    with Library.open(library.path, small_model()) as again:
+        assert again.search("a dog runs") == expected
+        with pytest.raises(VtrError, match="cannot be written") as error:
+            again.remove([expected[0].path])
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file_or_has_no_utf8_name_is_listed_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    os.mkfifo(tmp_path / "v" / "pipe.mp4")
+    (tmp_path / "v" / "dangling.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    Path(os.fsdecode(os.fsencode(tmp_path / "v") + b"/bad\xff.mp4")).write_bytes(b"x")
+    (tmp_path / "v" / "two\nlines.mp4").write_bytes(b"x")
+    library = Library.create(tmp_path / "lib", small_model())
+    failed = library.add(tmp_path / "v").failed
+    assert len(failed) == 4
+    assert all("\n" not in line and line.isprintable() for line in failed)
+    write_videos(tmp_path / "v", 1)
+    (tmp_path / "v" / "dangling.mp4").unlink()
+    (tmp_path / "v" / "clip0.mp4").rename(tmp_path / "v" / "dangling.mp4")
+    assert library.add(tmp_path / "v").added == 1  # mended since
+
+
+def test_windows_are_fixed_with_the_first_video(tmp_path: Path) -> None:
+    write_videos(tmp_path / "v", 1, frames=30)
+    library = Library.create(tmp_path / "lib", small_model())
+    library.add(tmp_path / "v", window=2.0, stride=1.0)
+    assert Library.open(tmp_path / "lib").info()["segments"] == 3
+    with pytest.raises(VtrError, match="windows of 2 s every 1 s"):
+        library.add(tmp_path / "v", window=4.0)
+    with pytest.raises(UsageError, match="positive"):
+        library.add(tmp_path / "v", window=0.0)
+
+
+def test_many_moments_of_one_video_do_not_hide_the_others(tmp_path: Path) -> None:
+    write_videos(tmp_path / "v", 4)
+    write_videos(tmp_path / "long", 1, frames=120)
+    library = Library.create(tmp_path / "lib", small_model(), window=1.0, stride=0.25)
+    library.add([tmp_path / "v", tmp_path / "long"])
+    hits = library.search("a dog runs", k=5)
+    assert len({h.path for h in hits}) == 5
+    assert [h.rank for h in hits] == [1, 2, 3, 4, 5]
+
+
+def test_reranked_moments_come_first_by_the_combined_score(library: Library) -> None:
+    from vtr.model import combined_scores
+
+    hits = library.search("a dog runs", rerank=2)
+    assert [h.reranked for h in hits] == [True, True, False]
+    model, best = library.model, hits[0]
+    text = model.encode_text(["a dog runs"])
+    video = model.encode_video(library.segment_frames(best.path, best.start, best.end)[None])
+    logits = model.match(text.tokens, text.mask, video.tokens)
+    expected = combined_scores((text.embedding @ video.embedding.T)[0], logits, float(model.temp.detach()))
+    assert best.score == pytest.approx(float(expected[0].detach()), abs=1e-3)

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from vtr.errors import UsageError, VtrError
+from vtr.library.files import find_media, shown
 from vtr.library.library import AddReport, Library, hit_dict
 
 
@@ -35,14 +37,18 @@ class AddSettings:
 
     library: tyro.conf.Positional[Path]
     paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders and files."""
+    model: str | None = None
+    """The library's model, where it has moved since."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveSettings:
-    """Forget videos."""
+    """Forget videos; the files themselves stay."""
 
     library: tyro.conf.Positional[Path]
     paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Files, or folders for all that is in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +77,30 @@ class SearchSettings:
     """Write a page with thumbnails."""
     json: bool = False
     """One JSON object a line."""
+    model: str | None = None
+    """The library's model, where it has moved since."""
 
 
 def build(settings: BuildSettings) -> int:
     """`vtr index build`."""
+    _need(settings.paths)
+    find_media(settings.paths)  # a wrong path is said before the model is loaded
     library = Library.create(settings.out, settings.model, window=settings.window, stride=settings.stride)
     return _report(library.add(settings.paths), library)
 
 
 def add(settings: AddSettings) -> int:
     """`vtr index add`."""
-    library = Library.open(settings.library)
+    _need(settings.paths)
+    library = Library.open(settings.library, settings.model)
     return _report(library.add(settings.paths), library)
 
 
 def remove(settings: RemoveSettings) -> int:
     """`vtr index remove`."""
+    _need(settings.paths)
     count = Library.open(settings.library).remove(settings.paths)
-    print(f"removed {count}", file=sys.stderr)
+    print(f"{settings.library}: {count} removed", file=sys.stderr)
     return 0
 
 
@@ -98,46 +110,64 @@ def info(settings: InfoSettings) -> int:
     if settings.json:
         print(json.dumps(values))
         return 0
-    for key, value in values.items():
-        if key != "unreadable":
-            print(f"{key:<12} {value}")
+    index = values["index"]
+    rows = {
+        "library": values["path"],
+        "model": f"{values['model'] or 'not stored'} ({values['fingerprint'][:12]})",
+        "videos": f"{values['videos']}, {values['seconds'] / 60:.1f} minutes",
+        "segments": f"{values['segments']}, {values['window']:g} s every {values['stride']:g} s, "
+        f"{values['frames']} frames each",
+        "index": f"{index['type']}, recall@10 {index['recall_at_10']:g}" if index else "not made yet",
+        "unreadable": len(values["unreadable"]),
+    }
+    for key, value in rows.items():
+        print(f"{key:<12}{value}")
     for line in values["unreadable"]:
-        print(f"unreadable   {line}")
+        print(f"  {line}")
     return 0
 
 
 def search(settings: SearchSettings) -> int:
     """`vtr search`."""
-    library = Library.open(settings.library)
+    if settings.html is not None and not settings.html.absolute().parent.is_dir():
+        raise VtrError(f"--html {settings.html}: the folder {settings.html.parent} does not exist")
+    library = Library.open(settings.library, settings.model)
     hits = library.search(
         settings.text, settings.k, rerank=settings.rerank, where=settings.where, all_moments=settings.all_moments
     )
-    for hit in hits:
-        print(
-            json.dumps(hit_dict(hit))
-            if settings.json
-            else f"{hit.score:8.3f}  {hit.start:7.1f}-{hit.end:.1f}s  {hit.path}"
-        )
-    if not hits:
-        print("nothing found", file=sys.stderr)
     if settings.html is not None:
         from vtr.library.html import write_contact_sheet
 
         write_contact_sheet(settings.html, [(settings.text, hits)], library)
         print(f"page: {settings.html}", file=sys.stderr)
+    if settings.json:
+        for hit in hits:
+            print(json.dumps(hit_dict(hit)))
+        return 0
+    times = [f"{hit.start:.1f}-{hit.end:.1f}s" if hit.end > hit.start else "image" for hit in hits]
+    width = max(map(len, times), default=0)
+    for hit, time in zip(hits, times):
+        print(f"{hit.score:7.3f}  {time:>{width}}  {shown(hit.path)}")
+    if not hits:
+        print("nothing found", file=sys.stderr)
     return 0
+
+
+def _need(paths: tuple[Path, ...]) -> None:
+    if not paths:
+        raise UsageError("no paths: name at least one folder or file")
 
 
 def _report(report: AddReport, library: Library) -> int:
-    failed = report.failed or []
-    for line in failed:
+    for line in report.failed:
         print(f"unreadable: {line}", file=sys.stderr)
     print(
         f"{library.path}: {report.added} added ({report.segments} segments), {report.unchanged} unchanged, "
-        f"{len(failed)} unreadable",
+        f"{len(report.failed)} unreadable",
         file=sys.stderr,
     )
-    return 0
+    nothing = report.failed and not report.added and not report.unchanged
+    return 1 if nothing else 0
 
 
 COMMANDS: dict[str, tuple[Any, Any]] = {

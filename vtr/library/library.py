@@ -152,6 +152,16 @@ class Library:
             library._accept(model)
         return library
 
+    def close(self) -> None:
+        """Let go of the database; the library cannot be used afterwards."""
+        self.store.db.close()
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _accept(self, model: Any) -> None:
         own, given = self.settings["fingerprint"], model.fingerprint()
         if own != given:
@@ -254,7 +264,7 @@ class Library:
         spans: list[tuple[float, float]] = []
         vectors: list[np.ndarray] = []
         try:
-            spans, vectors = self._embed(file)
+            spans, vectors = self._embed(Path(name))
         except VtrError as error:
             reason = str(error)
         self._record(name, known, seen, spans, vectors, reason, report)

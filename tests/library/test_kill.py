@@ -1,0 +1,137 @@
+"""kill -9 at any moment of an `add`: the next call goes on; nothing is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import small_model, write_videos
+from vtr.errors import VtrError
+from vtr.library import Library
+from vtr.library import index as indexes
+
+# The process kills itself at a chosen call of a chosen function: before or after it has done its work.
+_VICTIM = """
+import os, signal, sys
+from pathlib import Path
+from tests.helpers import small_model
+from vtr.library import Library, index
+from vtr.library.store import Store
+place, when, count, lib, videos = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
+owner, name = {"append": (Store, "append"), "count": (Store, "_count"), "write": (index, "write"),
+               "settings": (Library, "_write_settings")}[place]
+real, calls = getattr(owner, name), [0]
+library = Library.open(lib, small_model())
+def killed(*words):
+    calls[0] += 1
+    if calls[0] == count and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    out = real(*words)
+    if calls[0] == count and when == "after":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return out
+setattr(owner, name, killed)
+library.add(videos)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "when", "count", "kept"),
+    [
+        ("append", "before", 1, 2),
+        ("append", "after", 1, 2),
+        ("append", "after", 3, 4),
+        ("count", "before", 4, 3),
+        ("write", "before", 1, 5),
+        ("write", "after", 1, 5),
+        ("settings", "after", 1, 5),
+    ],
+)
+def test_a_killed_add_goes_on_with_nothing_lost_and_nothing_twice(
+    tmp_path: Path, repo: Path, place: str, when: str, count: int, kept: int
+) -> None:
+    clips = write_videos(tmp_path / "source", 5)
+    (tmp_path / "videos").mkdir()
+    for clip in clips:
+        if clip is clips[2]:  # two are in the library before the accident
+            with Library.create(tmp_path / "lib", small_model()) as library:
+                library.add(tmp_path / "videos")
+        clip.rename(tmp_path / "videos" / clip.name)
+    done = subprocess.run(
+        [sys.executable, "-c", _VICTIM, place, when, str(count), str(tmp_path / "lib"), str(tmp_path / "videos")],
+        cwd=repo,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    again = Library.open(tmp_path / "lib", small_model())
+    assert again.info()["segments"] == kept
+    assert len(again.search("a dog runs")) == kept  # a reader sees what was committed, whatever index.faiss holds
+    report = again.add(tmp_path / "videos")
+    assert (report.added, report.unchanged) == (5 - kept, kept)
+    rows = [r[0] for r in again.store.db.execute("SELECT row FROM segments ORDER BY row")]
+    assert len(set(rows)) == 5
+    fresh = Library.create(tmp_path / "fresh", small_model())
+    fresh.add(tmp_path / "videos")
+    expected = [(h.path, round(h.score, 5)) for h in fresh.search("a dog runs")]
+    assert [(h.path, round(h.score, 5)) for h in again.search("a dog runs")] == expected
+    stored = indexes.read(tmp_path / "lib" / "index.faiss")
+    assert stored is not None
+    assert stored.ntotal == 5
+
+
+def test_rows_are_never_given_out_again_so_a_readers_map_stays_valid(tmp_path: Path) -> None:
+    write_videos(tmp_path / "videos", 2)
+    library = Library.create(tmp_path / "lib", small_model())
+    library.add(tmp_path / "videos")
+    held = library.store.vectors()
+    before = held.copy()
+    library.remove([tmp_path / "videos"])
+    assert library.search("a dog runs") == []
+    library.add(tmp_path / "videos" / "clip0.mp4")
+    np.testing.assert_array_equal(held, before)
+    assert library.store.rows() == 3
+
+
+def test_an_index_of_equal_size_but_an_older_generation_is_not_used(tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "videos", 3)
+    library = Library.create(tmp_path / "lib", small_model())
+    library.add(videos[:2])
+    old = (tmp_path / "lib" / "index.faiss").read_bytes(), (tmp_path / "lib" / "library.json").read_text()
+    library.remove([videos[0]])
+    library.add(videos[2])
+    (tmp_path / "lib" / "index.faiss").write_bytes(old[0])  # as a kill before the index was written leaves it
+    (tmp_path / "lib" / "library.json").write_text(old[1])
+    hits = Library.open(tmp_path / "lib", small_model()).search("a dog runs")
+    assert {Path(h.path).name for h in hits} == {"clip1.mp4", "clip2.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("library.json", b"{", "library.json cannot be read"),
+        ("library.json", b'{"format": 1}', "lacks"),
+        ("library.db", b"junk" * 2000, "cannot be opened"),
+        ("library.db", None, "library.db is missing"),
+        ("embeddings.f32", b"short", "shorter than library.db says"),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
+    write_videos(tmp_path / "videos", 1)
+    with Library.create(tmp_path / "lib", small_model()) as library:
+        library.add(tmp_path / "videos")
+    (tmp_path / "lib" / "index.faiss").unlink()
+    if content is None:
+        (tmp_path / "lib" / name).unlink()
+    else:
+        (tmp_path / "lib" / name).write_bytes(content)
+    with pytest.raises(VtrError, match=says) as error:
+        Library.open(tmp_path / "lib", small_model()).search("a dog runs")
+    assert "\n" not in str(error.value)
