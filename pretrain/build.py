@@ -29,7 +29,7 @@ def prepare_corpus(
     return load_corpus(name, data_root)
 
 
-def build_model(size: str, corpus: str, data_root: Path, recipe_name: str, settings: Recipe) -> Any:
+def build_model(size: str, corpus: Any, data_root: Path, recipe_name: str) -> Any:
     """An untrained `VideoTextModel` of a named size, with its tokenizer.
 
     The sizes of the paper start their text side from bert-base-uncased; `demo` is what two CPU cores train in minutes,
@@ -43,11 +43,14 @@ def build_model(size: str, corpus: str, data_root: Path, recipe_name: str, setti
     if size not in MODELS:
         raise unknown_name("model", size, MODELS)
     if size == "demo":
-        if corpus != "demo":
-            raise VtrError("--model demo is sized for --corpus demo; use tiny, small, middle or base for other corpora")
-        from vtr.data.demo import demo_texts
+        # The text side starts from scratch, with a vocabulary made of the corpus's own captions.
+        if corpus.name == "demo":
+            from vtr.data.demo import demo_texts
 
-        tokenizer = Tokenizer.train(demo_texts(data_root / "demo"), 600)
+            captions = demo_texts(data_root / "demo")
+        else:
+            captions = _captions(corpus, 100_000)
+        tokenizer = Tokenizer.train(captions, 600 if corpus.name == "demo" else 8000)
         video = VideoMambaConfig(
             image_size=64,
             patch_size=16,
@@ -88,6 +91,20 @@ def build_model(size: str, corpus: str, data_root: Path, recipe_name: str, setti
     return model
 
 
+def _captions(corpus: Any, most: int) -> list[str]:
+    """Up to `most` captions of a corpus, from its first shards."""
+    from vtr.data.shards import iterate_samples
+    from vtr.data.text import clean_caption
+
+    found: list[str] = []
+    for member in corpus.members:
+        for shard in member.shards:
+            found += [clean_caption(sample.caption) for sample in iterate_samples(shard) if sample.caption]
+            if len(found) >= most:
+                return found[:most]
+    return found
+
+
 def _hub_file(repository: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
@@ -118,7 +135,7 @@ def _load_bert(model: Any, path: Path) -> None:
 
 
 def warm_up(model: Any, recipe: Recipe) -> None:
-    """The text warm-up on the demo's grammar (no-op where the recipe asks for none)."""
+    """The text warm-up on the demo's grammar (no-op where the recipe asks for none, as outside the demo)."""
     if recipe.warmup.steps == 0:
         return
     from vtr.data.demo import warmup_triples

@@ -37,7 +37,7 @@ class RunSettings:
     stage: str | None = None
     """Only this stage: masked, multimodal or unmasked."""
     model: str | None = None
-    """tiny, small, middle (default; the paper's) or base; the demo has its own size."""
+    """tiny, small, middle (default; the paper's), base, or demo: 64 pixels, text side from scratch."""
     recipe: str = "clean"
     """clean (ours) or official (what the released scripts do)."""
     out: Path | None = None
@@ -146,7 +146,7 @@ def train(settings: RunSettings) -> Path:
     )
     set_seed(chosen.seed)
     size = settings.model or ("demo" if settings.corpus == "demo" else "middle")
-    model = build.build_model(size, settings.corpus, settings.data_root, settings.recipe, chosen)
+    model = build.build_model(size, corpus, settings.data_root, settings.recipe)
     resumed = _resume_state(settings, out, stages)
     if settings.init:
         import vtr.model

@@ -76,6 +76,19 @@ def test_two_ranks_on_a_cpu_hold_equal_weights(repo: Path, data_root: Path, tmp_
     assert "2 ranks hold equal weights" in done.stderr
 
 
+@pytest.mark.slow
+def test_a_training_step_reads_real_shards_as_they_are(repo: Path, shared: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "real.toml"
+    shard = shared / "data" / "shards" / "cc12m-train-0000.tar"
+    corpus.write_text(f'[[member]]\nname = "cc12m"\nmedia = "image"\nshards = "{shard}"\n')
+    flags = ("--corpus", corpus, "--model", "demo", "--stage", "unmasked", "--steps", 1, "--log-every", 1)
+    done = pretrain(repo, *flags, "--out", tmp_path / "run", "--set", "streams=4", "batch_size=8")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "run" / "log.jsonl").read_text())
+    assert row["media"] == "image"
+    assert row["vtc"] > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
