@@ -44,11 +44,9 @@ library.add(videos)
 @pytest.mark.parametrize(
     ("place", "when", "count", "kept"),
     [
-        ("append", "before", 1, 2),
         ("append", "after", 1, 2),
         ("append", "after", 3, 4),
         ("count", "before", 4, 3),
-        ("write", "before", 1, 5),
         ("write", "after", 1, 5),
         ("settings", "after", 1, 5),
     ],

@@ -5,28 +5,42 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from vtr.errors import VtrError
+from vtr.library.files import shown
 
 if TYPE_CHECKING:
     from vtr.library.library import Hit, Library
 
 _STYLE = """
-:root{color-scheme:light dark;--back:#f6f6f4;--card:#fff;--ink:#1c1c1a;--soft:#6b6b66;--line:#dddcd6}
-@media(prefers-color-scheme:dark){:root{--back:#161615;--card:#21211f;--ink:#ecebe6;--soft:#9a9992;--line:#34332f}}
-*{box-sizing:border-box}body{margin:0;padding:2rem clamp(1rem,4vw,3rem);background:var(--back);color:var(--ink);
-font:16px/1.45 system-ui,sans-serif}h1{font-size:1rem;font-weight:600;color:var(--soft);margin:0 0 2rem}
-h2{font-size:1.35rem;margin:2.2rem 0 .8rem;overflow-wrap:anywhere}
+:root{color-scheme:light dark;--back:#f5f5f2;--card:#fff;--ink:#1c1c1a;--soft:#66665f;--line:#dddcd5;--hole:#ecebe6}
+@media(prefers-color-scheme:dark){:root{--back:#141413;--card:#1f1f1d;--ink:#ecebe6;--soft:#a09f97;--line:#34332f;
+--hole:#0c0c0b}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:100rem;padding:clamp(1rem,3vw,2.5rem);background:var(--back);color:var(--ink);
+font:16px/1.45 system-ui,sans-serif}
+header{color:var(--soft);font-size:.87rem;overflow-wrap:anywhere}
+section{margin-top:2rem}
+h2{font-size:1.35rem;line-height:1.3;margin:0 0 .9rem;overflow-wrap:anywhere}
 ol{list-style:none;margin:0;padding:0;display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr))}
 li{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
-a{color:inherit;text-decoration:none;display:block}a:hover b,a:focus-visible b{text-decoration:underline}
-a:focus-visible{outline:3px solid #3b82f6;outline-offset:-3px}.strip{display:grid;grid-template-columns:repeat(3,1fr);gap:1px;background:var(--line)}
-.strip img{width:100%;height:100%;aspect-ratio:4/3;object-fit:contain;display:block}.strip p{grid-column:1/-1;margin:0;padding:2rem 1rem;background:var(--card);color:var(--soft);text-align:center}
-.text{padding:.6rem .8rem .7rem}b{display:block;font-weight:600;overflow-wrap:anywhere}.row{display:flex;justify-content:space-between;color:var(--soft);font-size:.87rem;font-variant-numeric:tabular-nums}
+a{color:inherit;text-decoration:none;display:block;height:100%}
+a:hover b,a:focus-visible b{text-decoration:underline}
+a:focus-visible{outline:3px solid #3b82f6;outline-offset:-3px}
+.big,.small img{display:block;width:100%;object-fit:contain;background:var(--hole)}
+.big{aspect-ratio:16/9}
+.small{display:grid;grid-template-columns:1fr 1fr;gap:1px;margin-top:1px}.small img{aspect-ratio:16/9}
+.gone{margin:0;aspect-ratio:16/9;display:grid;place-items:center;padding:1rem;background:var(--hole);color:var(--soft);
+text-align:center}
+.text{padding:.6rem .8rem .75rem}
+b{display:block;font-weight:600;overflow-wrap:anywhere}
+.row{display:flex;justify-content:space-between;gap:1rem;font-variant-numeric:tabular-nums;font-size:.9rem;white-space:nowrap}
+small{display:block;color:var(--soft);font-size:.78rem;line-height:1.35;overflow-wrap:anywhere;margin-top:.15rem}
 .none{color:var(--soft)}
 """
 
@@ -37,61 +51,79 @@ def write_contact_sheet(path: str | Path, answers: Sequence[tuple[str, Sequence[
     Raises:
         VtrError: The file cannot be written.
     """
+    model = library.settings.get("model") or "of no stored path"
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>{html.escape(answers[0][0] if answers else 'vtr')}</title><style>{_STYLE}</style>",
-        f"<h1>{html.escape(library.path.name)}</h1>",
+        "<!doctype html><html lang=en><head><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width,initial-scale=1'>",
+        f"<title>{_text(answers[0][0] if answers else 'no query')} - vtr</title><style>{_STYLE}</style></head><body>",
+        f"<header>{_text(os.path.abspath(library.path))}<br>model {_text(str(model))} "
+        f"({_text(str(library.settings['fingerprint'])[:12])})</header><main>",
     ]
     for query, hits in answers:
-        parts.append(f"<h2>{html.escape(query)}</h2>")
-        if not hits:
-            parts.append("<p class=none>Nothing found.</p>")
-            continue
-        parts.append("<ol>" + "".join(_card(hit) for hit in hits) + "</ol>")
+        cards = "<ol>" + "".join(map(_card, hits)) + "</ol>" if hits else "<p class=none>Nothing found.</p>"
+        parts.append(f"<section><h2>{_text(query)}</h2>{cards}</section>")
+    parts.append("</main></body></html>")
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8")
+        partial.write_text("\n".join(parts) + "\n", encoding="utf-8", errors="backslashreplace")
+        os.replace(partial, path)
     except OSError as error:
         raise VtrError(f"--html {path}: cannot be written ({error.strerror})") from error
 
 
+def _text(text: str) -> str:
+    return html.escape(shown(text), quote=True)
+
+
 def _card(hit: Hit) -> str:
-    link = html.escape(f"file://{quote(hit.path)}#t={hit.start:.2f}", quote=True)
-    frames = (
-        "".join(f"<img alt='' src='{source}'>" for source in _frames(hit)) or "<p>the file cannot be read any more</p>"
-    )
-    time = f"{_clock(hit.start)}\u2013{_clock(hit.end)}" if hit.end > hit.start else "image"
+    still = hit.end <= hit.start
+    link = f"file://{quote(hit.path)}" + ("" if still else f"#t={hit.start:.2f}")
+    frames = _frames(hit)
+    time = "image" if still else f"{_clock(hit.start)} \u2013 {_clock(hit.end)}"
+    if frames:
+        name = _text(f"{Path(hit.path).name}, {time}")
+        pictures = f"<img class=big alt='{name}' src='{frames[0]}'>"
+        if len(frames) > 1:
+            pictures += "<div class=small>" + "".join(f"<img alt='' src='{f}'>" for f in frames[1:]) + "</div>"
+    else:
+        pictures = "<p class=gone>This file can no longer be read.</p>"
+    detail = f"<br>re-ranked, similarity {hit.similarity:.3f}" if hit.reranked else ""
     return (
-        f"<li><a href='{link}'><div class=strip>{frames}</div><div class=text><b>{html.escape(Path(hit.path).name)}</b>"
-        f"<div class=row><span>{time}</span><span>{hit.score:.2f}</span></div></div></a></li>"
+        f"<li><a href='{html.escape(link, quote=True)}'>{pictures}<div class=text>"
+        f"<b>{_text(Path(hit.path).name)}</b><div class=row><span>{time}</span><span>{hit.score:.3f}</span></div>"
+        f"<small>{_text(str(Path(hit.path).parent))}{detail}</small></div></a></li>"
     )
 
 
 def _frames(hit: Hit) -> list[str]:
+    """The middle frame of the moment, then one before and one after it; data: addresses of JPEG pictures."""
     from PIL import Image
 
     from vtr.data.decode import read_frames
     from vtr.data.sampling import middle_frames
 
-    whole = hit.end <= hit.start
+    still = hit.end <= hit.start
     try:
         clip = read_frames(
             Path(hit.path),
             lambda n: middle_frames(n, 3),
-            start=None if whole else hit.start,
-            end=None if whole else hit.end,
+            start=None if still else hit.start,
+            end=None if still else hit.end,
         )
-    except (VtrError, OSError):
+    except (VtrError, OSError, ValueError):
         return []
     sources = []
-    for frame in clip.frames[:3]:
-        image = Image.fromarray(frame)
-        image.thumbnail((320, 320))
+    for place, largest in ((1, 480), (0, 240), (2, 240))[: 1 if still else 3]:
+        image = Image.fromarray(clip.frames[place])
+        image.thumbnail((largest, largest))
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=82)
+        image.save(file, "JPEG", quality=80)
         sources.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
     return sources
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}:{rest:04.1f}"
+    minutes, rest = divmod(round(seconds, 1), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"

@@ -220,7 +220,8 @@ class Library:
         report = AddReport()
         with self.store.writing():
             self._set_windows(window, stride)
-            for file in tqdm(files, desc="index", unit="file", file=sys.stderr, disable=None):
+            often = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file gets few lines
+            for file in tqdm(files, desc="index", unit="file", file=sys.stderr, mininterval=often):
                 self._add_one(file, report)
             self._update_index()
         return report
