@@ -266,7 +266,8 @@ def _collect_by_time(
     at: dict[int, float] = {}
     last = max(wanted)
     for stamp, frame in reader.frames(seek=float(times[min(wanted)])):
-        if stamp is None or reader.errors:
+        if stamp is None or reader.errors or frame.is_corrupt:
+            # Some files lack what the first frames after a seek refer to: decoding from the start is right there.
             break
         index = int(np.argmin(np.abs(times - stamp)))
         if abs(times[index] - stamp) < _CLOSE and index in wanted:
