@@ -36,7 +36,7 @@ typedef int32_t vi __attribute__((vector_size(VW * 4)));
 #define NOINLINE static __attribute__((noinline))
 
 typedef struct {
-    int64_t B, L, E, N, K, row, groups, chunk; /* N: states, a multiple of 16; row: floats between tokens in Bm, Cm */
+    int64_t B, L, E, N, K, row, groups;        /* N: states, a multiple of 16; row: floats between tokens in Bm, Cm */
     const float *xz;                           /* (B, L, 2E): u | z */
     const float *conv_w[2], *conv_b[2];        /* (K, E), (E) */
     float *u[2];                               /* (B, L, E) after conv and SiLU */
@@ -44,7 +44,8 @@ typedef struct {
     const float *Bm[2], *Cm[2];                /* first element of the first token's row */
     const float *A[2];                         /* (N, E), negative */
     const float *D[2], *bias[2];               /* (E) */
-    float *y;                                  /* (B, L, E) */
+    float *y, *ys;                             /* (B, L, E); ys: before the gate, may be NULL in the forward */
+    float *states[2];                          /* what checkpoint() says; may be NULL in the forward */
     const float *gy;                           /* (B, L, E) */
     float *dxz;                                /* (B, L, 2E) */
     float *du[2], *ddt[2];                     /* (B, L, E) */
@@ -273,205 +274,273 @@ int bimamba_conv_backward(job_t *j) {
 
 /* ---- the scan ---- */
 
-/* One direction, sixteen states: the first pass writes y, later ones add to it, the last one applies the gate. */
-INLINE void scan_forward_pass(job_t *j, int64_t b, int64_t e, int64_t s, int n, int rev, int first, int last) {
-    const int64_t L = j->L, E = j->E;
-    const float *u = j->u[rev] + b * L * E + e, *dt = j->dt[rev] + b * L * E + e;
-    const float *Bm = j->Bm[rev] + b * L * j->row + s, *Cm = j->Cm[rev] + b * L * j->row + s;
-    const float *z = j->xz + b * L * 2 * E + E + e;
-    float *y = j->y + b * L * E + e;
-    vf h[NS], A[NS], D = {0}, bias = load(j->bias[rev] + e, n);
-    if (s == 0) D = load(j->D[rev] + e, n);
-    for (int i = 0; i < NS; i++) {
-        h[i] = (vf){0};
-        A[i] = rate(j->A[rev] + (s + i) * E + e, n);
-    }
-    for (int64_t t = 0; t < L; t++) {
-        const int64_t l = rev ? L - 1 - t : t;
-        vf x = load(u + l * E, n), d = softplus(load(dt + l * E, n) + bias, NULL), dx = d * x;
-        vf y0 = D * x, y1 = {0};
-        const float *bl = Bm + l * j->row, *cl = Cm + l * j->row;
+/* The sequence is walked in tiles of TILE tokens by up to SIDE neighbouring channel blocks: what is per token (softplus,
+ * gate) is done for a whole tile first, which leaves the loops over states short of long dependences, and a row of the
+ * tensors is touched as neighbouring cache lines. */
+#define TILE 32
+#define SIDE 4
+int64_t bimamba_tile(void) { return TILE; }
+int64_t bimamba_lanes(void) { return VW; }
+
+INLINE int64_t tiles(const job_t *j) { return (j->L + TILE - 1) / TILE; }
+/* Channel blocks of one work item: many are kinder to the TLB, few give every thread some. */
+INLINE int64_t side_of(const job_t *j) {
+    int64_t n = j->B * blocks(j);
+    return n >= 64 ? SIDE : n >= 16 ? 2 : 1;
+}
+/* The states at the end of tile c of one direction and channel block: N vectors. */
+INLINE float *checkpoint(const job_t *j, int rev, int64_t b, int64_t k, int64_t c) {
+    return j->states[rev] + ((b * blocks(j) + k) * (tiles(j) - 1) + c) * j->N * VW;
+}
+
+/* One tile, sixteen states: adds sum(C h) to y and leaves the last state in h. step: floats to the next token's row. */
+NOINLINE void forward_tile(int count, const vf *d, const vf *dx, vf *y, vf *state, const vf *A, const float *Bm,
+                           const float *Cm, int64_t step) {
+    vf h[NS];
+    for (int i = 0; i < NS; i++) h[i] = state[i];
+    for (int t = 0; t < count; t++) {
+        vf y0 = y[t], y1 = {0}, dt = d[t], in = dx[t];
 #pragma GCC unroll 16
         for (int i = 0; i < NS; i++) {
-            h[i] = exp2_neg(d * A[i]) * h[i] + dx * splat(bl[i]);
-            if (i & 1) y1 += h[i] * splat(cl[i]);
-            else y0 += h[i] * splat(cl[i]);
+            h[i] = exp2_neg(dt * A[i]) * h[i] + in * splat(Bm[i]);
+            if (i & 1) y1 += h[i] * splat(Cm[i]);
+            else y0 += h[i] * splat(Cm[i]);
         }
-        y0 += y1;
-        if (!first) y0 += load(y + l * E, n);
-        if (last) {
-            vf g = load(z + l * 2 * E, n);
-            y0 *= g * sigmoid(g);
-        }
-        store(y + l * E, y0, n);
+        y[t] = y0 + y1;
+        Bm += step;
+        Cm += step;
+    }
+    for (int i = 0; i < NS; i++) state[i] = h[i];
+}
+
+typedef struct {
+    vf d[TILE], dx[TILE], y[TILE];
+} forward_t;
+
+INLINE void forward_begin(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, forward_t *m) {
+    vf bias = load(j->bias[rev] + e, n), D = load(j->D[rev] + e, n);
+    for (int t = 0; t < count; t++) {
+        int64_t l = rev ? j->L - 1 - t0 - t : t0 + t, at = (b * j->L + l) * j->E + e;
+        vf x = load(j->u[rev] + at, n), d = softplus(load(j->dt[rev] + at, n) + bias, NULL);
+        m->d[t] = d;
+        m->dx[t] = d * x;
+        m->y[t] = D * x;
     }
 }
-INLINE void scan_forward_block(job_t *j, int64_t b, int64_t e, int n) {
-    for (int64_t s = 0; s < j->N; s += NS) scan_forward_pass(j, b, e, s, n, 0, s == 0, 0);
-    for (int64_t s = 0; s < j->N; s += NS) scan_forward_pass(j, b, e, s, n, 1, 0, s + NS >= j->N);
+INLINE void forward_end(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, forward_t *m) {
+    for (int t = 0; t < count; t++) {
+        int64_t l = rev ? j->L - 1 - t0 - t : t0 + t, row = b * j->L + l, at = row * j->E + e;
+        if (!rev) {
+            store(j->y + at, m->y[t], n);
+            continue;
+        }
+        vf y = m->y[t] + load(j->y + at, n), z = load(j->xz + row * 2 * j->E + j->E + e, n);
+        if (j->ys) store(j->ys + at, y, n);
+        store(j->y + at, y * z * sigmoid(z), n);
+    }
 }
-NOINLINE void scan_forward_full(job_t *j, int64_t b, int64_t e) { scan_forward_block(j, b, e, VW); }
-NOINLINE void scan_forward_tail(job_t *j, int64_t b, int64_t e, int n) { scan_forward_block(j, b, e, n); }
-
+/* Forward over neighbouring channel blocks k0..k1 of one batch row. mem: SIDE * N states, SIDE * N rates. */
+static void scan_forward_item(const job_t *j, int64_t b, int64_t k0, int64_t k1, vf *mem, forward_t *m) {
+    const int64_t L = j->L, N = j->N;
+    vf *h = mem, *A = mem + SIDE * N;
+    for (int rev = 0; rev < 2; rev++) {
+        for (int64_t k = k0; k < k1; k++)
+            for (int64_t i = 0; i < N; i++) {
+                h[(k - k0) * N + i] = (vf){0};
+                A[(k - k0) * N + i] = rate(j->A[rev] + i * j->E + k * VW, width_of(j, k * VW));
+            }
+        for (int64_t c = 0; c < tiles(j); c++) {
+            const int64_t t0 = c * TILE, l0 = rev ? L - 1 - t0 : t0, at = (b * L + l0) * j->row;
+            const int count = L - t0 < TILE ? (int)(L - t0) : TILE;
+            for (int64_t k = k0; k < k1; k++) {
+                int n = width_of(j, k * VW);
+                if (n == VW) forward_begin(j, b, k * VW, VW, rev, t0, count, m + k - k0);
+                else forward_begin(j, b, k * VW, n, rev, t0, count, m + k - k0);
+            }
+            for (int64_t s = 0; s < N; s += NS)
+                for (int64_t k = k0; k < k1; k++)
+                    forward_tile(count, m[k - k0].d, m[k - k0].dx, m[k - k0].y, h + (k - k0) * N + s,
+                                 A + (k - k0) * N + s, j->Bm[rev] + at + s, j->Cm[rev] + at + s,
+                                 rev ? -j->row : j->row);
+            for (int64_t k = k0; k < k1; k++) {
+                int n = width_of(j, k * VW);
+                if (n == VW) forward_end(j, b, k * VW, VW, rev, t0, count, m + k - k0);
+                else forward_end(j, b, k * VW, n, rev, t0, count, m + k - k0);
+                if (j->states[rev] && c + 1 < tiles(j))
+                    memcpy(checkpoint(j, rev, b, k, c), h + (k - k0) * N, (size_t)N * sizeof(vf));
+            }
+        }
+    }
+}
 int bimamba_scan_forward(job_t *j) {
-    int64_t nb = blocks(j), i;
+    const int64_t nb = blocks(j), side = side_of(j), items = (nb + side - 1) / side;
+    int64_t i;
+    vf *mem = scratch(2 * SIDE * j->N);
+    if (!mem) return 1;
     unsigned old = flush_subnormals();
-    while ((i = take(j)) < j->B * nb) {
-        int64_t e = i % nb * VW;
-        int n = width_of(j, e);
-        if (n == VW) scan_forward_full(j, i / nb, e);
-        else scan_forward_tail(j, i / nb, e, n);
+    forward_t m[SIDE];
+    while ((i = take(j)) < j->B * items) {
+        int64_t k0 = i % items * side;
+        scan_forward_item(j, i / items, k0, k0 + side < nb ? k0 + side : nb, mem, m);
     }
     restore_subnormals(old);
+    free(mem);
     return 0;
 }
 
 typedef struct {
-    vf *gs, *ys;       /* L: the gradient past the gate; the output before the gate */
-    vf *start;         /* chunks x 16: the state at the start of each chunk */
-    vf *a, *h;         /* chunk x 16: decay; state before the step */
-    vf *delta, *slope; /* chunk */
-} tile_t;
+    vf x[TILE], d[TILE], slope[TILE], dx[TILE], gs[TILE]; /* gs: the gradient past the gate */
+    vf from_b[TILE], from_a[TILE];                        /* sums over states */
+} backward_t;
 
-/* One direction, sixteen states. The states are computed again from the start of each chunk, never inverted. */
-INLINE void scan_backward_pass(job_t *j, int64_t b, int64_t e, int64_t s, int n, int rev, int64_t group, int add,
-                               tile_t m) {
-    const int64_t L = j->L, E = j->E, T = j->chunk, chunks = (L + T - 1) / T;
-    const float *u = j->u[rev] + b * L * E + e, *dt = j->dt[rev] + b * L * E + e;
-    const float *Bm = j->Bm[rev] + b * L * j->row + s, *Cm = j->Cm[rev] + b * L * j->row + s;
-    float *du = j->du[rev] + b * L * E + e, *ddt = j->ddt[rev] + b * L * E + e;
-    float *dbc = j->dbc[rev] + (group * j->B + b) * L * 2 * j->N + s;
-    vf h[NS], g[NS], A[NS], dA[NS], D = {0}, dD = {0}, dbias = {0}, bias = load(j->bias[rev] + e, n);
-    if (s == 0) D = load(j->D[rev] + e, n);
-    for (int i = 0; i < NS; i++) {
-        h[i] = dA[i] = (vf){0};
-        g[i] = (vf){0}; /* gradient of the state, already decayed by the step after it */
-        A[i] = rate(j->A[rev] + (s + i) * E + e, n);
-        m.start[i] = (vf){0};
+INLINE void backward_begin(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, backward_t *m) {
+    vf bias = load(j->bias[rev] + e, n);
+    for (int t = 0; t < count; t++) {
+        int64_t l = rev ? j->L - 1 - t0 - t : t0 + t, row = b * j->L + l, at = row * j->E + e, half = row * 2 * j->E + j->E + e;
+        vf x = load(j->u[rev] + at, n), d = softplus(load(j->dt[rev] + at, n) + bias, m->slope + t);
+        vf z = load(j->xz + half, n), q = sigmoid(z), gy = load(j->gy + at, n);
+        m->x[t] = x;
+        m->d[t] = d;
+        m->dx[t] = d * x;
+        m->gs[t] = gy * z * q;
+        m->from_b[t] = m->from_a[t] = (vf){0};
+        if (!rev) store(j->dxz + half, gy * load(j->ys + at, n) * q * (splat(1.f) + z * (splat(1.f) - q)), n);
     }
-    for (int64_t c = 0; c + 1 < chunks; c++) {
-        for (int64_t t = c * T; t < (c + 1) * T; t++) {
-            const int64_t l = rev ? L - 1 - t : t;
-            vf x = load(u + l * E, n), d = softplus(load(dt + l * E, n) + bias, NULL), dx = d * x;
-            const float *bl = Bm + l * j->row;
+}
+/* One tile, sixteen states, forward again from the state at its start: the decays, and the states before each step. */
+NOINLINE void states_tile(int count, const vf *d, const vf *dx, const float *start, const vf *A, const float *Bm,
+                          int64_t step, vf *ka, vf *kh) {
+    vf h[NS];
+    for (int i = 0; i < NS; i++) h[i] = start ? load(start + i * VW, VW) : (vf){0};
+    for (int t = 0; t < count; t++) {
+        vf dt = d[t], in = dx[t];
 #pragma GCC unroll 16
-            for (int i = 0; i < NS; i++) h[i] = exp2_neg(d * A[i]) * h[i] + dx * splat(bl[i]);
+        for (int i = 0; i < NS; i++) {
+            vf a = exp2_neg(dt * A[i]);
+            ka[i] = a;
+            kh[i] = h[i];
+            h[i] = a * h[i] + in * splat(Bm[i]);
         }
-        for (int i = 0; i < NS; i++) m.start[(c + 1) * NS + i] = h[i];
+        Bm += step;
+        ka += NS;
+        kh += NS;
     }
-    for (int64_t c = chunks - 1; c >= 0; c--) {
-        const int64_t t0 = c * T, t1 = t0 + T < L ? t0 + T : L;
-        for (int i = 0; i < NS; i++) h[i] = m.start[c * NS + i];
-        for (int64_t t = t0; t < t1; t++) {
-            const int64_t l = rev ? L - 1 - t : t;
-            vf x = load(u + l * E, n), d = softplus(load(dt + l * E, n) + bias, m.slope + (t - t0)), dx = d * x;
-            vf y0 = D * x, y1 = {0};
-            const float *bl = Bm + l * j->row, *cl = Cm + l * j->row;
-            vf *ka = m.a + (t - t0) * NS, *kh = m.h + (t - t0) * NS;
-            m.delta[t - t0] = d;
+    for (int i = 0; i < NS; i++) kh[i] = h[i];
+}
+/* The same tile from its end. state: gradient of the state, already decayed by the step after it; dA: sums. out: the
+ * sums over channels of the last token's B gradient, those of C follow N floats later. */
+NOINLINE void backward_tile(int count, backward_t *m, const vf *ka, const vf *kh, vf *state, vf *dA, const vf *A,
+                            const float *Bm, const float *Cm, int64_t step, float *out, int64_t out_step, int64_t N,
+                            int add) {
+    vf g[NS];
+    for (int i = 0; i < NS; i++) g[i] = state[i];
+    for (int t = count - 1; t >= 0; t--) {
+        vf d = m->d[t], dy = m->gs[t], dx = m->dx[t], from_b = m->from_b[t], from_a = m->from_a[t], vb[NS], vc[NS];
+        const vf *a = ka + t * NS, *h = kh + t * NS;
 #pragma GCC unroll 16
-            for (int i = 0; i < NS; i++) {
-                vf a = exp2_neg(d * A[i]);
-                ka[i] = a;
-                kh[i] = h[i];
-                h[i] = a * h[i] + dx * splat(bl[i]);
-                if (i & 1) y1 += h[i] * splat(cl[i]);
-                else y0 += h[i] * splat(cl[i]);
-            }
-            m.ys[l] += y0 + y1;
+        for (int i = 0; i < NS; i++) {
+            vf dh = g[i] + dy * splat(Cm[i]);
+            vc[i] = dy * h[NS + i];
+            vb[i] = dx * dh;
+            from_b += dh * splat(Bm[i]);
+            g[i] = dh * a[i];
+            vf w = g[i] * h[i]; /* d/d(delta A) */
+            from_a += w * A[i];
+            dA[i] += w * d;
         }
-        for (int i = 0; i < NS; i++) m.h[(t1 - t0) * NS + i] = h[i];
-        for (int64_t t = t1 - 1; t >= t0; t--) {
-            const int64_t l = rev ? L - 1 - t : t;
-            vf x = load(u + l * E, n), d = m.delta[t - t0], dy = m.gs[l], dx = d * x;
-            vf from_b = {0}, from_a = {0}, vb[NS], vc[NS];
-            const float *bl = Bm + l * j->row, *cl = Cm + l * j->row;
-            const vf *ka = m.a + (t - t0) * NS, *kh = m.h + (t - t0) * NS;
-#pragma GCC unroll 16
-            for (int i = 0; i < NS; i++) {
-                vf dh = g[i] + dy * splat(cl[i]);
-                vc[i] = dy * kh[NS + i];
-                vb[i] = dx * dh;
-                from_b += dh * splat(bl[i]);
-                g[i] = dh * ka[i];
-                vf w = g[i] * kh[i]; /* d/d(delta A) */
-                from_a += w * A[i];
-                dA[i] += w * d;
-            }
-            float *out = dbc + l * 2 * j->N;
 #pragma GCC unroll 4
-            for (int r = 0; r < NS; r += VW) {
-                vf sb = row_sums(vb + r), sc = row_sums(vc + r);
-                if (add) {
-                    sb += load(out + r, VW);
-                    sc += load(out + j->N + r, VW);
+        for (int r = 0; r < NS; r += VW) {
+            vf sb = row_sums(vb + r), sc = row_sums(vc + r);
+            if (add) {
+                sb += load(out + r, VW);
+                sc += load(out + N + r, VW);
+            }
+            store(out + r, sb, VW);
+            store(out + N + r, sc, VW);
+        }
+        m->from_b[t] = from_b;
+        m->from_a[t] = from_a;
+        Bm -= step;
+        Cm -= step;
+        out -= out_step;
+    }
+    for (int i = 0; i < NS; i++) state[i] = g[i];
+}
+INLINE void backward_end(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, backward_t *m,
+                         vf *sums) {
+    vf D = load(j->D[rev] + e, n), dbias = sums[0], dD = sums[1];
+    for (int t = 0; t < count; t++) {
+        int64_t l = rev ? j->L - 1 - t0 - t : t0 + t, at = (b * j->L + l) * j->E + e;
+        /* A holds a factor log2(e) for exp2 */
+        vf dd = (m->from_b[t] * m->x[t] + m->from_a[t] * splat(0.693147180559945f)) * m->slope[t];
+        dbias += dd;
+        dD += m->gs[t] * m->x[t];
+        store(j->ddt[rev] + at, dd, n);
+        store(j->du[rev] + at, m->from_b[t] * m->d[t] + m->gs[t] * D, n);
+    }
+    sums[0] = dbias;
+    sums[1] = dD;
+}
+/* Backward over neighbouring channel blocks k0..k1 of one batch row: ys and the states of the forward are there. */
+static void scan_backward_item(const job_t *j, int64_t b, int64_t k0, int64_t k1, int64_t group, int add, vf *mem,
+                               backward_t *m) {
+    const int64_t L = j->L, E = j->E, N = j->N;
+    vf *A = mem, *g = A + SIDE * N, *dA = g + SIDE * N, *ka = dA + SIDE * N, *kh = ka + TILE * NS, sums[SIDE][2];
+    for (int rev = 0; rev < 2; rev++) {
+        const int64_t step = rev ? -j->row : j->row, out_step = rev ? -2 * N : 2 * N;
+        for (int64_t k = 0; k < k1 - k0; k++) {
+            sums[k][0] = sums[k][1] = (vf){0};
+            for (int64_t i = 0; i < N; i++) {
+                g[k * N + i] = dA[k * N + i] = (vf){0};
+                A[k * N + i] = rate(j->A[rev] + i * E + (k0 + k) * VW, width_of(j, (k0 + k) * VW));
+            }
+        }
+        for (int64_t c = tiles(j) - 1; c >= 0; c--) {
+            const int64_t t0 = c * TILE;
+            const int count = L - t0 < TILE ? (int)(L - t0) : TILE;
+            const int64_t l0 = rev ? L - 1 - t0 : t0, l1 = rev ? l0 - count + 1 : l0 + count - 1;
+            for (int64_t k = k0; k < k1; k++) {
+                int n = width_of(j, k * VW);
+                if (n == VW) backward_begin(j, b, k * VW, VW, rev, t0, count, m + k - k0);
+                else backward_begin(j, b, k * VW, n, rev, t0, count, m + k - k0);
+            }
+            for (int64_t s = 0; s < N; s += NS)
+                for (int64_t k = 0; k < k1 - k0; k++) {
+                    const int64_t at = k * N + s;
+                    states_tile(count, m[k].d, m[k].dx, c ? checkpoint(j, rev, b, k0 + k, c - 1) + s * VW : NULL, A + at,
+                                j->Bm[rev] + (b * L + l0) * j->row + s, step, ka, kh);
+                    backward_tile(count, m + k, ka, kh, g + at, dA + at, A + at,
+                                  j->Bm[rev] + (b * L + l1) * j->row + s, j->Cm[rev] + (b * L + l1) * j->row + s, step,
+                                  j->dbc[rev] + ((group * j->B + b) * L + l1) * 2 * N + s, out_step, N, add || k);
                 }
-                store(out + r, sb, VW);
-                store(out + j->N + r, sc, VW);
+            for (int64_t k = k0; k < k1; k++) {
+                int n = width_of(j, k * VW);
+                if (n == VW) backward_end(j, b, k * VW, VW, rev, t0, count, m + k - k0, sums[k - k0]);
+                else backward_end(j, b, k * VW, n, rev, t0, count, m + k - k0, sums[k - k0]);
             }
-            /* A holds a factor log2(e) for exp2 */
-            vf dd = (from_b * x + from_a * splat(0.693147180559945f)) * m.slope[t - t0];
-            vf dxu = from_b * d + dy * D;
-            dbias += dd;
-            dD += dy * x;
-            if (s) {
-                dd += load(ddt + l * E, n);
-                dxu += load(du + l * E, n);
-            }
-            store(ddt + l * E, dd, n);
-            store(du + l * E, dxu, n);
+        }
+        for (int64_t k = 0; k < k1 - k0; k++) {
+            int64_t e = (k0 + k) * VW;
+            int n = width_of(j, e);
+            for (int64_t i = 0; i < N; i++) store(j->dA[rev] + (b * N + i) * E + e, dA[k * N + i], n);
+            store(j->dbias[rev] + b * E + e, sums[k][0], n);
+            store(j->dD[rev] + b * E + e, sums[k][1], n);
         }
     }
-    for (int i = 0; i < NS; i++) store(j->dA[rev] + (b * j->N + s + i) * E + e, dA[i], n);
-    if (s == 0) store(j->dD[rev] + b * E + e, dD, n);
-    else dbias += load(j->dbias[rev] + b * E + e, n);
-    store(j->dbias[rev] + b * E + e, dbias, n);
-}
-INLINE void scan_backward_block(job_t *j, int64_t b, int64_t e, int n, int64_t group, int add, tile_t m) {
-    const int64_t L = j->L, E = j->E;
-    const float *z = j->xz + b * L * 2 * E + E + e, *gy = j->gy + b * L * E + e;
-    float *dz = j->dxz + b * L * 2 * E + E + e;
-    for (int64_t l = 0; l < L; l++) {
-        vf v = load(z + l * 2 * E, n);
-        m.gs[l] = load(gy + l * E, n) * v * sigmoid(v);
-        m.ys[l] = (vf){0};
-    }
-    for (int64_t s = 0; s < j->N; s += NS) scan_backward_pass(j, b, e, s, n, 0, group, add, m);
-    for (int64_t s = 0; s < j->N; s += NS) scan_backward_pass(j, b, e, s, n, 1, group, add, m);
-    for (int64_t l = 0; l < L; l++) {
-        vf v = load(z + l * 2 * E, n), q = sigmoid(v);
-        store(dz + l * 2 * E, load(gy + l * E, n) * m.ys[l] * q * (splat(1.f) + v * (splat(1.f) - q)), n);
-    }
-}
-NOINLINE void scan_backward_full(job_t *j, int64_t b, int64_t e, int64_t group, int add, tile_t m) {
-    scan_backward_block(j, b, e, VW, group, add, m);
-}
-NOINLINE void scan_backward_tail(job_t *j, int64_t b, int64_t e, int n, int64_t group, int add, tile_t m) {
-    scan_backward_block(j, b, e, n, group, add, m);
 }
 /* A work item is a batch row and a group of channel blocks: the sums over channels (dB, dC) run in a fixed order inside
  * the group, and the caller adds the groups in order. */
 int bimamba_scan_backward(job_t *j) {
-    const int64_t nb = blocks(j), G = j->groups, T = j->chunk, chunks = (j->L + T - 1) / T;
-    vf *mem = scratch(2 * j->L + chunks * NS + (2 * T + 1) * NS + 2 * T);
+    const int64_t nb = blocks(j), G = j->groups;
     int64_t i;
+    vf *mem = scratch(3 * SIDE * j->N + (2 * TILE + 1) * NS);
     if (!mem) return 1;
-    tile_t m;
-    m.gs = mem;
-    m.ys = m.gs + j->L;
-    m.start = m.ys + j->L;
-    m.a = m.start + chunks * NS;
-    m.h = m.a + T * NS;
-    m.delta = m.h + (T + 1) * NS;
-    m.slope = m.delta + T;
     unsigned old = flush_subnormals();
+    backward_t m[SIDE];
     while ((i = take(j)) < j->B * G) {
         const int64_t b = i / G, group = i % G, k0 = group * nb / G, k1 = (group + 1) * nb / G;
-        for (int64_t k = k0; k < k1; k++) {
-            int n = width_of(j, k * VW);
-            if (n == VW) scan_backward_full(j, b, k * VW, group, k > k0, m);
-            else scan_backward_tail(j, b, k * VW, n, group, k > k0, m);
-        }
+        for (int64_t k = k0; k < k1; k += SIDE)
+            scan_backward_item(j, b, k, k + SIDE < k1 ? k + SIDE : k1, group, k > k0, mem, m);
     }
     restore_subnormals(old);
     free(mem);
