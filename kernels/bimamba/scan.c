@@ -127,37 +127,55 @@ INLINE vf softplus(vf x, vf *slope) {
     return pick(below, splat(0.f), x) + splat(2.f) * s * p;
 }
 
-/* Row sums of VW vectors of VW lanes as one vector: log2(VW) rounds, each folds two vectors into one. */
-#define IDX_LO(h, j) (((j) % (2 * (h))) < (h) ? (j) : VW + (j) - (h))
-#define IDX_HI(h, j) (((j) % (2 * (h))) < (h) ? (j) + (h) : VW + (j))
-#define L4(F, h, o) F(h, o), F(h, o + 1), F(h, o + 2), F(h, o + 3)
+/* Sums over the lanes of VW vectors, as one vector whose lane i is the sum of vector i: a tree of log2(VW) levels, each
+ * folds two vectors into one by two shuffles and an add. The vectors are handed over one by one, in the order for which
+ * every shuffle is one cheap instruction, so few of them are alive at a time. */
+#define BLOCK(j) ((j) / 4 * 4)
+#define HALF_A(j) ((j) < VW / 2 ? (j) : VW / 2 + (j)) /* lower halves of a, b */
+#define HALF_B(j) ((j) < VW / 2 ? 2 * BLOCK(j) + (j) % 4 : VW + 2 * BLOCK((j) - VW / 2) + (j) % 4) /* even blocks of 4 */
+#define HALF_C(j) (BLOCK(j) + ((j) % 4 < 2 ? (j) % 4 : VW + (j) % 4 - 2)) /* lower pairs of each block */
+#define HALF_D(j) (BLOCK(j) + ((j) % 4 < 2 ? 2 * ((j) % 4) : VW + 2 * ((j) % 4 - 2))) /* even lanes */
+#define L4(F, d, o) F(o) + (d), F(o + 1) + (d), F(o + 2) + (d), F(o + 3) + (d)
 #if VW == 16
-#define LANES(F, h) L4(F, h, 0), L4(F, h, 4), L4(F, h, 8), L4(F, h, 12)
+#define LANES(F, d) L4(F, d, 0), L4(F, d, 4), L4(F, d, 8), L4(F, d, 12)
 #elif VW == 8
-#define LANES(F, h) L4(F, h, 0), L4(F, h, 4)
+#define LANES(F, d) L4(F, d, 0), L4(F, d, 4)
 #else
-#define LANES(F, h) L4(F, h, 0)
+#define LANES(F, d) L4(F, d, 0)
 #endif
 #if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, F, h) __builtin_shufflevector(a, b, LANES(F, h))
+#define SHUFFLE(a, b, F, d) __builtin_shufflevector(a, b, LANES(F, d))
 #else
-#define SHUFFLE(a, b, F, h) __builtin_shuffle(a, b, (vi){LANES(F, h)})
+#define SHUFFLE(a, b, F, d) __builtin_shuffle(a, b, (vi){LANES(F, d)})
 #endif
-#define FOLD(h)                                                     \
-    for (int i = 0; i < (h); i++) {                                 \
-        vf a = v[i], b = v[i + (h)];                                \
-        v[i] = SHUFFLE(a, b, IDX_LO, h) + SHUFFLE(a, b, IDX_HI, h); \
-    }
-INLINE vf row_sums(vf *v) {
+#define FOLD(a, b, F, d) (SHUFFLE(a, b, F, 0) + SHUFFLE(a, b, F, d))
+
+/* Which vector is the m-th to be handed over. */
+INLINE int fold_order(int m) {
 #if VW == 16
-    FOLD(8)
+    return (m & 3) << 2 | m >> 2;
+#elif VW == 8
+    return (m & 1) << 2 | m >> 1;
+#else
+    return m;
+#endif
+}
+/* Takes the m-th vector; the result is complete, and returned, at m = VW - 1. part: four vectors between the calls. */
+INLINE vf fold_in(vf *part, int m, vf v) {
+#if VW == 16
+    if (!(m & 1)) return part[0] = v;
+    v = FOLD(part[0], v, HALF_A, 8);
+    m >>= 1;
 #endif
 #if VW >= 8
-    FOLD(4)
+    if (!(m & 1)) return part[1] = v;
+    v = FOLD(part[1], v, HALF_B, 4);
+    m >>= 1;
 #endif
-    FOLD(2)
-    FOLD(1)
-    return v[0];
+    if (!(m & 1)) return part[2] = v;
+    v = FOLD(part[2], v, HALF_C, 2);
+    if (!(m & 2)) return part[3] = v;
+    return FOLD(part[3], v, HALF_D, 1);
 }
 
 /* Decayed states would turn subnormal, which some CPUs handle a hundred times slower. */
@@ -191,93 +209,10 @@ INLINE vf rate(const float *A, int n) {
     return pick(v < splat(-1e30f), splat(-1e30f), v);
 }
 
-/* ---- conv + SiLU ---- */
-
-/* Before SiLU, token l of direction rev: tap K-1 is the token itself, tap 0 the one K-1 steps earlier in its order. */
-INLINE vf conv_at(const float *x, int64_t xs, const float *w, int64_t E, vf bias, int64_t K, int64_t L, int64_t l,
-                  int rev, int n) {
-    int64_t seen = rev ? L - 1 - l : l, k0 = seen >= K - 1 ? 0 : K - 1 - seen;
-    vf acc = bias;
-    for (int64_t k = k0; k < K; k++) {
-        int64_t at = rev ? l + (K - 1 - k) : l - (K - 1 - k);
-        acc += load(w + k * E, n) * load(x + at * xs, n);
-    }
-    return acc;
-}
-INLINE void conv_forward_block(job_t *j, int64_t b, int64_t e, int n) {
-    const float *x = j->xz + b * j->L * 2 * j->E + e;
-    for (int rev = 0; rev < 2; rev++) {
-        vf bias = load(j->conv_b[rev] + e, n);
-        float *out = j->u[rev] + b * j->L * j->E + e;
-        for (int64_t l = 0; l < j->L; l++) {
-            vf a;
-            if (j->K == 4) a = conv_at(x, 2 * j->E, j->conv_w[rev] + e, j->E, bias, 4, j->L, l, rev, n);
-            else a = conv_at(x, 2 * j->E, j->conv_w[rev] + e, j->E, bias, j->K, j->L, l, rev, n);
-            store(out + l * j->E, a * sigmoid(a), n);
-        }
-    }
-}
-int bimamba_conv_forward(job_t *j) {
-    int64_t nb = blocks(j), i;
-    unsigned old = flush_subnormals();
-    while ((i = take(j)) < j->B * nb) {
-        int64_t e = i % nb * VW;
-        int n = width_of(j, e);
-        if (n == VW) conv_forward_block(j, i / nb, e, VW);
-        else conv_forward_block(j, i / nb, e, n);
-    }
-    restore_subnormals(old);
-    return 0;
-}
-INLINE void conv_backward_block(job_t *j, int64_t b, int64_t e, int n, vf *g, vf *dw) {
-    const int64_t L = j->L, E = j->E, K = j->K;
-    const float *x = j->xz + b * L * 2 * E + e;
-    float *dx = j->dxz + b * L * 2 * E + e;
-    for (int rev = 0; rev < 2; rev++) {
-        const float *w = j->conv_w[rev] + e, *du = j->du[rev] + b * L * E + e;
-        vf bias = load(j->conv_b[rev] + e, n), db = {0};
-        for (int64_t k = 0; k < K; k++) dw[k] = (vf){0};
-        for (int64_t l = 0; l < L; l++) {
-            vf a = conv_at(x, 2 * E, w, E, bias, K, L, l, rev, n), s = sigmoid(a);
-            vf d = load(du + l * E, n) * s * (splat(1.f) + a * (splat(1.f) - s));
-            g[l] = d;
-            db += d;
-            int64_t seen = rev ? L - 1 - l : l, k0 = seen >= K - 1 ? 0 : K - 1 - seen;
-            for (int64_t k = k0; k < K; k++) dw[k] += d * load(x + (rev ? l + (K - 1 - k) : l - (K - 1 - k)) * 2 * E, n);
-        }
-        for (int64_t l = 0; l < L; l++) { /* token l was read by tap k of the token K-1-k steps later */
-            int64_t left = rev ? l : L - 1 - l, k0 = left >= K - 1 ? 0 : K - 1 - left;
-            vf acc = {0};
-            if (rev) acc = load(dx + l * 2 * E, n);
-            for (int64_t k = k0; k < K; k++) acc += load(w + k * E, n) * g[rev ? l - (K - 1 - k) : l + (K - 1 - k)];
-            store(dx + l * 2 * E, acc, n);
-        }
-        for (int64_t k = 0; k < K; k++) store(j->dconv_w[rev] + (b * K + k) * E + e, dw[k], n);
-        store(j->dconv_b[rev] + b * E + e, db, n);
-    }
-}
-int bimamba_conv_backward(job_t *j) {
-    int64_t nb = blocks(j), i;
-    vf *mem = scratch(j->L + j->K);
-    if (!mem) return 1;
-    unsigned old = flush_subnormals();
-    while ((i = take(j)) < j->B * nb) {
-        int64_t e = i % nb * VW;
-        int n = width_of(j, e);
-        if (n == VW) conv_backward_block(j, i / nb, e, VW, mem, mem + j->L);
-        else conv_backward_block(j, i / nb, e, n, mem, mem + j->L);
-    }
-    restore_subnormals(old);
-    free(mem);
-    return 0;
-}
-
-/* ---- the scan ---- */
-
 /* The sequence is walked in tiles of TILE tokens by up to SIDE neighbouring channel blocks: what is per token (softplus,
  * gate) is done for a whole tile first, which leaves the loops over states short of long dependences, and a row of the
  * tensors is touched as neighbouring cache lines. */
-#define TILE 32
+#define TILE 64
 #define SIDE 4
 int64_t bimamba_tile(void) { return TILE; }
 int64_t bimamba_lanes(void) { return VW; }
@@ -288,6 +223,125 @@ INLINE int64_t side_of(const job_t *j) {
     int64_t n = j->B * blocks(j);
     return n >= 64 ? SIDE : n >= 16 ? 2 : 1;
 }
+/* ---- conv + SiLU ---- */
+
+/* Tokens are numbered in the order in which a direction sees them; from there, `back` is the distance in floats to the
+ * token seen one step earlier. Before SiLU, token t: tap K-1 is the token itself, tap 0 the one seen K-1 steps earlier. */
+INLINE vf conv_at(const float *x, int64_t back, const vf *w, vf bias, int K, int64_t t, int n) {
+    const int k0 = t >= K - 1 ? 0 : K - 1 - (int)t;
+    vf acc = bias;
+#pragma GCC unroll 4
+    for (int k = 0; k < K; k++)
+        if (k >= k0) acc += w[k] * load(x + (K - 1 - k) * back, n);
+    return acc;
+}
+INLINE void conv_forward_tile(const job_t *j, int64_t b, int64_t e, int n, int K, int rev, int64_t t0, int count, vf *w) {
+    const int64_t E = j->E, l0 = rev ? j->L - 1 - t0 : t0, at = b * j->L + l0, back = rev ? 2 * E : -2 * E;
+    const float *x = j->xz + at * 2 * E + e;
+    float *out = j->u[rev] + at * E + e;
+    vf bias = load(j->conv_b[rev] + e, n);
+    for (int k = 0; k < K; k++) w[k] = load(j->conv_w[rev] + k * E + e, n);
+    for (int t = 0; t < count; t++) {
+        vf a = conv_at(x, back, w, bias, K, t0 + t, n);
+        store(out, a * sigmoid(a), n);
+        x -= back;
+        out -= back / 2;
+    }
+}
+int bimamba_conv_forward(job_t *j) {
+    const int64_t nb = blocks(j), side = side_of(j), items = (nb + side - 1) / side;
+    const int K = (int)j->K;
+    int64_t i;
+    vf w4[4], *w = K > 4 ? scratch(K) : w4;
+    if (!w) return 1;
+    unsigned old = flush_subnormals();
+    while ((i = take(j)) < j->B * items) {
+        const int64_t b = i / items, k0 = i % items * side, k1 = k0 + side < nb ? k0 + side : nb;
+        for (int rev = 0; rev < 2; rev++)
+            for (int64_t t0 = 0; t0 < j->L; t0 += TILE)
+                for (int64_t k = k0; k < k1; k++) {
+                    const int n = width_of(j, k * VW), count = j->L - t0 < TILE ? (int)(j->L - t0) : TILE;
+                    if (n == VW && K == 4) conv_forward_tile(j, b, k * VW, VW, 4, rev, t0, count, w);
+                    else conv_forward_tile(j, b, k * VW, n, K, rev, t0, count, w);
+                }
+    }
+    restore_subnormals(old);
+    if (w != w4) free(w);
+    return 0;
+}
+/* From the end of the tile: later holds the gradients before SiLU of the K-1 tokens seen after it, the nearest first. */
+INLINE void conv_backward_tile(const job_t *j, int64_t b, int64_t e, int n, int K, int rev, int64_t t0, int count, vf *w,
+                               vf *dw, vf *later, vf *dbias) {
+    const int64_t E = j->E, L = j->L, l1 = rev ? L - t0 - count : t0 + count - 1, at = b * L + l1;
+    const int64_t back = rev ? 2 * E : -2 * E;
+    const float *x = j->xz + at * 2 * E + e, *du = j->du[rev] + at * E + e;
+    float *dx = j->dxz + at * 2 * E + e;
+    vf bias = load(j->conv_b[rev] + e, n), db = *dbias;
+    for (int k = 0; k < K; k++) w[k] = load(j->conv_w[rev] + k * E + e, n);
+    for (int64_t t = t0 + count - 1; t >= t0; t--) {
+        const int k0 = t >= K - 1 ? 0 : K - 1 - (int)t;
+        vf a = conv_at(x, back, w, bias, K, t, n), s = sigmoid(a);
+        vf d = load(du, n) * s * (splat(1.f) + a * (splat(1.f) - s)), acc = d * w[K - 1];
+        db += d;
+#pragma GCC unroll 4
+        for (int k = 0; k < K; k++)
+            if (k >= k0) dw[k] += d * load(x + (K - 1 - k) * back, n);
+#pragma GCC unroll 4
+        for (int k = 0; k < K - 1; k++) acc += w[k] * later[K - 2 - k];
+#pragma GCC unroll 4
+        for (int k = K - 2; k > 0; k--) later[k] = later[k - 1];
+        if (K > 1) later[0] = d;
+        if (rev) acc += load(dx, n);
+        store(dx, acc, n);
+        x += back;
+        dx += back;
+        du += back / 2;
+    }
+    *dbias = db;
+}
+/* The same with everything in registers, for the usual four taps. */
+NOINLINE void conv_backward_tile4(const job_t *j, int64_t b, int64_t e, int rev, int64_t t0, int count, vf *mem) {
+    vf w[4], dw[4], later[3], dbias = mem[7];
+    for (int k = 0; k < 4; k++) dw[k] = mem[k];
+    for (int k = 0; k < 3; k++) later[k] = mem[4 + k];
+    conv_backward_tile(j, b, e, VW, 4, rev, t0, count, w, dw, later, &dbias);
+    for (int k = 0; k < 4; k++) mem[k] = dw[k];
+    for (int k = 0; k < 3; k++) mem[4 + k] = later[k];
+    mem[7] = dbias;
+}
+int bimamba_conv_backward(job_t *j) {
+    const int64_t nb = blocks(j), side = side_of(j), items = (nb + side - 1) / side;
+    const int K = (int)j->K;
+    int64_t i;
+    vf *mem = scratch((2 * SIDE + 1) * K), *w = mem + 2 * SIDE * K; /* per block: K of dw, K - 1 of later, dbias */
+    if (!mem) return 1;
+    unsigned old = flush_subnormals();
+    while ((i = take(j)) < j->B * items) {
+        const int64_t b = i / items, k0 = i % items * side, k1 = k0 + side < nb ? k0 + side : nb;
+        for (int rev = 0; rev < 2; rev++) {
+            for (int m = 0; m < 2 * SIDE * K; m++) mem[m] = (vf){0};
+            for (int64_t t0 = (j->L - 1) / TILE * TILE; t0 >= 0; t0 -= TILE)
+                for (int64_t k = k0; k < k1; k++) {
+                    const int n = width_of(j, k * VW), count = j->L - t0 < TILE ? (int)(j->L - t0) : TILE;
+                    vf *m = mem + (k - k0) * 2 * K;
+                    if (n == VW && K == 4) conv_backward_tile4(j, b, k * VW, rev, t0, count, m);
+                    else conv_backward_tile(j, b, k * VW, n, K, rev, t0, count, w, m, m + K, m + 2 * K - 1);
+                }
+            for (int64_t k = k0; k < k1; k++) {
+                const int n = width_of(j, k * VW);
+                const vf *m = mem + (k - k0) * 2 * K;
+                for (int64_t c = 0; c < K; c++) store(j->dconv_w[rev] + (b * K + c) * j->E + k * VW, m[c], n);
+                store(j->dconv_b[rev] + b * j->E + k * VW, m[2 * K - 1], n);
+            }
+        }
+    }
+    restore_subnormals(old);
+    free(mem);
+    return 0;
+}
+
+/* ---- the scan ---- */
+
 /* The states at the end of tile c of one direction and channel block: N vectors. */
 INLINE float *checkpoint(const job_t *j, int rev, int64_t b, int64_t k, int64_t c) {
     return j->states[rev] + ((b * blocks(j) + k) * (tiles(j) - 1) + c) * j->N * VW;
@@ -435,22 +489,23 @@ NOINLINE void backward_tile(int count, backward_t *m, const vf *ka, const vf *kh
     vf g[NS];
     for (int i = 0; i < NS; i++) g[i] = state[i];
     for (int t = count - 1; t >= 0; t--) {
-        vf d = m->d[t], dy = m->gs[t], dx = m->dx[t], from_b = m->from_b[t], from_a = m->from_a[t], vb[NS], vc[NS];
+        vf d = m->d[t], dy = m->gs[t], dx = m->dx[t], from_b = m->from_b[t], from_a = m->from_a[t];
         const vf *a = ka + t * NS, *h = kh + t * NS;
-#pragma GCC unroll 16
-        for (int i = 0; i < NS; i++) {
-            vf dh = g[i] + dy * splat(Cm[i]);
-            vc[i] = dy * h[NS + i];
-            vb[i] = dx * dh;
-            from_b += dh * splat(Bm[i]);
-            g[i] = dh * a[i];
-            vf w = g[i] * h[i]; /* d/d(delta A) */
-            from_a += w * A[i];
-            dA[i] += w * d;
-        }
 #pragma GCC unroll 4
         for (int r = 0; r < NS; r += VW) {
-            vf sb = row_sums(vb + r), sc = row_sums(vc + r);
+            vf part_b[4], part_c[4], sb, sc;
+#pragma GCC unroll 16
+            for (int v = 0; v < VW; v++) {
+                const int i = r + fold_order(v);
+                vf dh = g[i] + dy * splat(Cm[i]);
+                from_b += dh * splat(Bm[i]);
+                sb = fold_in(part_b, v, dx * dh);
+                sc = fold_in(part_c, v, dy * h[NS + i]);
+                g[i] = dh * a[i];
+                vf w = g[i] * h[i]; /* d/d(delta A) */
+                from_a += w * A[i];
+                dA[i] += w * d;
+            }
             if (add) {
                 sb += load(out + r, VW);
                 sc += load(out + N + r, VW);
