@@ -137,9 +137,7 @@ class _Sizes:
     def of(cls, tensors: Sequence[Tensor]) -> _Sizes:
         batch, length, _ = tensors[0].shape
         width, taps = tensors[1].shape
-        return cls(
-            batch=batch, length=length, width=width, taps=taps, rank=tensors[4].shape[1], n=tensors[6].shape[1]
-        )
+        return cls(batch=batch, length=length, width=width, taps=taps, rank=tensors[4].shape[1], n=tensors[6].shape[1])
 
     @property
     def padded(self) -> int:
@@ -159,7 +157,7 @@ class _Sizes:
 
 
 def kept_numel(tensors: Sequence[Tensor]) -> int:
-    """Floats that `forward(tensors, keep=True)` keeps for the backward: about 2.1 times its output."""
+    """Floats that `forward(tensors, keep=True)` keeps for the backward: under twice its output at real sizes."""
     return sum(_aligned(count) for count in _Sizes.of(tensors).kept().values())
 
 
