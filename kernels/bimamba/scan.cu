@@ -3,7 +3,7 @@
  * Header-free CUDA C++ for NVRTC. Compiled once per storage type and number of taps: -DSTORAGE=0 (float32), 1 (bfloat16),
  * 2 (float16), -DTAPS=K. Tensors are channels-last, so a warp reads neighbouring channels of one token whatever the
  * length, and the reversed direction only walks the tokens from the end. States, decays and sums are float32.
- * The same text runs on CPU threads through tests/kernels/cuda_shim.h (-DSHIM).
+ * The same text runs on CPU threads through tests/kernels/cuda_shim.cpp (-DSHIM).
  * Shapes: B batch, L tokens, E channels, 16 states, K taps, R rank of delta. "Seen order" numbers the tokens in the order
  * in which a direction meets them.
  */
@@ -117,6 +117,7 @@ struct job_t {
     float *dA;                  /* (2, B * chunks, 16, E), of the decay's rate */
     float *dD, *dbias;          /* (2, B * chunks, E) */
     float *dconv;               /* (2, B * runs, K + 1, E): weights, then bias */
+    float *out_conv_w, *out_conv_b, *out_bias, *out_A_log, *out_D; /* (2, E, K), (2, E), (2, E), (2, E, 16), (2, E) */
 };
 enum { ADD = 1, GATE = 2, KEEP = 4, STATES = 8, ADJOINT = 16 };
 
@@ -494,6 +495,15 @@ DEVICE void mma_parts(float *c, const float (*a)[4], const float *b, bool mine) 
         for (int q = 0; p + q < PARTS; q++) mma(c, fa[p], fb[q][0], fb[q][1]);
 }
 
+/* Of twice N values in two lanes `mask` apart, each lane keeps N: its own and the other's, added. */
+template <int N> DEVICE void fold(float *v, bool upper, int mask) {
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const float send = upper ? v[k] : v[k + N], keep = upper ? v[k + N] : v[k];
+        v[k] = keep + lane_xor(send, mask);
+    }
+}
+
 /* A warp holds 16 channels x 16 states as the A fragment of an mma: lane (g, t) the states g, g+8 of four channels. So
  * the sums over channels (dB, dC) are matrix products: of the states with a matrix whose column `token` is dx or dy.
  * One block: 64 channels of one batch row, direction and chunk. grid as in place(). */
@@ -644,15 +654,9 @@ KERNEL(BACK_THREADS, 3) scan_backward(job_t j) {
                     }
                 }
                 /* sums over states: each of eight lanes ends with four of the 32 values */
-#pragma unroll
-                for (int half = SUB * 4, mask = 4; mask < 32; half /= 2, mask *= 2) {
-                    const bool up = lane & mask;
-#pragma unroll
-                    for (int k = 0; k < half; k++) {
-                        const float send = up ? sums[k] : sums[k + half], keep = up ? sums[k + half] : sums[k];
-                        sums[k] = keep + lane_xor(send, mask);
-                    }
-                }
+                fold<SUB * 4>(sums, lane & 4, 4);
+                fold<SUB * 2>(sums, lane & 8, 8);
+                fold<SUB>(sums, lane & 16, 16);
                 const int where = ((g & 1) << 4) + ((g & 2) << 2) + (g & 4); /* of 32: token * 8 + (gu | gd) * 4 */
                 float(*out)[BACK_CHANNELS] = where & 4 ? m.gd : m.gu;
 #pragma unroll
@@ -722,4 +726,29 @@ KERNEL(256, 1) sum_bc(job_t j) {
     float sum = 0.f;
     for (i64 k = 0; k < nb; k++) sum += j.part_bc[k * all + at];
     put(j.dlow + at / (2 * NS) * (j.R + 2 * NS) + j.R + at % (2 * NS), sum);
+}
+
+/* The gradients of the parameters of conv and scan: the parts of batch rows, chunks and runs, in their order.
+ * grid: x = channels / 64, y = 2 (16 + 2 + K + 1). */
+KERNEL(64, 1) sum_parts(job_t j) {
+    const i64 e = (i64)blockIdx.x * 64 + threadIdx.x, rows = NS + 2 + TAPS + 1, d = blockIdx.y / rows, E = j.E;
+    const int row = (int)(blockIdx.y % rows);
+    if (e >= E) return;
+    const i64 parts = row < NS + 2 ? j.B * j.chunks : j.B * ((j.L + j.run - 1) / j.run);
+    const i64 step = row < NS ? NS * E : row < NS + 2 ? E : (TAPS + 1) * E;
+    const float *in = row < NS ? j.dA + row * E : row == NS ? j.dD : row == NS + 1 ? j.dbias : j.dconv + (row - NS - 2) * E;
+    in += d * parts * step + e;
+    float sum = 0.f;
+    for (i64 k = 0; k < parts; k++) sum += in[k * step];
+    const i64 at = d * E + e;
+    if (row < NS)
+        j.out_A_log[at * NS + row] = -ex2(LOG2E * j.A_log[d][e * NS + row]) * sum; /* A = -exp(A_log) */
+    else if (row == NS)
+        j.out_D[at] = sum;
+    else if (row == NS + 1)
+        j.out_bias[at] = sum;
+    else if (row < NS + 2 + TAPS)
+        j.out_conv_w[at * TAPS + row - NS - 2] = sum;
+    else
+        j.out_conv_b[at] = sum;
 }
