@@ -21,7 +21,7 @@ STATES = 16  # NS of scan.cu; fewer are padded with zeros
 SEGMENT = 32  # SEG of scan.cu
 BACK_CHANNELS = 64  # BACK_CHANNELS of scan.cu
 MAX_TAPS = 16  # the convolution keeps its window in registers
-ADD, GATE, KEEP, KEEP_STATES, ADJOINT = 1, 2, 4, 8, 16
+KEEP, KEEP_STATES, ADJOINT = 1, 2, 4  # flags of scan.cu
 
 _PAIR = ctypes.c_void_p * 2
 
@@ -252,15 +252,15 @@ class _Call:
             grid = (s.batch * -(-s.width // 64), 1)
             for direction in (0, 1):
                 job.direction = direction
-                job.flags = keep | (direction and ADD | GATE | (KEEP if keep else 0))
-                self.launch("scan_forward_1", grid, job)
+                job.flags = keep | (KEEP if keep else 0)
+                self.launch("scan_gated_1" if direction else "scan_plain_1", grid, job)
             return
         job.chunk, job.chunks, job.direction, job.directions = cut.chunk, cut.chunks, 0, 2
         grid = (s.batch * -(-s.width // 16), 2 * cut.chunks)
         if cut.chunks > 1:
             self.edges(grid, 0)
         job.flags = keep
-        self.launch("scan_forward_4", grid, job)
+        self.launch("scan_plain_4", grid, job)
         job.flags = KEEP if keep else 0
         self.launch("gate_sum", (-(-y.numel() // 256), 1), job)
 
@@ -272,7 +272,7 @@ class _Call:
             sums=self.new(2, s.batch, job.chunks, s.width, dtype=torch.float32),
         )
         job.flags = flags
-        self.launch("scan_ends_4", grid, job)
+        self.launch("scan_adjoint_4" if flags & ADJOINT else "scan_ends_4", grid, job)
         self.launch("scan_edges", (-(-s.width // 64), 2 * s.batch * STATES), job)
 
 

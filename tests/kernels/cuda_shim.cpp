@@ -116,7 +116,7 @@ static void run_block(const std::function<void()> &body) {
 #define DEVICE static inline
 #define KERNEL(threads, blocks) extern "C" void
 #define SHARED static
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define BARRIER() block_sync()
 static float bits_f(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static uint32_t f_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
@@ -226,19 +226,19 @@ int main() {
     j.chunk = chunk; j.chunks = chunks; j.directions = 2;
     for (long flags : {0L, (long)ADJOINT}) {
         j.flags = flags;
-        shim_launch(scan_ends_4, 64, B * 5, 2 * chunks, &j);
+        shim_launch(flags ? scan_adjoint_4 : scan_ends_4, 64, B * 5, 2 * chunks, &j);
         shim_launch(scan_edges, 64, 2, 2 * B * 16, &j);
         if (flags) shim_launch(scan_backward, 128, B * 2, 2 * chunks, &j);
         else {
             j.flags = STATES;
-            shim_launch(scan_forward_4, 64, B * 5, 2 * chunks, &j);
-            shim_launch(scan_forward_1, 64, B * 2, 2 * chunks, &j);
+            shim_launch(scan_plain_4, 64, B * 5, 2 * chunks, &j);
+            shim_launch(scan_plain_1, 64, B * 2, 2 * chunks, &j);
             j.flags = KEEP;
             shim_launch(gate_sum, 256, (B * L * E + 255) / 256, 1, &j);
         }
     }
-    j.chunk = L; j.chunks = 1; j.direction = 1; j.directions = 1; j.flags = ADD | GATE | KEEP | STATES;
-    shim_launch(scan_forward_1, 64, B * 2, 1, &j);
+    j.chunk = L; j.chunks = 1; j.direction = 1; j.directions = 1; j.flags = KEEP | STATES;
+    shim_launch(scan_gated_1, 64, B * 2, 1, &j);
     shim_launch(sum_bc, 256, (both * 32 + 255) / 256, 1, &j);
     shim_launch(conv_backward_4, 64, 1, B * runs, &j);
     shim_launch(conv_backward_1, 64, 2, B * runs, &j);
