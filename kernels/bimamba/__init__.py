@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from vtr.errors import UsageError, unknown_name
-from vtr.kernels.bimamba import c, cuda, eager, mamba, nvrtc
-from vtr.kernels.bimamba.build import BuildError
+from vtr.kernels import nvrtc
+from vtr.kernels.bimamba import c, cuda, eager, mamba
+from vtr.kernels.build import BuildError
 
 __all__ = ["BackendRow", "backend_info", "bimamba", "use_backend"]
 
@@ -60,7 +61,7 @@ def _has_cuda() -> tuple[bool, str]:
     if not torch.cuda.is_available():
         return False, "torch sees no CUDA device here"
     try:
-        nvrtc.kernels(torch.cuda.current_device(), torch.float32, 4)
+        nvrtc.kernels(cuda.UNIT, torch.device("cuda"), {"STORAGE": 0, "TAPS": 4})
     except BuildError as error:
         return False, str(error)
     major, minor = torch.cuda.get_device_capability()
@@ -71,7 +72,7 @@ def backend_info() -> list[BackendRow]:
     """Every backend in the order of preference, with the reason it is or isn't there and what it is chosen for."""
     forced, by = _override()
     there = {"c": _has_c(), "cuda": _has_cuda(), "mamba_ssm": mamba.available(), "eager": (True, "plain torch")}
-    chosen = {name: "" for name in BACKENDS}
+    chosen = dict.fromkeys(BACKENDS, "")
     devices = {"c": "the CPU", "cuda": "the GPU", "mamba_ssm": "the GPU", "eager": "every device"}
     taken = [name for name in ("c", "cuda") if there[name][0]]
     if forced is not None:
@@ -135,9 +136,8 @@ def _choose(tensors: Sequence[Tensor]) -> str:
     elif device.type == "cuda" and torch.cuda.is_available() and forced != "c":
         there, reason, name = True, cuda.unsupported(tensors) or "", "cuda"
         if not reason:
-            index = device.index if device.index is not None else torch.cuda.current_device()
             try:
-                nvrtc.kernels(index, tensors[0].dtype, tensors[1].shape[1])
+                nvrtc.kernels(cuda.UNIT, device, cuda.defines(tensors))
             except BuildError as error:
                 reason = str(error)
         there = not reason

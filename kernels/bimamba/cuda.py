@@ -7,21 +7,43 @@ Shapes: B batch, L tokens, E inner width, N state (up to 16), R rank of delta, K
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.kernels.bimamba import nvrtc
+from vtr.kernels import nvrtc
+from vtr.kernels.nvrtc import Launch
 
 STATES = 16  # NS of scan.cu; fewer are padded with zeros
 SEGMENT = 32  # SEG of scan.cu
 BACK_CHANNELS = 64  # BACK_CHANNELS of scan.cu
 MAX_TAPS = 16  # the convolution keeps its window in registers
 KEEP, KEEP_STATES, ADJOINT = 1, 2, 4  # flags of scan.cu
+
+UNIT = nvrtc.Unit(
+    source=Path(__file__).with_name("scan.cu"),
+    threads={
+        "conv_forward_4": 64,
+        "conv_forward_1": 64,
+        "conv_backward_4": 64,
+        "conv_backward_1": 64,
+        "scan_plain_1": 64,
+        "scan_gated_1": 64,
+        "scan_plain_4": 64,
+        "scan_ends_4": 64,
+        "scan_adjoint_4": 64,
+        "scan_edges": 64,
+        "gate_sum": 256,
+        "scan_backward": 128,
+        "sum_bc": 256,
+        "sum_parts": 64,
+    },
+)
 
 _PAIR = ctypes.c_void_p * 2
 
@@ -38,10 +60,6 @@ class Job(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("part_bc", "dlow", "dA", "dD", "dbias", "dconv")),
         *((name, ctypes.c_void_p) for name in ("out_conv_w", "out_conv_b", "out_bias", "out_A_log", "out_D")),
     ]
-
-
-# Puts a kernel on the current stream: name, grid (x, y), job.
-Launch = Callable[[str, tuple[int, int], Job], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +87,7 @@ class Sizes:
 
 
 def unsupported(tensors: Sequence[Tensor]) -> str | None:
-    """Why the kernels do not take these arguments, or None."""
+    """Why these kernels do not take such arguments, or None."""
     sizes = Sizes.of(tensors)
     if tensors[0].dtype not in nvrtc.STORAGE:
         return f"xz is {tensors[0].dtype}; the kernels take float32, bfloat16 and float16"
@@ -178,7 +196,7 @@ class _Call:
         sizes = Sizes.of(tensors)
         xz = tensors[0].detach().contiguous()
         if cut is None:
-            cut = Cut.choose(sizes, nvrtc.multiprocessors(_index(xz)))
+            cut = Cut.choose(sizes, nvrtc.multiprocessors(nvrtc.index_of(xz.device)))
         job = Job(B=sizes.batch, L=sizes.length, E=sizes.width, R=sizes.rank, run=cut.run)
         job.xz = xz.data_ptr()
         ways = [[t.detach() for t in tensors[1 + 7 * d : 8 + 7 * d]] for d in (0, 1)]
@@ -205,7 +223,7 @@ class _Call:
             sizes=sizes,
             cut=cut,
             job=job,
-            launch=launch or _launcher(xz, sizes.taps),
+            launch=launch or nvrtc.launcher(UNIT, xz.device, defines(tensors)),
             xz=xz,
             x_proj=projections,
             dt_proj=torch.stack([w[3] for w in ways]).to(xz.dtype),
@@ -276,18 +294,9 @@ class _Call:
         self.launch("scan_edges", (-(-s.width // 64), 2 * s.batch * STATES), job)
 
 
-def _index(tensor: Tensor) -> int:
-    return tensor.device.index if tensor.device.index is not None else torch.cuda.current_device()
-
-
-def _launcher(xz: Tensor, taps: int) -> Launch:
-    loaded = nvrtc.kernels(_index(xz), xz.dtype, taps)
-    stream = torch.cuda.current_stream(xz.device).cuda_stream
-
-    def launch(name: str, grid: tuple[int, int], job: Job) -> None:
-        nvrtc.launch(loaded, name, grid, job, stream)
-
-    return launch
+def defines(tensors: Sequence[Tensor]) -> dict[str, int]:
+    """Macros that the kernels of a call are compiled with."""
+    return {"STORAGE": nvrtc.STORAGE[tensors[0].dtype], "TAPS": tensors[1].shape[1]}
 
 
 def _guard(tensor: Tensor) -> Any:

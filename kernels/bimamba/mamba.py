@@ -58,7 +58,9 @@ def bimamba(xz: Tensor, *params: Tensor) -> Tensor:
             if conv is not None and w.shape[1] in (2, 3, 4):
                 u = conv(u, w.to(u.dtype), wb.to(u.dtype), activation="silu")
             else:
-                u = F.conv1d(F.pad(u, (w.shape[1] - 1, 0)), w.to(u.dtype).unsqueeze(1), wb.to(u.dtype), groups=w.shape[0])
+                u = F.conv1d(
+                    F.pad(u, (w.shape[1] - 1, 0)), w.to(u.dtype).unsqueeze(1), wb.to(u.dtype), groups=w.shape[0]
+                )
                 u = F.silu(u)
             low, b, c = F.linear(u.transpose(1, 2), x_proj.to(u.dtype)).split([rank, n, n], dim=-1)
             delta = F.linear(low, dt_proj.to(u.dtype)).transpose(1, 2)

@@ -1,8 +1,8 @@
-// Runs the CUDA kernels of bimamba on the CPU, from the kernels' own text (-DSTORAGE=.. -DTAPS=.. -DSOURCE="scan.cu").
+// Runs CUDA kernels on the CPU, from the kernels' own text (-DSTORAGE=.. -DSOURCE="scan.cu").
 //
 // A CUDA thread is a fiber that gives way at barriers, shuffles and matrix products; blocks come one after the other. It
 // does not model warp convergence or launch limits. With -DSANITIZE it is a program whose CUDA threads are real threads
-// and which runs every kernel once, for ThreadSanitizer: that finds a missing barrier even where the values come out right.
+// and which runs every kernel of scan.cu once, for ThreadSanitizer: that finds a missing barrier even where the values come out right.
 #define SHIM
 #include <algorithm>
 #include <barrier>
@@ -123,6 +123,7 @@ static uint32_t f_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 static float flush(float x) { return std::fabs(x) < 1.17549435e-38f ? 0.f : x; }
 static float ex2(float x) { return flush(std::exp2(x)); }
 static float lg2(float x) { return std::log2(x); }
+static float rsqrt(float x) { return 1.f / std::sqrt(x); }
 static float rcp(float x) { return flush(1.f / x); }
 static uint16_t to_bf16(float f) {
     if (f != f) return 0x7fff;
