@@ -29,7 +29,7 @@ def with_gradients(function, values, seed=1):
     leaves = [v.detach().clone().requires_grad_() for v in values]
     y = function(*leaves)
     g = torch.Generator().manual_seed(seed)
-    grad = torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype)
+    grad = torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.device, y.dtype)
     return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
 

@@ -109,7 +109,7 @@ def test_sixteen_bit_tensors_are_as_exact_as_their_rounding(dtype, length, monke
     poisoned(monkeypatch)
     cut = side_by_side(length, chunks=2) if length > 128 else one_by_one(length)
     # u, delta and the products with weights are rounded once each on the way: a few roundings in all
-    assert_close(emulated(values, cut)[0], reference(values), 12 * torch.finfo(dtype).eps / 4)
+    assert_close(emulated(values, cut)[0], reference(values), 3 * torch.finfo(dtype).eps)
 
 
 @needs_gxx
@@ -253,7 +253,7 @@ PROPERTIES = re.compile(
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("storage", [0, 1, 2], ids=["float32", "bfloat16", "float16"])
-def test_every_kernel_compiles_within_its_registers(architecture, storage):
+def test_every_kernel_compiles_within_its_registers(architecture, storage, record_property):
     seen = {}
     for unit, defines in ((cuda.UNIT, {"STORAGE": storage, "TAPS": 4}), (add_norm.UNIT, {"STORAGE": storage})):
         log = io.StringIO()
@@ -264,8 +264,7 @@ def test_every_kernel_compiles_within_its_registers(architecture, storage):
         }
         assert set(found) == set(unit.threads)
         seen |= found
-    for name, (registers, spills) in sorted(seen.items()):
-        print(f"{architecture} storage {storage} {name:<20} {registers:>4} registers {spills:>5} bytes of spills")
+    record_property("registers", [(name, *numbers) for name, numbers in seen.items()])
     for name, (registers, spills) in seen.items():
         assert registers <= LIMITS[name][0], name
         assert spills <= LIMITS[name][1], name
@@ -364,7 +363,7 @@ def test_on_a_gpu_every_gradient_agrees_with_float64(shape, dtype):
     if dtype == torch.float32:
         assert_close(got, want, 2e-5)
     else:
-        assert_close(got, want, 12 * torch.finfo(dtype).eps / 4 * 2)
+        assert_close(got, want, 3 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.gpu
