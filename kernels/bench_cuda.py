@@ -192,7 +192,7 @@ def encoder_rows(late: Callable[[], bool]) -> Iterator[dict[str, Any]]:
                         yield {**row, "note": "no time left"}
                     continue
                 print(f"encoder {size}, {row['pass']}, {name}", file=sys.stderr, flush=True)
-                ours, videomamba.bimamba = videomamba.bimamba, compute  # type: ignore[assignment]
+                ours, videomamba.bimamba = videomamba.bimamba, compute
                 try:
                     yield {**row, **_encoder(videomamba, size, batch, training)}
                 except torch.OutOfMemoryError:

@@ -241,7 +241,7 @@ class _Call:
     def convolve(self, name: str) -> None:
         wide = self.sizes.width % 4 == 0 and self.xz.data_ptr() % 16 == 0
         channels = 64 * (4 if wide else 1)
-        grid = (-(-self.sizes.width // channels), self.sizes.batch * self.cut.runs(self.sizes))
+        grid = (self.sizes.batch * self.cut.runs(self.sizes), -(-self.sizes.width // channels))
         self.launch(f"{name}_{4 if wide else 1}", grid, self.job)
 
     def project(self, low: Tensor, has_low: bool) -> tuple[Tensor, Tensor]:

@@ -65,11 +65,11 @@ struct job_t {
 enum { KEEP = 1, STATES = 2, ADJOINT = 4 }; /* flags: of the gating pass, of the scan, of scan_edges */
 
 /* ---- conv + SiLU: both directions in one pass, since x[p .. p+K-1] is what the forward direction needs for token p+K-1
- * and the reversed one for token p ---- */
+ * and the reversed one for token p. grid: x = batch rows x runs, y = channels / 64 V ---- */
 
 template <int V> DEVICE void conv_forward(const job_t &j) {
-    const i64 e = ((i64)blockIdx.x * 64 + threadIdx.x) * V;
-    const i64 runs = (j.L + j.run - 1) / j.run, b = blockIdx.y / runs, l0 = blockIdx.y % runs * j.run;
+    const i64 e = ((i64)blockIdx.y * 64 + threadIdx.x) * V;
+    const i64 runs = (j.L + j.run - 1) / j.run, b = blockIdx.x / runs, l0 = blockIdx.x % runs * j.run;
     const i64 l1 = l0 + j.run < j.L ? l0 + j.run : j.L;
     if (e >= j.E) return;
     float w[2][TAPS][V], bias[2][V], x[TAPS][V];
@@ -123,8 +123,8 @@ KERNEL(64, 1) conv_forward_4(job_t j) { conv_forward<4>(j); }
 KERNEL(64, 1) conv_forward_1(job_t j) { conv_forward<1>(j); }
 
 template <int V> DEVICE void conv_backward(const job_t &j) {
-    const i64 e = ((i64)blockIdx.x * 64 + threadIdx.x) * V;
-    const i64 runs = (j.L + j.run - 1) / j.run, b = blockIdx.y / runs, l0 = blockIdx.y % runs * j.run;
+    const i64 e = ((i64)blockIdx.y * 64 + threadIdx.x) * V;
+    const i64 runs = (j.L + j.run - 1) / j.run, b = blockIdx.x / runs, l0 = blockIdx.x % runs * j.run;
     const i64 l1 = l0 + j.run < j.L ? l0 + j.run : j.L;
     if (e >= j.E) return;
     float w[2][TAPS][V], bias[2][V], x[TAPS][V], dw[2][TAPS][V], db[2][V];
@@ -201,7 +201,7 @@ template <int V> DEVICE void conv_backward(const job_t &j) {
     }
 #pragma unroll
     for (int d = 0; d < 2; d++) {
-        float *part = j.dconv + (((i64)d * j.B * runs + blockIdx.y) * (TAPS + 1)) * j.E + e;
+        float *part = j.dconv + (((i64)d * j.B * runs + blockIdx.x) * (TAPS + 1)) * j.E + e;
 #pragma unroll
         for (int i = 0; i < V; i++) {
 #pragma unroll

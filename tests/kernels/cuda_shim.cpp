@@ -222,8 +222,8 @@ int main() {
     j.part_bc = filled<float>(2 * both * 32, 1); j.dlow = filled<store_t>(both * (R + 32), 1);
     j.dA = filled<float>(2 * B * chunks * 16 * E, 1); j.dD = filled<float>(2 * B * chunks * E, 1);
     j.dbias = filled<float>(2 * B * chunks * E, 1); j.dconv = filled<float>(2 * B * runs * (TAPS + 1) * E, 1);
-    shim_launch(conv_forward_4, 64, 1, B * runs, &j);
-    shim_launch(conv_forward_1, 64, 2, B * runs, &j);
+    shim_launch(conv_forward_4, 64, B * runs, 1, &j);
+    shim_launch(conv_forward_1, 64, B * runs, 2, &j);
     j.chunk = chunk; j.chunks = chunks; j.directions = 2;
     for (long flags : {0L, (long)ADJOINT}) {
         j.flags = flags;
@@ -241,8 +241,8 @@ int main() {
     j.chunk = L; j.chunks = 1; j.direction = 1; j.directions = 1; j.flags = KEEP | STATES;
     shim_launch(scan_gated_1, 64, B * 2, 1, &j);
     shim_launch(sum_bc, 256, (both * 32 + 255) / 256, 1, &j);
-    shim_launch(conv_backward_4, 64, 1, B * runs, &j);
-    shim_launch(conv_backward_1, 64, 2, B * runs, &j);
+    shim_launch(conv_backward_4, 64, B * runs, 1, &j);
+    shim_launch(conv_backward_1, 64, B * runs, 2, &j);
     j.out_conv_w = filled<float>(2 * E * TAPS, 1); j.out_conv_b = filled<float>(2 * E, 1); j.out_bias = filled<float>(2 * E, 1);
     j.out_A_log = filled<float>(2 * E * 16, 1); j.out_D = filled<float>(2 * E, 1);
     shim_launch(sum_parts, 64, 2, 2 * (16 + 2 + TAPS + 1), &j);
