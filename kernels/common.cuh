@@ -23,6 +23,8 @@ DEVICE float from_f16(u16 x) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h
 /* two bf16 in one register, `a` in the lower half */
 DEVICE u32 pack(float a, float b) { u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a)); return r; }
 DEVICE float lane_xor(float v, int mask) { return __shfl_xor_sync(FULL, v, mask); }
+/* of lane `from` of this lane's group of `width` */
+DEVICE float lane_from(float v, int from, int width) { return __shfl_sync(FULL, v, from, width); }
 /* c (16 x 8) += a (16 x 16) b (16 x 8) in bf16 with float32 sums, in the fragment layout of mma.m16n8k16 */
 DEVICE void mma(float *c, const u32 *a, u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"

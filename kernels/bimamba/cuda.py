@@ -34,6 +34,7 @@ UNIT = nvrtc.Unit(
         "conv_backward_1": 64,
         "scan_plain_1": 64,
         "scan_gated_1": 64,
+        "scan_plain_2": 64,
         "scan_plain_4": 64,
         "scan_ends_4": 64,
         "scan_adjoint_4": 64,
@@ -107,6 +108,7 @@ class Cut:
     """
 
     one_direction: bool  # a launch per direction, the second adds and gates; else both at once and a pass that does
+    lanes: int  # that share a channel when both directions run at once: 1, 2 or 4
     chunk: int  # tokens; a multiple of SEGMENT unless there is one chunk
     chunks: int
     back_chunk: int  # of the backward
@@ -115,15 +117,15 @@ class Cut:
 
     @classmethod
     def choose(cls, sizes: Sizes, multiprocessors: int) -> Cut:
-        """Few sequences: four lanes share a channel, both directions run side by side; fewer still: L is cut too."""
-        wide = sizes.batch * -(-sizes.width // 64) * 2  # warps of one direction with a channel per thread
-        one_direction = wide >= 8 * multiprocessors
+        """Fewer sequences: both directions at once, then lanes that share a channel, then L is cut too."""
+        enough = 8 * multiprocessors
+        warps = sizes.batch * -(-sizes.width // 32)  # of one direction with a channel per thread
+        one_direction = warps >= enough
+        lanes = next((n for n in (1, 2) if 2 * n * warps >= enough), 4)
         chunk, chunks = sizes.length, 1
-        if not one_direction:
-            warps = 2 * sizes.batch * -(-sizes.width // 16) * 2
-            # Chunks compute every exponential twice: worth it only where they more than double the warps.
-            if warps < 6 * multiprocessors:
-                chunk, chunks = _chunks(sizes.length, 14 * multiprocessors // warps)
+        # Chunks compute every exponential twice: worth it only where they more than double the warps.
+        if 2 * lanes * warps < 6 * multiprocessors:
+            chunk, chunks = _chunks(sizes.length, 14 * multiprocessors // (2 * lanes * warps))
         blocks = 2 * sizes.batch * -(-sizes.width // BACK_CHANNELS)  # three fit a multiprocessor
         back_chunk, back_chunks = sizes.length, 1
         if blocks < 2 * multiprocessors:
@@ -133,6 +135,7 @@ class Cut:
         run = min(sizes.length, max(32, -(-sizes.length // runs)))
         return cls(
             one_direction=one_direction,
+            lanes=lanes,
             chunk=chunk,
             chunks=chunks,
             back_chunk=back_chunk,
@@ -274,15 +277,15 @@ class _Call:
                 self.launch("scan_gated_1" if direction else "scan_plain_1", grid, job)
             return
         job.chunk, job.chunks, job.direction, job.directions = cut.chunk, cut.chunks, 0, 2
-        grid = (s.batch * -(-s.width // 16), 2 * cut.chunks)
         if cut.chunks > 1:
-            self.edges(grid, 0)
+            self.edges(0)
         job.flags = keep
-        self.launch("scan_plain_4", grid, job)
+        grid = (s.batch * -(-s.width * cut.lanes // 64), 2 * cut.chunks)
+        self.launch(f"scan_plain_{cut.lanes}", grid, job)
         job.flags = KEEP if keep else 0
         self.launch("gate_sum", (-(-y.numel() // 256), 1), job)
 
-    def edges(self, grid: tuple[int, int], flags: int) -> None:
+    def edges(self, flags: int) -> None:
         """The states, or with ADJOINT their gradients, that enter each chunk."""
         s, job = self.sizes, self.job
         self.point(
@@ -290,6 +293,7 @@ class _Call:
             sums=self.new(2, s.batch, job.chunks, s.width, dtype=torch.float32),
         )
         job.flags = flags
+        grid = (s.batch * -(-s.width // 16), 2 * job.chunks)
         self.launch("scan_adjoint_4" if flags & ADJOINT else "scan_ends_4", grid, job)
         self.launch("scan_edges", (-(-s.width // 64), 2 * s.batch * STATES), job)
 
@@ -367,7 +371,7 @@ def backward(
             dconv=call.new(2, s.batch * cut.runs(s), s.taps + 1, s.width, dtype=f32),
         )
         if cut.back_chunks > 1:
-            call.edges((s.batch * -(-s.width // 16), 2 * cut.back_chunks), ADJOINT)
+            call.edges(ADJOINT)
         call.launch("scan_backward", (s.batch * blocks, 2 * cut.back_chunks), job)
         call.launch("sum_bc", (-(-2 * tokens * 2 * STATES // 256), 1), job)
         torch.bmm(ddt, call.dt_proj, out=dlow[:, :, : s.rank])

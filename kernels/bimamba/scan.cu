@@ -235,19 +235,29 @@ DEVICE place_t place(const job_t &j, int channels) {
     return s;
 }
 
+/* Of twice N values in two lanes `mask` apart, each lane keeps N: its own and the other's, added. */
+template <int N> DEVICE void fold(float *v, bool upper, int mask) {
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const float send = upper ? v[k] : v[k + N], keep = upper ? v[k + N] : v[k];
+        v[k] = keep + lane_xor(send, mask);
+    }
+}
+
 enum { PLAIN, GATED, ENDS, ENDS_ADJOINT };
-/* SPLIT lanes share a channel, each holds 16 / SPLIT of its states. PLAIN writes the part of its direction, ys for the
+/* SPLIT lanes share a channel: each holds 16 / SPLIT of its states, and of every TILE tokens it loads, activates and writes
+ * TILE / SPLIT. PLAIN writes the part of its direction, ys for the
  * forward one and y for the other; GATED adds ys, gates and writes y. ENDS has no output: only the state at the end of the
  * chunk, from zero at its start, and the sum of delta; ENDS_ADJOINT likewise for the gradient's recurrence, from the
  * chunk's end. Offsets within a tile are 32-bit, those of its first token 64-bit. */
 template <int SPLIT, int KIND> DEVICE void scan_forward(const job_t &j) {
     constexpr bool ends = KIND >= ENDS, adjoint = KIND == ENDS_ADJOINT, gated = KIND == GATED;
-    constexpr int MINE = NS / SPLIT, CHANNELS = SCAN_THREADS / SPLIT, WIDE = 2 * NS, ROWS = TILE * WIDE / SCAN_THREADS;
+    constexpr int MINE = NS / SPLIT, OWN = TILE / SPLIT, CHANNELS = SCAN_THREADS / SPLIT, WIDE = 2 * NS, ROWS = TILE * WIDE / SCAN_THREADS;
     SHARED __align__(16) float rows[2][TILE][WIDE]; /* B | C */
     const place_t s = place(j, CHANNELS);
     const int part = threadIdx.x % SPLIT, column = threadIdx.x % WIDE, row0 = threadIdx.x / WIDE;
     const i64 e = s.e0 + threadIdx.x / SPLIT, L = j.L, E = j.E;
-    const bool live = e < E, writes = live && part == 0, keep = gated && (j.flags & KEEP), states = !ends && (j.flags & STATES);
+    const bool live = e < E, keep = gated && (j.flags & KEEP), states = !ends && (j.flags & STATES);
     const i64 ec = live ? e : E - 1, both = ((i64)s.dir * j.B + s.b) * L;
     const i64 first = s.c * j.chunk, last = least(first + j.chunk, L);
     const int count = (int)(last - first);
@@ -268,12 +278,12 @@ template <int SPLIT, int KIND> DEVICE void scan_forward(const job_t &j) {
     const store_t *pz = j.xz + (s.b * L + start) * 2 * E + E + ec, *po = j.ys + (s.b * L + start) * E + ec;
     const store_t *pr = j.low + (both + start) * (j.R + WIDE) + j.R + column;
     store_t *out = (gated || s.dir ? j.y : j.ys) + (s.b * L + start) * E + ec, *kept = j.ys + (s.b * L + start) * E + ec;
-    store_t nx[TILE], nd[TILE], nz[TILE], no[TILE];
+    store_t nx[OWN], nd[OWN], nz[OWN], no[OWN];
     float nrow[ROWS];
     auto fetch = [&](int left) { /* `left`: the last token there, counted from the tile's first */
 #pragma unroll
-        for (int i = 0; i < TILE; i++) {
-            const int off = (i < left ? i : left) * step;
+        for (int i = 0; i < OWN; i++) {
+            const int t = part * OWN + i, off = (t < left ? t : left) * step;
             nd[i] = pd[off];
             nx[i] = px[off];
             if (gated || adjoint) nz[i] = pz[2 * off];
@@ -281,8 +291,8 @@ template <int SPLIT, int KIND> DEVICE void scan_forward(const job_t &j) {
         }
 #pragma unroll
         for (int k = 0; k < ROWS; k++) {
-            const int i = row0 + k * (SCAN_THREADS / WIDE);
-            nrow[k] = get(pr + (i < left ? i : left) * row_step);
+            const int t = row0 + k * (SCAN_THREADS / WIDE);
+            nrow[k] = get(pr + (t < left ? t : left) * row_step);
         }
         pd += TILE * step;
         px += TILE * step;
@@ -299,46 +309,55 @@ template <int SPLIT, int KIND> DEVICE void scan_forward(const job_t &j) {
     BARRIER();
     for (int t0 = 0; t0 < count; t0 += TILE) {
         const int buffer = t0 / TILE & 1, left = count - 1 - t0;
-        store_t cx[TILE], cd[TILE], cz[TILE], co[TILE];
+        float x[OWN], z[OWN], d[OWN], dx[OWN], y[TILE];
+        store_t co[OWN];
 #pragma unroll
-        for (int i = 0; i < TILE; i++) {
-            cx[i] = nx[i];
-            cd[i] = nd[i];
-            cz[i] = nz[i];
-            co[i] = no[i];
+        for (int i = 0; i < OWN; i++) {
+            /* past the end: delta 0 keeps the state, and nothing is written */
+            const bool there = part * OWN + i <= left;
+            x[i] = get(nx + i);
+            d[i] = there ? softplus(get(nd + i) + bias) : 0.f;
+            if (gated || adjoint) z[i] = get(nz + i);
+            if (gated) co[i] = no[i];
+            if (ends) total += d[i];
+            dx[i] = adjoint ? (there ? x[i] * z[i] * sigmoid(z[i]) : 0.f) : d[i] * x[i]; /* ADJOINT: the gradient past the gate */
         }
         if (left >= TILE) fetch(left - TILE);
 #pragma unroll
-        for (int i = 0; i < TILE; i++) {
-            const bool there = i <= left;
-            /* past the end: delta 0 keeps the state, and nothing is written */
-            const float x = get(cx + i), d = there ? softplus(get(cd + i) + bias) : 0.f;
-            const float *row = rows[buffer][i] + part * MINE;
-            if (ends) total += d;
-            if (adjoint) {
-                const float z = get(cz + i), dy = there ? x * z * sigmoid(z) : 0.f;
-#pragma unroll
-                for (int n = 0; n < MINE; n++) h[n] = ex2(d * A[n]) * (h[n] + dy * row[NS + n]);
-                continue;
-            }
-            const float dx = d * x;
-            float y = part ? 0.f : D * x;
+        for (int t = 0; t < TILE; t++) {
+            const float dt = SPLIT == 1 ? d[t % OWN] : lane_from(d[t % OWN], t / OWN, SPLIT);
+            const float in = SPLIT == 1 ? dx[t % OWN] : lane_from(dx[t % OWN], t / OWN, SPLIT);
+            const float *row = rows[buffer][t] + part * MINE;
+            y[t] = 0.f;
 #pragma unroll
             for (int n = 0; n < MINE; n++) {
-                h[n] = ex2(d * A[n]) * h[n] + dx * row[n];
-                if (!ends) y += h[n] * row[NS + n];
-            }
-            if (ends) continue;
-            if (SPLIT > 1) y += lane_xor(y, 1);
-            if (SPLIT > 2) y += lane_xor(y, 2);
-            if (gated) y += get(co + i);
-            if (there && writes) {
-                if (!gated)
-                    put(out + i * step, y);
+                if (adjoint)
+                    h[n] = ex2(dt * A[n]) * (h[n] + in * row[NS + n]);
                 else {
-                    const float z = get(cz + i);
-                    if (keep) put(kept + i * step, y);
-                    put(out + i * step, y * z * sigmoid(z));
+                    h[n] = ex2(dt * A[n]) * h[n] + in * row[n];
+                    if (!ends) y[t] += h[n] * row[NS + n];
+                }
+            }
+        }
+        if (!ends) {
+            /* sums over the lanes of a channel: each ends with the tokens it owns */
+            if (SPLIT == 4) {
+                fold<TILE / 2>(y, part & 2, 2);
+                fold<TILE / 4>(y, part & 1, 1);
+            } else if (SPLIT == 2)
+                fold<TILE / 2>(y, part & 1, 1);
+#pragma unroll
+            for (int i = 0; i < OWN; i++) {
+                const int t = part * OWN + i;
+                float v = y[i] + D * x[i];
+                if (gated) v += get(co + i);
+                if (t <= left && live) {
+                    if (!gated)
+                        put(out + t * step, v);
+                    else {
+                        if (keep) put(kept + t * step, v);
+                        put(out + t * step, v * z[i] * sigmoid(z[i]));
+                    }
                 }
             }
         }
@@ -359,11 +378,16 @@ template <int SPLIT, int KIND> DEVICE void scan_forward(const job_t &j) {
         const i64 at = ((i64)s.dir * j.B + s.b) * j.chunks + s.c;
 #pragma unroll
         for (int n = 0; n < MINE; n++) j.edges[(at * NS + part * MINE + n) * E + e] = h[n];
-        if (part == 0) j.sums[at * E + e] = total;
+    }
+    if (ends) {
+        if (SPLIT > 1) total += lane_xor(total, 1);
+        if (SPLIT > 2) total += lane_xor(total, 2);
+        if (part == 0 && live) j.sums[(((i64)s.dir * j.B + s.b) * j.chunks + s.c) * E + e] = total;
     }
 }
 KERNEL(SCAN_THREADS, 8) scan_plain_1(job_t j) { scan_forward<1, PLAIN>(j); }
-KERNEL(SCAN_THREADS, 8) scan_gated_1(job_t j) { scan_forward<1, GATED>(j); }
+KERNEL(SCAN_THREADS, 6) scan_gated_1(job_t j) { scan_forward<1, GATED>(j); }
+KERNEL(SCAN_THREADS, 8) scan_plain_2(job_t j) { scan_forward<2, PLAIN>(j); }
 KERNEL(SCAN_THREADS, 8) scan_plain_4(job_t j) { scan_forward<4, PLAIN>(j); }
 KERNEL(SCAN_THREADS, 8) scan_ends_4(job_t j) { scan_forward<4, ENDS>(j); }
 KERNEL(SCAN_THREADS, 8) scan_adjoint_4(job_t j) { scan_forward<4, ENDS_ADJOINT>(j); }
@@ -448,15 +472,6 @@ DEVICE void mma_parts(float *c, const float (*a)[4], const float *b, bool mine) 
     for (int p = PARTS - 1; p >= 0; p--)
 #pragma unroll
         for (int q = 0; p + q < PARTS; q++) mma(c, fa[p], fb[q][0], fb[q][1]);
-}
-
-/* Of twice N values in two lanes `mask` apart, each lane keeps N: its own and the other's, added. */
-template <int N> DEVICE void fold(float *v, bool upper, int mask) {
-#pragma unroll
-    for (int k = 0; k < N; k++) {
-        const float send = upper ? v[k] : v[k + N], keep = upper ? v[k + N] : v[k];
-        v[k] = keep + lane_xor(send, mask);
-    }
 }
 
 /* A warp holds 16 channels x 16 states as the A fragment of an mma: lane (g, t) the states g, g+8 of four channels. So

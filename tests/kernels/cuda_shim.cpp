@@ -152,6 +152,12 @@ static float lane_xor(float v, int mask) {
     warp_sync();
     return set[threadIdx.x ^ mask].value;
 }
+static float lane_from(float v, int from, int width) {
+    slot_t *set = slots[turn ^= 1];
+    set[threadIdx.x].value = v;
+    warp_sync();
+    return set[threadIdx.x / width * width + from].value;
+}
 // PTX ISA, mma.m16n8k16 with 16-bit elements: which lane and register hold A(row, k), B(k, column), C(row, column).
 static void mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
     slot_t *set = slots[turn ^= 1], &mine = set[threadIdx.x];
@@ -233,6 +239,7 @@ int main() {
         else {
             j.flags = STATES;
             shim_launch(scan_plain_4, 64, B * 5, 2 * chunks, &j);
+            shim_launch(scan_plain_2, 64, B * 3, 2 * chunks, &j);
             shim_launch(scan_plain_1, 64, B * 2, 2 * chunks, &j);
             j.flags = KEEP;
             shim_launch(gate_sum, 256, (B * L * E + 255) / 256, 1, &j);

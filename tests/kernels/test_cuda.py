@@ -26,14 +26,14 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 def one_by_one(length: int, run: int = 32) -> cuda.Cut:
     """As for a large batch: a direction after the other."""
     whole = {"chunk": length, "chunks": 1, "back_chunk": length, "back_chunks": 1}
-    return cuda.Cut(one_direction=True, run=min(run, length), **whole)
+    return cuda.Cut(one_direction=True, lanes=1, run=min(run, length), **whole)
 
 
-def side_by_side(length: int, chunks: int = 1, run: int = 40) -> cuda.Cut:
+def side_by_side(length: int, chunks: int = 1, lanes: int = 4, run: int = 40) -> cuda.Cut:
     """As for few sequences: both directions at once, the sequence in chunks."""
     chunk, count = cuda._chunks(length, chunks)
     parts = {"chunk": chunk, "chunks": count, "back_chunk": chunk, "back_chunks": count}
-    return cuda.Cut(one_direction=False, run=min(run, length), **parts)
+    return cuda.Cut(one_direction=False, lanes=lanes, run=min(run, length), **parts)
 
 
 def poisoned(monkeypatch) -> None:
@@ -79,7 +79,7 @@ SHAPES = [
 WAYS = [
     (way, shape)
     for shape in SHAPES
-    for way in ("one direction after the other", "side by side", "in chunks")
+    for way in ("one direction after the other", "side by side, 1 lane", "2 lanes", "4 lanes", "in chunks")
     if way != "in chunks" or shape["length"] >= 128  # two chunks of two segments
 ]
 
@@ -92,7 +92,8 @@ def test_the_kernels_agree_with_float64_for_the_output_and_every_gradient(way, s
         cut = side_by_side(length, chunks=3)
         assert cut.chunks > 1
     else:
-        cut = side_by_side(length) if way == "side by side" else one_by_one(length)
+        lanes = re.search(r"(\d) lane", way)
+        cut = side_by_side(length, lanes=int(lanes[1])) if lanes else one_by_one(length)
     values = arguments(**shape)
     poisoned(monkeypatch)
     got, ran = emulated(values, cut)
@@ -231,7 +232,8 @@ LIMITS = {
     "conv_backward_4": (192, 0),
     "conv_backward_1": (80, 0),
     "scan_plain_1": (128, 0),
-    "scan_gated_1": (128, 0),
+    "scan_gated_1": (168, 0),
+    "scan_plain_2": (128, 0),
     "scan_plain_4": (128, 0),
     "scan_ends_4": (128, 0),
     "scan_adjoint_4": (128, 0),
@@ -317,18 +319,20 @@ def test_arguments_beyond_the_kernels_are_named():
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "width", "one_direction", "chunked"),
+    ("batch", "length", "width", "one_direction", "lanes", "chunked"),
     [
-        (32, 1569, 1152, True, False),
-        (64, 314, 1152, True, False),
-        (8, 12545, 1152, False, False),
-        (1, 12545, 1152, False, True),
+        (32, 1569, 1152, True, 1, False),
+        (64, 314, 1152, True, 1, False),
+        (8, 12545, 1152, False, 2, False),
+        (8, 197, 384, False, 4, True),
+        (1, 12545, 1152, False, 4, True),
     ],
 )
-def test_small_work_is_split_and_large_work_is_not(batch, length, width, one_direction, chunked):
+def test_small_work_is_split_and_large_work_is_not(batch, length, width, one_direction, lanes, chunked):
     sizes = cuda.Sizes(batch=batch, length=length, width=width, taps=4, rank=36, n=16)
     cut = cuda.Cut.choose(sizes, 132)
     assert cut.one_direction == one_direction
+    assert cut.lanes == lanes
     assert (cut.chunks > 1) == chunked
     assert cut.chunk % cuda.SEGMENT == 0 or cut.chunks == 1
     assert cut.chunks == 1 or (cut.chunks - 1) * cut.chunk < length <= cut.chunks * cut.chunk
