@@ -5,12 +5,15 @@ Parameter names are Hugging Face's. B batch, L text tokens, V visual tokens, H w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vtr.encoders import draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class _SelfAttention(nn.Module):
         self.key = nn.Linear(width, config.hidden)
         self.value = nn.Linear(width, config.hidden)
         self.heads, self.dropout = config.heads, config.dropout
+        self.salt = 0
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
         q, k, v = (
@@ -42,6 +46,10 @@ class _SelfAttention(nn.Module):
             for t in (self.query(x), self.key(memory), self.value(memory))
         )
         p = self.dropout if self.training else 0.0
+        if p > 0 and draws.active() is not None:  # the fused kernel cannot tie its dropout to rows
+            scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+            weights = (scores if bias is None else scores + bias).float().softmax(-1)
+            return (draws.dropout(weights, p, self.salt).to(v.dtype) @ v).transpose(1, 2).flatten(2)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p).transpose(1, 2).flatten(2)
 
 
@@ -50,7 +58,7 @@ class _Output(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden)
         self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = draws.Dropout(config.dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
@@ -97,7 +105,7 @@ class _Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_positions, config.hidden)
         self.token_type_embeddings = nn.Embedding(2, config.hidden)
         self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = draws.Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = (
@@ -140,9 +148,11 @@ class Bert(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False  # trade compute for memory in training
         self.embeddings = _Embeddings(config)
         self.encoder = _Encoder(config)
         self.cls = _Head(config)
+        draws.number_layers(self)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -158,14 +168,19 @@ class Bert(nn.Module):
         x = self.embeddings(ids)
         bias = self._bias(mask, x.dtype)
         for layer in self.encoder.layer[: self.config.fusion_layer]:
-            x = layer(x, bias)
+            x = self._run(layer, x, bias)
         return x
+
+    def _run(self, layer: nn.Module, *args: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return draws.checkpoint(layer, *args)
+        return layer(*args)
 
     def fuse(self, states: Tensor, mask: Tensor, visual: Tensor) -> Tensor:
         """Cross-modal states (B, L, H) from text states, their mask and visual tokens (B, V, vision_width)."""
         bias = self._bias(mask, states.dtype)
         for layer in self.encoder.layer[self.config.fusion_layer :]:
-            states = layer(states, bias, visual)
+            states = self._run(layer, states, bias, visual)
         return states
 
     def mlm_logits(self, states: Tensor) -> Tensor:

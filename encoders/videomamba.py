@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtr.encoders import draws
 from vtr.errors import UsageError
 from vtr.kernels.bimamba import bimamba
 
@@ -105,18 +106,19 @@ class Block(nn.Module):
         self.mixer = BiMamba(config)
         self.norm = RMSNorm(config.dim)
         self.drop_path = drop_path  # of the mixer's output
+        self.salt = 0
 
     def forward(self, hidden: Tensor | None, residual: Tensor, previous_drop: float) -> tuple[Tensor, Tensor]:
         if hidden is not None:
-            residual = residual + drop_path(hidden, previous_drop, self.training).float()
+            residual = residual + drop_path(hidden, previous_drop, self.training, self.salt).float()
         return self.mixer(self.norm(residual).to(self.mixer.in_proj.weight.dtype)), residual
 
 
-def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+def drop_path(x: Tensor, rate: float, training: bool, salt: int = 0) -> Tensor:
     """Drop whole samples of a residual branch with probability `rate`, rescale the others."""
     if rate == 0 or not training:
         return x
-    keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= rate
+    keep = draws.uniform((x.shape[0], *[1] * (x.ndim - 1)), salt, x.device) >= rate
     return x * keep / (1 - rate)
 
 
@@ -171,6 +173,7 @@ class VideoMamba(nn.Module):
         if config.pool not in ("cls", "avg", "cls+avg"):
             raise UsageError(f"pool {config.pool!r}: expected cls, avg or cls+avg")
         self.config = config
+        self.checkpointing = config.checkpointing  # trade compute for memory in training
         self.patch_embed = PatchEmbed(config)
         side = config.image_size // config.patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
@@ -179,6 +182,7 @@ class VideoMamba(nn.Module):
             self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, config.num_frames // config.tubelet, config.dim))
         self.layers: Any = nn.ModuleList(Block(config, 0.0) for _ in range(config.depth))
         self.set_drop_path(config.drop_path)
+        draws.number_layers(self)
         self.norm = RMSNorm(config.dim)
         if config.pool_norm:
             self.pool_norm = nn.LayerNorm(config.dim)
@@ -255,10 +259,8 @@ class VideoMamba(nn.Module):
         want = self.config.align_layers if self.config.align_dim else 0
         collected = []
         for i, layer in enumerate(self.layers):
-            if self.config.checkpointing and self.training:
-                from torch.utils.checkpoint import checkpoint
-
-                hidden, residual = checkpoint(layer, hidden, residual, drop, use_reentrant=False)
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                hidden, residual = draws.checkpoint(layer, hidden, residual, drop)
             else:
                 hidden, residual = layer(hidden, residual, drop)
             drop = layer.drop_path
@@ -268,7 +270,7 @@ class VideoMamba(nn.Module):
         if want and self.config.init == "official":
             # The released code aligns the stream before the last mixer's output, without the norm (1.10).
             collected.append(residual)
-        residual = residual + drop_path(hidden, drop, self.training).float()
+        residual = residual + drop_path(hidden, drop, self.training, -1).float()
         out = self.norm(residual)
         if want and self.config.init == "clean":
             collected.append(out)
