@@ -43,7 +43,12 @@ def _mixed(x: Tensor) -> Tensor:
 
 def derived(seeds: Tensor, salt: int) -> Tensor:
     """New row seeds for another use of the same samples."""
-    return _mixed(seeds + (salt + 1) * -7046029254386353131)
+    return _mixed(seeds + _wrapped((salt + 1) * -7046029254386353131))
+
+
+def _wrapped(x: int) -> int:
+    """A Python number as int64 arithmetic would have it."""
+    return (x + 2**63) % 2**64 - 2**63
 
 
 def row_uniform(seeds: Tensor, shape: tuple[int, ...], salt: int = 0) -> Tensor:
