@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtr.encoders.bert import Bert, BertConfig
+from vtr.encoders.bert import Bert, BertConfig, KeysValues
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
 from vtr.errors import VtrError, unknown_name
 
@@ -147,9 +147,15 @@ class VideoTextModel(nn.Module):
         """Cosine similarities (texts, videos), averaged over a video's pooled vectors; temperature 1."""
         return text.embedding @ video.embedding.T
 
-    def match(self, text_tokens: Tensor, text_mask: Tensor, visual_tokens: Tensor) -> Tensor:
-        """Match logits (N, 2), index 1 = match, of N pairs: (N, L, H), (N, L), (N, Lv, D)."""
-        return self.itm_head(self.text_encoder.fuse(text_tokens, text_mask, visual_tokens)[:, 0])
+    def match(self, text_tokens: Tensor, text_mask: Tensor, visual: Tensor | list[KeysValues]) -> Tensor:
+        """Match logits (N, 2), index 1 = match, of N pairs.
+
+        Args:
+            text_tokens: (N, L, H) text states.
+            text_mask: (N, L).
+            visual: (N, Lv, D) visual tokens; or (1, Lv, D) or `text_encoder.visual_memory` of it, one video for all.
+        """
+        return self.itm_head(self.text_encoder.fuse(text_tokens, text_mask, visual, first_only=True)[:, 0])
 
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and every weight, in hex."""
