@@ -38,6 +38,7 @@ class VideoMambaConfig:
     pool_norm: bool = False
     align_dim: int = 0  # width of the teacher's tokens; 0 = no alignment branch
     align_layers: int = 1
+    align_interval: int = 1  # the last layer, then every so many before it
     init: str = "clean"  # clean | official
     temporal: bool = True  # False for a plain image model (no temporal embedding)
     checkpointing: bool = False
@@ -303,7 +304,8 @@ class VideoMamba(nn.Module):
                 hidden, residual = layer(hidden, residual, drop, order, permutation)
             drop = layer.drop_path
             # Layer i-1's output is the stream that block i sees.
-            if want and i > 0 and len(self.layers) - want <= i - 1 < len(self.layers) - 1:
+            away, rest = divmod(len(self.layers) - i, self.config.align_interval)
+            if i > 0 and rest == 0 and away < want:
                 collected.append(self.norm(permuted(residual, permutation.back) if turned and permutation else residual))
         if turned and permutation is not None:
             hidden, residual = permuted(hidden, permutation.back), permuted(residual, permutation.back)

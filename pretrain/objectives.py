@@ -36,6 +36,11 @@ def alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (2 - 2 * cosine).mean()
 
 
+def token_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Self-distillation: mean over samples and tokens, CLS included, of 2 - 2 cos (VIDEOMAMBA.md 4.6). Both (B, L, C)."""
+    return alignment_loss(student, teacher)
+
+
 def contrastive_loss(
     video: Tensor,
     text: Tensor,

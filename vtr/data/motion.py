@@ -45,6 +45,10 @@ class MotionTask:
         Returns:
             uint8 (count, T, 3, S, S) and int64 (count,), every class equally often up to one.
         """
+        return self.scenes(count, seed)[:2]
+
+    def scenes(self, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `draw`, and what is to be seen in each frame: (count, T, 5), place (x, y) and colour (r, g, b) in [0, 1]."""
         g = torch.Generator().manual_seed(seed)
 
         def uniform(*shape: int) -> Tensor:
@@ -87,7 +91,7 @@ class MotionTask:
         ground = 50 + 60 * uniform(count, 1, 3, 1, 1)
         noise = torch.randn(count, self.frames, 1, side, side, generator=g) * self.noise
         clips = (ground + noise) * (1 - cover) + colour[..., None, None] * cover
-        return clips.clamp(0, 255).to(torch.uint8), labels
+        return clips.clamp(0, 255).to(torch.uint8), labels, torch.cat([place / side, colour / 255], -1)
 
 
 def shuffled_frames(clips: Tensor, seed: int) -> Tensor:
