@@ -47,7 +47,7 @@ class AblateSettings:
     """Steps of the table `task`, whose model is VideoMamba-Ti itself."""
     labelled: int = 2000
     """Labelled clips; 0 = fresh ones at every step."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Clips of a step."""
     lr: float = 2e-3
     """Peak learning rate (VideoMamba-Ti: half of it)."""
