@@ -115,16 +115,27 @@ def main(argv: list[str] | None = None) -> int:
         print("vtr: stopped; --resume latest continues", file=sys.stderr)
         return 130
     except Exception as error:
-        # A collective fails when another rank dies: that one's cause is worth more than ours.
-        cause = watch.cause(5.0)
-        watch.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        # A collective fails when another rank dies: what that one said, or that it is gone, is worth more than ours.
+        cause = watch.cause(3.0) if watch.active else None
+        if cause is None and watch.active and _lost_connection(error):
+            gone = watch.gone(6.0)
+            cause = f"rank {', '.join(map(str, gone))} is gone" if gone else None
         if cause is None:
+            watch.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             raise
-        print(f"vtr: stops: {cause}; --resume latest continues", file=sys.stderr)
+        watch.fail(cause)
+        print(f"vtr: rank {watch.rank} stops: {cause}; --resume latest continues", file=sys.stderr)
         return 1
     finally:
         watch.stop()
     return 0
+
+
+def _lost_connection(error: Exception) -> bool:
+    """Whether a collective failed because of another process."""
+    text = str(error).lower()
+    words = ("connection", "socket", "remote", "nccl", "gloo", "peer", "timed out")
+    return isinstance(error, RuntimeError) and any(w in text for w in words)
 
 
 def resolve(settings: RunSettings) -> tuple[Recipe, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from vtr.errors import UsageError, VtrError, unknown_name
 VERBS = {
     "shards build": ("vtr.data.commands", "videos or images and captions into WebDataset shards"),
     "shards verify": ("vtr.data.commands", "check shards: counts, captions, media"),
+    "shards bench": ("vtr.data.commands", "clips/s of the loader against decoding alone"),
     "index build": ("vtr.library.commands", "make a search library of folders of videos"),
     "index add": ("vtr.library.commands", "add files to a library"),
     "index remove": ("vtr.library.commands", "forget videos of a library"),

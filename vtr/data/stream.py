@@ -8,7 +8,10 @@ rank order are the global batch. Positions travel with the batch.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -226,6 +229,22 @@ def check_bad(seen: int, bad: int, most: float, examples: list[str]) -> None:
         )
 
 
+def _die_with_parent() -> None:
+    """End this worker when the process that reads from it is gone, even by SIGKILL.
+
+    torch looks at the parent's id, which for a fork server's children is the server's, and that lives as long as they do.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
 class _Part(torch.utils.data.IterableDataset):
     """What one worker reads: for every step, its streams' share of the batch."""
 
@@ -247,6 +266,7 @@ class _Part(torch.utils.data.IterableDataset):
             yield from self._batches(self.owned)
             return
         torch.set_num_threads(1)
+        _die_with_parent()
         try:
             share = np.array_split(np.asarray(self.owned), info.num_workers)[info.id]
             yield from self._batches([int(i) for i in share])
