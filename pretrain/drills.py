@@ -137,6 +137,14 @@ class Call:
             raise VtrError(f"{len(left)} processes outlived the call by a minute: {left[0].cmdline()}\n{self.tail()}")
         return code
 
+    def wait_after(self, words: str, seconds: float = 300.0) -> tuple[int, float]:
+        """Wait for the end; the exit code, and the seconds from the first time it said `words`."""
+        end = time.monotonic() + seconds
+        while words not in self.text() and self.process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        start = time.monotonic()
+        return self.wait(max(1.0, end - start)), time.monotonic() - start
+
     def text(self) -> str:
         """What it has said so far."""
         return self.output.read_text(errors="replace")
@@ -441,7 +449,8 @@ def _resumed(lab: Lab, name: str, ranks: int, reference: Path) -> tuple[str, boo
 def _process_fault(lab: Lab, reference: Path, name: str, fault: str, injected: str, hit: Callable[[Call], None]) -> Row:
     """A fault of a process in the middle of a run on two ranks."""
     call = lab.call(name, 2)
-    wait_for_step(call, lab.folder / name, sum(lab.steps.values()) // 2)
+    # At the begin of the last stage: what a worker has read ahead does not last to the end.
+    wait_for_step(call, lab.folder / name, lab.steps["masked"] + lab.steps["multimodal"] + 1)
     hit(call)
     start = time.monotonic()
     code = call.wait(120)
@@ -513,7 +522,7 @@ def _full_disk(lab: Lab, reference: Path) -> Row:
     before = {p.name: p.read_bytes() for p in (run / "checkpoints").glob("step-*.pt")}
     # No more than half a checkpoint fits into a file.
     call = lab.call(name, 2, limit_file_size=min(map(len, before.values())) // 2)
-    code = call.wait(120)
+    code, seconds = call.wait_after("cannot be written")
     after = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
     resume, good = _resumed(lab, name, 2, reference)
     said = list(dict.fromkeys(call.said()))
@@ -521,18 +530,8 @@ def _full_disk(lab: Lab, reference: Path) -> Row:
         fault="the disk is full", injected="a limit on the size of files, half a checkpoint (EFBIG)",
         seen=f"exit code {code}; {said[0] if said else ''}; checkpoints before and after: "
         + ("the same" if before == after else "OTHERS"),
-        seconds=_seconds_after(call, said), resume=resume, good=good and code == 1 and before == after,
+        seconds=seconds, resume=resume, good=good and code == 1 and before == after,
     )  # fmt: skip
-
-
-def _seconds_after(call: Call, said: list[str]) -> float | None:
-    """From the last word of the log to the end; the fault is met at a save, right after a logged step."""
-    return None if not said else round(max(0.0, call.output.stat().st_mtime - _last_row_time(call)), 1)
-
-
-def _last_row_time(call: Call) -> float:
-    words = [str(w) for w in call.process.args] if isinstance(call.process.args, list) else []
-    return max((r["time"] for r in log_rows(Path(words[words.index("--out") + 1]))), default=time.time())
 
 
 # Faults of data: a corpus of our own is damaged, then read by two ranks.
@@ -602,7 +601,7 @@ def _broken_tar(lab: Lab, reference: Path) -> Row:
     for victim in victims:
         victim.write_bytes(b"not a tar" * 5000)
     call = _data_run(lab, name, folder)
-    code = call.wait(200)
+    code, seconds = call.wait_after("can't be used")
     said = list(dict.fromkeys(call.said()))
     rows = log_rows(lab.folder / name)
     for victim, data in kept.items():
@@ -613,7 +612,7 @@ def _broken_tar(lab: Lab, reference: Path) -> Row:
     return Row(
         fault="broken tars, 3 of 10", injected="shards overwritten with text",
         seen=f"exit code {code} after {len(rows)} steps; {_short(said[0], folder) if said else ''}",
-        seconds=_seconds_after(call, said), resume=f"shards repaired: exit code {finished}, "
+        seconds=seconds, resume=f"shards repaired: exit code {finished}, "
         f"{len(log_rows(lab.folder / name))} steps", good=good,
     )  # fmt: skip
 

@@ -206,9 +206,10 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
     identity = {"recipe": _plain(chosen), "corpus": corpus.fingerprint(), "model": _plain(model.config)}
     resumed = None if settings.dry_run else _resume_state(settings, out, stages, identity, accelerator)
     if settings.init:
-        import vtr.model
+        from vtr.model import load_strictly
+        from vtr.pretrain.export import initial_weights
 
-        model.load_state_dict(vtr.model.load(settings.init, "cpu").state_dict())
+        load_strictly(model, initial_weights(settings.init), settings.init)
     if resumed is None and not settings.init:
         build.warm_up(model, chosen)
     model.to(accelerator.device)
@@ -220,6 +221,7 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
     if not settings.dry_run:
         if main_process:
             _record(out, settings, chosen, corpus, accelerator)
+            model.tokenizer.save(out / "tokenizer.json")  # what `vtr export` needs beside a checkpoint
         log.cut(resumed["log_bytes"] if resumed else 0)
     run = _Run(
         settings=settings,
@@ -360,6 +362,7 @@ class _Run:
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "step": done_before + stage_step,
                 "stage": name,
                 "stage_index": index,
                 "stage_step": stage_step,

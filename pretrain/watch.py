@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import Any
 
 _BEAT = 2.0  # seconds between heartbeats
-_SILENCE = 40.0  # seconds after which a rank counts as gone
+_SILENCE = 20.0  # seconds after which a rank counts as gone; torchrun then gives a hung one 30 s more
 
 
 class Watch:

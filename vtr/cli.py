@@ -21,6 +21,8 @@ VERBS = {
     "index remove": ("vtr.library.commands", "forget videos of a library"),
     "index info": ("vtr.library.commands", "what a library holds, what could not be read"),
     "search": ("vtr.library.commands", "find moments in words"),
+    "runs plot": ("vtr.pretrain.commands", "loss and retrieval curves of training runs as a PNG"),
+    "export": ("vtr.pretrain.commands", "a training checkpoint as a model folder"),
     "doctor": ("vtr.doctor", "what is installed, which kernel runs and why"),
     "demo": ("vtr.demo", "train a small search engine from nothing and query it"),
 }
