@@ -232,7 +232,7 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
         log=log,
         out=out,
         identity=identity,
-        progress=Progress(**resumed["progress"]) if resumed else Progress(),
+        progress=Progress(**{**resumed["progress"], "judged_seen": 0, "judged_bad": 0}) if resumed else Progress(),
     )
     accelerator.init_trackers("vtr", config=None)
     done_before = 0

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vtr.data.decode import DecodeError, read_frames
+from vtr.data.decode_sniff import missing_bytes
 from vtr.data.manifests import Corpus, CorpusMember
 from vtr.data.sampling import random_frames
 from vtr.data.shard_reader import ShardCache
@@ -362,12 +363,15 @@ class _Part(torch.utils.data.IterableDataset):
 
     def _decode(self, raw: RawSample, media: str, member: str, epoch: int) -> dict | str:
         s = self.settings
-        if s.captions and not raw.caption:
+        if s.captions and not any(c.isalnum() for c in raw.caption or ""):
             return "no caption"
         if not raw.media:
             return "no image or video"
         if media == "image" and raw.extension in VIDEO and raw.extension != "gif":
             return f"a video ({raw.extension}) in a member of images"
+        lacking = missing_bytes(raw.media)
+        if lacking:  # a decoder would take the frames that are left for the clip that the caption is of
+            return f"cut off: {lacking} of its {len(raw.media) + lacking} bytes are missing"
         key = sample_id(member, raw.key)
         rng = _rng(s.seed, "sample", epoch, key)
         count = s.frames if media == "video" else 1
