@@ -101,7 +101,12 @@ def _captions(corpus: Any, most: int) -> list[str]:
     found: list[str] = []
     for member in corpus.members:
         for shard in member.shards:
-            found += [clean_caption(sample.caption) for sample in iterate_samples(shard) if sample.caption]
+            try:
+                for sample in iterate_samples(shard):
+                    if sample.caption:
+                        found.append(clean_caption(sample.caption))
+            except VtrError:
+                continue  # a damaged shard: the stream counts what it lacks
             if len(found) >= most:
                 return found[:most]
     return found

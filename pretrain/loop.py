@@ -53,6 +53,8 @@ class Progress:
 
     seen: int = 0  # samples read, over all ranks and stages
     bad: int = 0  # of them dropped
+    judged_seen: int = 0  # the same two since this call began: a run whose shards were repaired goes on
+    judged_bad: int = 0
     best: float = -1.0  # of the validation
     bad_lines: list[str] = field(default_factory=list)  # this process's latest, for messages
 
@@ -146,8 +148,10 @@ def train_stage(
         assert batch is not None
         progress.seen += round(seen)
         progress.bad += round(bad)
+        progress.judged_seen += round(seen)
+        progress.judged_bad += round(bad)
         progress.bad_lines = (progress.bad_lines + batch.bad)[-3:]
-        check_bad(progress.seen, progress.bad, max_bad_fraction, progress.bad_lines or ["(on another rank)"])
+        check_bad(progress.judged_seen, progress.judged_bad, max_bad_fraction, progress.bad_lines or ["(on another rank)"])
         fetched = time.perf_counter()
         lr = learning_rate(step, steps, stage.optim)
         for group in optimizer.param_groups:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
 from vtr.data.manifests import Corpus
+from vtr.data.shard_reader import remote_is_there
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
 from vtr.errors import VtrError
 from vtr.pretrain.recipes import Recipe, Stage
+
+
+def _missing_remote(corpus: Corpus) -> list[str]:
+    """Remote shards that do not answer; each is asked for, many at a time."""
+    from tqdm import tqdm
+
+    remote = [(m.name, s) for m in corpus.members for s in m.shards if "://" in s]
+    if not remote:
+        return []
+    with ThreadPoolExecutor(32) as pool:
+        asked = pool.map(lambda item: remote_is_there(item[1]), remote)
+        answers = list(tqdm(asked, total=len(remote), desc="remote shards", file=sys.stderr))
+    return [f"{name}: {shard} does not answer" for (name, shard), there in zip(remote, answers) if not there]
 
 
 def check_complete(corpus: Corpus, *, allow_missing: bool) -> None:
@@ -20,9 +36,7 @@ def check_complete(corpus: Corpus, *, allow_missing: bool) -> None:
     Raises:
         VtrError: Something is missing and `allow_missing` is off.
     """
-    import sys
-
-    missing = corpus.missing
+    missing = (*corpus.missing, *_missing_remote(corpus))
     if not missing:
         return
     print(f"missing ({len(missing)}):", file=sys.stderr)

@@ -115,16 +115,27 @@ def main(argv: list[str] | None = None) -> int:
         print("vtr: stopped; --resume latest continues", file=sys.stderr)
         return 130
     except Exception as error:
-        # A collective fails when another rank dies: that one's cause is worth more than ours.
-        cause = watch.cause(5.0)
-        watch.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        # A collective fails when another rank dies: what that one said, or that it is gone, is worth more than ours.
+        cause = watch.cause(3.0) if watch.active else None
+        if cause is None and watch.active and _lost_connection(error):
+            gone = watch.gone(6.0)
+            cause = f"rank {', '.join(map(str, gone))} is gone" if gone else None
         if cause is None:
+            watch.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             raise
-        print(f"vtr: stops: {cause}; --resume latest continues", file=sys.stderr)
+        watch.fail(cause)
+        print(f"vtr: rank {watch.rank} stops: {cause}; --resume latest continues", file=sys.stderr)
         return 1
     finally:
         watch.stop()
     return 0
+
+
+def _lost_connection(error: Exception) -> bool:
+    """Whether a collective failed because of another process."""
+    text = str(error).lower()
+    words = ("connection", "socket", "remote", "nccl", "gloo", "peer", "timed out")
+    return isinstance(error, RuntimeError) and any(w in text for w in words)
 
 
 def resolve(settings: RunSettings) -> tuple[Recipe, tuple[str, ...]]:
@@ -195,9 +206,10 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
     identity = {"recipe": _plain(chosen), "corpus": corpus.fingerprint(), "model": _plain(model.config)}
     resumed = None if settings.dry_run else _resume_state(settings, out, stages, identity, accelerator)
     if settings.init:
-        import vtr.model
+        from vtr.model import load_strictly
+        from vtr.pretrain.export import initial_weights
 
-        model.load_state_dict(vtr.model.load(settings.init, "cpu").state_dict())
+        load_strictly(model, initial_weights(settings.init), settings.init)
     if resumed is None and not settings.init:
         build.warm_up(model, chosen)
     model.to(accelerator.device)
@@ -209,6 +221,7 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
     if not settings.dry_run:
         if main_process:
             _record(out, settings, chosen, corpus, accelerator)
+            model.tokenizer.save(out / "tokenizer.json")  # what `vtr export` needs beside a checkpoint
         log.cut(resumed["log_bytes"] if resumed else 0)
     run = _Run(
         settings=settings,
@@ -219,7 +232,7 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
         log=log,
         out=out,
         identity=identity,
-        progress=Progress(**resumed["progress"]) if resumed else Progress(),
+        progress=Progress(**{**resumed["progress"], "judged_seen": 0, "judged_bad": 0}) if resumed else Progress(),
     )
     accelerator.init_trackers("vtr", config=None)
     done_before = 0
@@ -349,6 +362,7 @@ class _Run:
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "step": done_before + stage_step,
                 "stage": name,
                 "stage_index": index,
                 "stage_step": stage_step,

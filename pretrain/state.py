@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,17 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into RuntimeError
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise VtrError(f"checkpoint {path} cannot be written: {cause}; earlier checkpoints are untouched") from error
+        cause = getattr(error, "strerror", None) or "the file could not be written to its end, the disk may be full"
+        raise VtrError(f"checkpoint {path} cannot be written: {cause}{_free(folder)}; earlier checkpoints are untouched") from error
     for old in checkpoints(folder)[:-keep] if keep else []:
         old.unlink(missing_ok=True)
     return path
+
+
+def _free(folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f" ({shutil.disk_usage(folder).free / 2**30:.2f} GiB free there)"
+    return ""
 
 
 def mark_best(folder: Path, path: Path) -> None:
@@ -68,8 +75,6 @@ def mark_best(folder: Path, path: Path) -> None:
         try:
             os.link(path, partial)
         except OSError:  # a file system without hard links
-            import shutil
-
             shutil.copyfile(path, partial)
         os.replace(partial, folder / BEST)
     except OSError as error:

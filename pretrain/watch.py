@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import Any
 
 _BEAT = 2.0  # seconds between heartbeats
-_SILENCE = 40.0  # seconds after which a rank counts as gone
+_SILENCE = 20.0  # seconds after which a rank counts as gone; torchrun then gives a hung one 30 s more
 
 
 class Watch:
@@ -66,6 +66,11 @@ class Watch:
             self._thread.start()
         return self
 
+    @property
+    def active(self) -> bool:
+        """Whether it watches: several ranks, started and not stopped."""
+        return self._thread is not None
+
     def fail(self, cause: str) -> None:
         """Tell the other ranks why this one ends; the rank that keeps the store waits until they have read it."""
         if self._thread is None:
@@ -88,6 +93,20 @@ class Watch:
             time.sleep(0.2)
         return None
 
+    def gone(self, wait: float) -> list[int]:
+        """The other ranks whose heartbeat does not change within `wait` seconds, and who are not done."""
+        others = [r for r in range(self.world) if r != self.rank]
+        try:
+            before = {r: self._store.get(f"beat/{r}") for r in others if self._store.check([f"beat/{r}"])}
+            end = time.monotonic() + wait
+            silent = [r for r, beat in before.items() if beat != b"done"]
+            while silent and time.monotonic() < end:
+                time.sleep(0.2)
+                silent = [r for r in silent if self._store.get(f"beat/{r}") == before[r]]
+            return silent
+        except Exception:  # the store went with rank 0
+            return [0]
+
     def stop(self) -> None:
         """End watching: this rank is done, and silence from it is no fault."""
         if self._thread is None:
@@ -108,9 +127,12 @@ class Watch:
             return not self._done.wait(self.beat)
         ready, _, _ = select.select([self._wake[0]], [], [], self.beat)
         if ready and signal.SIGTERM in os.read(self._wake[0], 64) and not self._done.is_set():
+            cause = self.cause(2 * self.beat)
+            if cause is None:
+                gone = self.gone(2.5 * self.beat)
+                cause = f"rank {', '.join(map(str, gone))} is gone" if gone else None
             self._leave(
-                self.cause(3 * self.beat)
-                or "told to stop (SIGTERM): the launcher does so when another rank or a node has died"
+                cause or "told to stop (SIGTERM): the launcher does so when another rank or a node has died"
             )
         return not self._done.is_set()
 

@@ -15,6 +15,7 @@ from vtr.errors import UsageError, VtrError, unknown_name
 VERBS = {
     "shards build": ("vtr.data.commands", "videos or images and captions into WebDataset shards"),
     "shards verify": ("vtr.data.commands", "check shards: counts, captions, media"),
+    "shards bench": ("vtr.data.commands", "clips/s of the loader against decoding alone"),
     "index build": ("vtr.library.commands", "make a search library of folders of videos"),
     "index add": ("vtr.library.commands", "add files to a library"),
     "index remove": ("vtr.library.commands", "forget videos of a library"),
@@ -24,6 +25,8 @@ VERBS = {
     "benchmarks": ("vtr.eval.commands", "evaluation protocols: list them"),
     "benchmarks check": ("vtr.eval.commands", "what of a benchmark is there, missing, broken"),
     "results": ("vtr.eval.commands", "table and plot of evaluation results"),
+    "runs plot": ("vtr.pretrain.commands", "loss and retrieval curves of training runs as a PNG"),
+    "export": ("vtr.pretrain.commands", "a training checkpoint as a model folder"),
     "doctor": ("vtr.doctor", "what is installed, which kernel runs and why"),
     "demo": ("vtr.demo", "train a small search engine from nothing and query it"),
 }

@@ -21,7 +21,7 @@ _FOLDER = Path(__file__).resolve().parent.parent.parent / "data_manifests" / "co
 if not _FOLDER.is_dir():  # installed: the folder lies inside the package
     _FOLDER = Path(__file__).resolve().parent.parent / "data_manifests" / "corpora"
 
-_KEYS = ("name", "media", "shards", "items", "texts", "samples", "licence", "source", "make")
+_KEYS = ("name", "media", "shards", "items", "texts", "licence", "source", "make")
 _MEDIA = ("video", "image", "auto")
 
 
@@ -146,6 +146,15 @@ def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
     return corpus
 
 
+def corpus_entries(name: str) -> list[dict[str, Any]]:
+    """The member tables of a corpus, by name or TOML path, includes resolved; nothing is looked for on disk.
+
+    Raises:
+        UsageError: There is no such corpus, or the file makes no sense.
+    """
+    return _entries(name, ())
+
+
 def _entries(name: str, seen: tuple[str, ...]) -> list[dict[str, Any]]:
     """The member tables of a corpus and of those it includes."""
     path = Path(name)
@@ -228,7 +237,7 @@ def _member(entry: dict[str, Any], shards: list[str], missing: list[str]) -> Cor
         media=entry["media"],
         shards=tuple(kept),
         sizes=tuple(sizes),
-        published=entry.get("texts") or entry.get("items") or entry.get("samples") or 0,
+        published=entry.get("texts") or entry.get("items") or 0,
         missing=tuple(missing),
         licence=entry.get("licence", ""),
         source=entry.get("source", ""),

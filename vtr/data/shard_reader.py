@@ -154,6 +154,24 @@ def open_remote(url: str, timeout: float = 60.0) -> Any:
         raise VtrError(f"{url}: cannot be opened ({error})") from error
 
 
+def remote_is_there(url: str, timeout: float = 30.0) -> bool:
+    """Whether a URL names a file, asked for without reading it."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        if url.startswith(("http://", "https://", "file://")):
+            method = None if url.startswith("file://") else "HEAD"
+            urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=timeout).close()
+            return True
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return bool(filesystem.exists(path))
+    except (OSError, ImportError, ValueError, urllib.error.URLError):
+        return False
+
+
 class ShardCache:
     """Open shards of one worker: indices of the shards in use, and local copies of remote ones.
 

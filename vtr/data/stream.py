@@ -8,7 +8,10 @@ rank order are the global batch. Positions travel with the batch.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vtr.data.decode import DecodeError, read_frames
+from vtr.data.decode_sniff import missing_bytes
 from vtr.data.manifests import Corpus, CorpusMember
 from vtr.data.sampling import random_frames
 from vtr.data.shard_reader import ShardCache
@@ -226,6 +230,22 @@ def check_bad(seen: int, bad: int, most: float, examples: list[str]) -> None:
         )
 
 
+def _die_with_parent() -> None:
+    """End this worker when the process that reads from it is gone, even by SIGKILL.
+
+    torch looks at the parent's id, which for a fork server's children is the server's, and that lives as long as they do.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
 class _Part(torch.utils.data.IterableDataset):
     """What one worker reads: for every step, its streams' share of the batch."""
 
@@ -247,6 +267,7 @@ class _Part(torch.utils.data.IterableDataset):
             yield from self._batches(self.owned)
             return
         torch.set_num_threads(1)
+        _die_with_parent()
         try:
             share = np.array_split(np.asarray(self.owned), info.num_workers)[info.id]
             yield from self._batches([int(i) for i in share])
@@ -342,12 +363,15 @@ class _Part(torch.utils.data.IterableDataset):
 
     def _decode(self, raw: RawSample, media: str, member: str, epoch: int) -> dict | str:
         s = self.settings
-        if s.captions and not raw.caption:
+        if s.captions and not any(c.isalnum() for c in raw.caption or ""):
             return "no caption"
         if not raw.media:
             return "no image or video"
         if media == "image" and raw.extension in VIDEO and raw.extension != "gif":
             return f"a video ({raw.extension}) in a member of images"
+        lacking = missing_bytes(raw.media)
+        if lacking:  # a decoder would take the frames that are left for the clip that the caption is of
+            return f"cut off: {lacking} of its {len(raw.media) + lacking} bytes are missing"
         key = sample_id(member, raw.key)
         rng = _rng(s.seed, "sample", epoch, key)
         count = s.frames if media == "video" else 1
