@@ -85,6 +85,7 @@ class Benchmark:
     classes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     total: int = 0  # videos of the protocol, missing ones included
+    all_texts: int = 0  # likewise
     protocol_hash: str = ""
     root: Path = Path()
     annotation: Path = Path()
@@ -97,6 +98,11 @@ class Benchmark:
     def name(self) -> str:
         """The benchmark's name."""
         return self.protocol.name
+
+    @property
+    def queries(self) -> int:
+        """Texts of the protocol, those of missing videos included (options of a choice: one question a video)."""
+        return self.total if self.options or self.protocol.captions == "choices" else self.all_texts
 
     def keep(self, kept: Sequence[int]) -> tuple[Benchmark, list[int]]:
         """The same with these videos alone, and which texts have something to do with them (all classes do)."""
@@ -186,6 +192,7 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
         videos=tuple(path for path in (found[v] for v in present) if path is not None),
         missing=tuple(video for video, file_path in found.items() if file_path is None),
         total=len(found),
+        all_texts=len(_build(protocol, items, {video: i for i, video in enumerate(found)}, root)["captions"]),
         protocol_hash=_hash(protocol, items),
         root=data_root,
         annotation=path,
