@@ -108,6 +108,8 @@ def _recognised(path: Path, loaded: Any, split: str, choices: bool) -> tuple[str
     if isinstance(loaded, dict) and loaded.keys() & {"train", "val", "test"} and split in loaded:
         name, items = _recognised(path, loaded[split], split, choices)
         return f"{name}, split {split}", items
+    if isinstance(loaded, dict) and loaded and loaded.keys() <= {"train", "val", "test"}:
+        raise VtrError(f"{path}: has no split {split!r}, only {', '.join(sorted(loaded))}")
     if isinstance(loaded, dict) and {"videos", "sentences"} <= loaded.keys():
         rows: dict[str, list[str]] = {v["video_id"]: [] for v in loaded["videos"]}
         for sentence in loaded["sentences"]:
@@ -120,6 +122,8 @@ def _recognised(path: Path, loaded: Any, split: str, choices: bool) -> tuple[str
             return "ActivityNet Captions release", _items({k: v["sentences"] for k, v in loaded.items()})
         if isinstance(first, list):
             return "captions by video", _items(loaded)
+    if isinstance(loaded, list) and loaded and all(isinstance(row, str) for row in loaded):
+        return "list of videos", [Item(videos=(row,), captions=()) for row in dict.fromkeys(loaded)]
     if isinstance(loaded, list) and loaded and all(isinstance(row, dict) for row in loaded):
         return _from_rows(path, loaded, choices)
     raise VtrError(
@@ -175,6 +179,7 @@ def _from_csv(path: Path, text: str) -> tuple[str, list[Item]]:
         ),
         ({"video_id", "sentence"}, "JSFusion CSV", lambda: _grouped((r["video_id"], [r["sentence"]]) for r in rows)),
         ({"video_path", "text"}, "CSV of paragraphs", lambda: _grouped((_last(r["video_path"]), [r["text"]]) for r in rows)),
+        ({"videoid", "name"}, "WebVid CSV", lambda: _grouped((r["videoid"], [r["name"]]) for r in rows)),
         ({"video_id"}, "list of videos", lambda: [Item(videos=(r["video_id"],), captions=()) for r in rows]),
     ]
     for needed, name, build in known:
@@ -203,6 +208,9 @@ def _from_labels(path: Path, text: str) -> tuple[str, list[Item]]:
 
 def _from_tabs(path: Path, text: str) -> tuple[str, list[Item]]:
     rows = []
+    if path.suffix == ".txt" and not any(c in line.strip() for line in text.splitlines() for c in "\t "):
+        names = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
+        return "list of videos", [Item(videos=(name,), captions=()) for name in names]
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue

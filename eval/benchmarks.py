@@ -177,6 +177,8 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
     path, entry = _annotation(protocol, root)
     ids = _beside(path, entry.ids) if entry.ids else None
     format_name, items = read_annotations(path, ids=ids, choices=protocol.captions == "choices")
+    if protocol.captions != "class" and not any(item.captions for item in items):
+        raise VtrError(f"{protocol.name}: {path} is a list of videos without captions; expected an annotation file. {protocol.obtain}")
     finder = VideoFinder(root, protocol.videos)
     found: dict[str, Path | None] = {}
     for item in items:
