@@ -327,6 +327,7 @@ def run(settings: ZeroShotSettings, team: Any = None) -> int:
         compared({}, benchmark, settings.published, None)  # a wrong name is said now, not after hours
     team = team or Team()
     model = team.together(lambda: vtr.model.load(settings.model))
+    vtr.model.needs_text(model, settings.model)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and model.device.type == "cuda")
     fingerprint = model.fingerprint()
     try:

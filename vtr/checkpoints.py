@@ -123,14 +123,26 @@ def load_checkpoint(
 
     checkpoint = find(name)
     folder = cache_folder() / name
-    source = _source(folder)
-    if source is None or (file is not None and source["sha256"] != _sha256(Path(file))):
-        path = Path(file) if file is not None else _fetched(checkpoint.repository, checkpoint.file, checkpoint.name)
-        convert(checkpoint, path, folder, vocabulary)
+    with _alone(folder):  # the ranks of one evaluation all come here
+        source = _source(folder)
+        if source is None or (file is not None and source["sha256"] != _sha256(Path(file))):
+            path = Path(file) if file is not None else _fetched(checkpoint.repository, checkpoint.file, checkpoint.name)
+            convert(checkpoint, path, folder, vocabulary)
     kind: Any = VideoTextModel if checkpoint.task == "retrieval" else RecognitionModel
     model = kind.from_pretrained(folder)
     model.registered = name
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _alone(folder: Path) -> Any:
+    """A lock on a model's folder."""
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{folder}.lock")
+    except OSError as error:
+        raise VtrError(f"{folder.parent}: cannot be written ({error.strerror}); name another with VTR_CACHE") from error
 
 
 def convert(checkpoint: Checkpoint, path: Path, folder: Path, vocabulary: str | Path | None = None) -> None:
@@ -152,6 +164,7 @@ def convert(checkpoint: Checkpoint, path: Path, folder: Path, vocabulary: str | 
     load_official(_target(checkpoint, model), state, str(path), optional)
     for defect in checkpoint.defects:
         print(f"{checkpoint.name}: {defect}: {_table()['defects'][defect]}", file=sys.stderr)
+    (folder / "source.json").unlink(missing_ok=True)  # until the new one is whole
     model.save_pretrained(folder)
     source = {
         "name": checkpoint.name,

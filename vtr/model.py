@@ -282,6 +282,16 @@ def load(name: str | Path, device: str | torch.device | None = None, *, file: st
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def needs_text(model: Any, name: object) -> None:
+    """Refuse a model that has no text side.
+
+    Raises:
+        UsageError: It recognises images or actions, or is half of a pretraining.
+    """
+    if not hasattr(model, "encode_text"):
+        raise UsageError(f"model {str(name)!r} has no text side: retrieval and search need a video-text model (vtr models)")
+
+
 def _kind(path: Path) -> str:
     try:
         return str(json.loads((path / "config.json").read_text()).get("kind", ""))

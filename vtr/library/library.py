@@ -97,7 +97,8 @@ class Library:
 
             # A hub id stays as it is; a folder is remembered by its full path.
             model_path = os.path.abspath(model) if Path(model).exists() else str(model)
-            model = vtr.model.load(model)
+            name, model = model, vtr.model.load(model)
+            vtr.model.needs_text(model, name)
         path = Path(path)
         if (path / "library.json").is_file():
             library = cls.open(path, model)
