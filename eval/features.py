@@ -187,7 +187,8 @@ def encode_all(
 def tokenised(model: Any, captions: Sequence[str], most: int) -> tuple[list[Any], int]:
     """Token batches of all captions, and how many captions were cut."""
     if hasattr(model, "tokenise"):  # a baseline with words of its own
-        return [model.tokenise(captions[i : i + _TEXT_BATCH]) for i in range(0, len(captions), _TEXT_BATCH)], 0
+        parts = [captions[i : i + _TEXT_BATCH] for i in range(0, len(captions), _TEXT_BATCH)]
+        return [model.tokenise(part) for part in parts], sum(model.cut(part) for part in parts)
     most = min(most, model.config.text.max_positions)
     batches, cut = [], 0
     for i in range(0, len(captions), _TEXT_BATCH):

@@ -49,7 +49,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
         raise OSError("no network")
 
     monkeypatch.setattr(vtr.checkpoints, "_retrieval_config", config)
-    monkeypatch.setattr(vtr.checkpoints, "_reach_hub", no_network)
+    monkeypatch.setattr(vtr.checkpoints, "reach_hub", no_network)
     monkeypatch.setenv("VTR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "cache").mkdir()
@@ -380,7 +380,7 @@ def test_a_download_goes_through_the_hub_library(tmp_path: Path, monkeypatch: py
         asked.append((repository, file))
         return str(saved(tmp_path, official(VIDEO)))
 
-    monkeypatch.setattr(vtr.checkpoints, "_reach_hub", lambda: None)
+    monkeypatch.setattr(vtr.checkpoints, "reach_hub", lambda: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert vtr.load(VIDEO, "cpu").registered == VIDEO
     vtr.load(VIDEO, "cpu")

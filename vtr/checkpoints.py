@@ -267,7 +267,7 @@ def _fetched(repository: str, file: str, name: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
-        _reach_hub()  # the library would try for half a minute
+        reach_hub()  # the library would try for half a minute
         return Path(hf_hub_download(repository, file, etag_timeout=10))
     except Exception as error:  # no network, gated, renamed: many kinds
         raise VtrError(
@@ -276,7 +276,7 @@ def _fetched(repository: str, file: str, name: str) -> Path:
         ) from error
 
 
-def _reach_hub() -> None:
+def reach_hub() -> None:
     """Raise where the hub's name is not known: there is no network."""
     import socket
     import urllib.request
