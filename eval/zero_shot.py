@@ -357,7 +357,7 @@ def run(settings: ZeroShotSettings, team: Any = None) -> int:
         result["run"] = {
             "ranks": team.size,
             "seconds": round(time.perf_counter() - start, 1),
-            "peak_memory_gib": _peak_memory(),
+            "peak_memory_gib": peak_memory(),
             "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "vtr": __import__("vtr").__version__,
         }
@@ -394,7 +394,8 @@ def _write(settings: ZeroShotSettings, benchmark: str, result: dict[str, Any]) -
     print(f"written: {path}", file=sys.stderr)
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
+    """The most memory this process has had so far, in GiB; files mapped into it included."""
     try:
         import resource
     except ImportError:  # Windows

@@ -103,6 +103,13 @@ def test_without_a_network_and_a_cache_one_line_says_what_to_do(
     assert capfd.readouterr().err == ""
 
 
+def test_the_names_that_open_clip_knows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "open_clip:ViT-B-16/", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"open_clip:ViT-B-16/openai"} <= {row["name"] for row in rows}
+    assert all(row["name"].startswith("open_clip:ViT-B-16/") for row in rows)
+
+
 def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "clip.pt").write_bytes(b"no")
     with pytest.raises(VtrError, match="cannot be loaded"):

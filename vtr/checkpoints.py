@@ -325,7 +325,7 @@ class ModelsSettings:
     """List the official checkpoints; with a name: all that is known of it."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names, or parts of names to list fewer."""
+    """Names, or parts of names to list fewer; open_clip lists what that library has."""
     get: bool = False
     """Fetch and convert it, so that it loads offline."""
     file: Path | None = None
@@ -345,6 +345,8 @@ def models(settings: ModelsSettings) -> int:
         count = sum(p.numel() for p in model.parameters())
         print(f"{settings.names[0]}: ready, {count / 1e6:.1f} M parameters, {cache_folder() / settings.names[0]}")
         return 0
+    if settings.names and settings.names[0].startswith("open_clip"):
+        return _baselines(settings)
     known = registry()
     chosen = {n: c for n, c in known.items() if not settings.names or any(word in n for word in settings.names)}
     if not chosen:
@@ -362,6 +364,24 @@ def models(settings: ModelsSettings) -> int:
         mark = " *" if c.defects else ""
         print(f"{name:<42}{c.data:<14}{c.image_size:>4}{c.frames:>8}{top1:>7}  {here:<6}{c.file}{mark}")
     print("R@1: zero-shot retrieval, see vtr models NAME    *: something is known of the file, see vtr models NAME")
+    print("Baselines of open_clip: vtr models open_clip")
+    return 0
+
+
+def _baselines(settings: ModelsSettings) -> int:
+    """The weights that open_clip knows, as names for `vtr.load`."""
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+
+    words = [w.removeprefix("open_clip").removeprefix(":") for w in settings.names]
+    for model, tag in open_clip.list_pretrained():
+        name = f"open_clip:{model}/{tag}"
+        if all(word in name for word in words):
+            repository, _, file = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "").rpartition("/")
+            files = (file,) if file else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+            here = any(isinstance(try_to_load_from_cache(repository, f), str) for f in files if repository)
+            row = {"name": name, "here": here, "repository": repository}
+            print(json.dumps(row) if settings.json else f"{name:<64}{'yes' if here else '':<6}{repository}")
     return 0
 
 
