@@ -38,7 +38,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not head:
         raise VtrError(f"checkpoint {path} is empty: the download did not finish")
     if head.startswith(b"version https://git-lfs"):
-        raise VtrError(f"checkpoint {path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull` or the hub")
+        raise VtrError(
+            f"checkpoint {path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull` or the hub"
+        )
     if head.startswith(b"<"):
         raise VtrError(f"checkpoint {path} is a web page, not a checkpoint: download the file, not its page")
     try:
@@ -51,7 +53,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and safetensors errors alike: the file is damaged or something else
         if "Weights only load failed" in str(error) or "Unsupported" in str(error):
-            raise VtrError(f"checkpoint {path} holds more than tensors (pickled code or objects) and is not opened") from error
+            raise VtrError(
+                f"checkpoint {path} holds more than tensors (pickled code or objects) and is not opened"
+            ) from error
         raise VtrError(
             f"checkpoint {path} cannot be read, it is damaged or cut: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
@@ -72,7 +76,9 @@ def _records(path: Path) -> list[Any]:
     except Exception:  # a file of the old format, or a damaged one: the reader says so
         return []
     out: list[Any] = [Namespace] if "argparse.Namespace" in names else []
-    return out + [(OrderedDict, name) for name in names if name.rpartition(".")[2] in ("EasyDict", "AttrDict", "ConfigDict")]
+    return out + [
+        (OrderedDict, name) for name in names if name.rpartition(".")[2] in ("EasyDict", "AttrDict", "ConfigDict")
+    ]
 
 
 def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -81,7 +81,9 @@ def _text(path: Path) -> str:
                     raise VtrError(f"{path}: holds no .json file")
                 largest = max(members, key=lambda i: i.file_size)
                 if largest.file_size > _MAX_ZIP_BYTES:
-                    raise VtrError(f"{path}: {largest.filename} unpacks to {largest.file_size} bytes; that is no annotation file")
+                    raise VtrError(
+                        f"{path}: {largest.filename} unpacks to {largest.file_size} bytes; that is no annotation file"
+                    )
                 return archive.read(largest).decode("utf-8")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -137,7 +139,9 @@ def _from_rows(path: Path, rows: list[dict[str, Any]], choices: bool) -> tuple[s
     if choices:
         video, options = ("video", "caption") if "caption" in keys else ("clip_name", "options")
         if not {video, options, "answer"} <= keys:
-            raise VtrError(f"{path}: a multiple-choice file has video, caption (the options) and answer; this one {sorted(keys)}")
+            raise VtrError(
+                f"{path}: a multiple-choice file has video, caption (the options) and answer; this one {sorted(keys)}"
+            )
         items = [
             Item(videos=(str(r[video]),), captions=tuple(map(str, r[options])), answer=int(r["answer"])) for r in rows
         ]
@@ -161,7 +165,9 @@ def _from_rows(path: Path, rows: list[dict[str, Any]], choices: bool) -> tuple[s
         return "official JSON", _grouped(
             (str(r["video"]), list(r["caption"]) if isinstance(r["caption"], list) else [r["caption"]]) for r in rows
         )
-    raise VtrError(f'{path}: expected a list of {{"video": …, "caption": …}}; its entries have {", ".join(sorted(keys))}')
+    raise VtrError(
+        f'{path}: expected a list of {{"video": …, "caption": …}}; its entries have {", ".join(sorted(keys))}'
+    )
 
 
 def _from_csv(path: Path, text: str) -> tuple[str, list[Item]]:
@@ -178,7 +184,11 @@ def _from_csv(path: Path, text: str) -> tuple[str, list[Item]]:
             ],
         ),
         ({"video_id", "sentence"}, "JSFusion CSV", lambda: _grouped((r["video_id"], [r["sentence"]]) for r in rows)),
-        ({"video_path", "text"}, "CSV of paragraphs", lambda: _grouped((_last(r["video_path"]), [r["text"]]) for r in rows)),
+        (
+            {"video_path", "text"},
+            "CSV of paragraphs",
+            lambda: _grouped((_last(r["video_path"]), [r["text"]]) for r in rows),
+        ),
         ({"videoid", "name"}, "WebVid CSV", lambda: _grouped((r["videoid"], [r["name"]]) for r in rows)),
         ({"video_id"}, "list of videos", lambda: [Item(videos=(r["video_id"],), captions=()) for r in rows]),
     ]

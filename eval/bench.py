@@ -65,9 +65,14 @@ def _write(work: Any, settings: BenchSettings, visual: int, dtype: torch.dtype) 
     from vtr.eval.features import _TEXT_BATCH, _VIDEO_BATCH, Features
 
     generator = torch.Generator().manual_seed(0)
-    unit = [torch.nn.functional.normalize(torch.randn(n, 32, generator=generator), dim=-1) for n in (settings.videos, settings.texts)]
+    unit = [
+        torch.nn.functional.normalize(torch.randn(n, 32, generator=generator), dim=-1)
+        for n in (settings.videos, settings.texts)
+    ]
     one = torch.randn(_VIDEO_BATCH, settings.tokens, visual, generator=generator).to(dtype)
-    for number, start in enumerate(tqdm(range(0, settings.videos, _VIDEO_BATCH), "tokens", file=sys.stderr, leave=False)):
+    for number, start in enumerate(
+        tqdm(range(0, settings.videos, _VIDEO_BATCH), "tokens", file=sys.stderr, leave=False)
+    ):
         size = min(_VIDEO_BATCH, settings.videos - start)
         shifted = one[:size].roll(number, 1)  # other tokens in every batch, quickly
         work.write(f"video-{number:05d}", {"embedding": unit[0][start : start + size], "tokens": shifted},
@@ -76,7 +81,9 @@ def _write(work: Any, settings: BenchSettings, visual: int, dtype: torch.dtype) 
         size = min(_TEXT_BATCH, settings.texts - start)
         states = torch.randn(size * settings.words, settings.width, generator=generator).to(dtype)
         ends = torch.arange(1, size + 1) * settings.words
-        work.write(f"text-{number:05d}", {"embedding": unit[1][start : start + size], "states": states, "ends": ends}, {})
+        work.write(
+            f"text-{number:05d}", {"embedding": unit[1][start : start + size], "states": states, "ends": ends}, {}
+        )
     lengths = torch.full((settings.texts,), settings.words)
     return Features(video=unit[0], text=unit[1], lengths=lengths, broken={}, cut=0)
 
@@ -124,7 +131,9 @@ def speed(settings: BenchSettings) -> int:
         loop = _one_by_one(model, work, features, top)
         theirs = time.perf_counter() - start
     largest = float((batched - loop)[wanted].abs().max())
-    print(f"{settings.texts} texts x {settings.videos} videos, k = {top}, {int(wanted.sum())} pairs, {settings.threads} threads")
+    print(
+        f"{settings.texts} texts x {settings.videos} videos, k = {top}, {int(wanted.sum())} pairs, {settings.threads} threads"
+    )
     print(f"query by query  {theirs:8.1f} s   (all tokens in memory)")
     print(f"batched         {ours:8.1f} s   (tokens read from disk)   {theirs / ours:.1f} x as fast")
     print(f"largest difference of a match logit {largest:.1e}")
@@ -153,7 +162,9 @@ def memory(settings: BenchSettings) -> int:
         start = time.perf_counter()
         match_pairs(model, features, wanted, work, Team(), bf16=True)
         seconds = time.perf_counter() - start
-    print(f"{sizes.videos} videos of {sizes.tokens} x {visual} bf16 tokens, {sizes.texts} texts, {int(wanted.sum())} pairs")
+    print(
+        f"{sizes.videos} videos of {sizes.tokens} x {visual} bf16 tokens, {sizes.texts} texts, {int(wanted.sum())} pairs"
+    )
     print(f"on disk {disk:.1f} GiB; memory at the start {before:.2f} GiB, with the features written {written:.2f} GiB")
     print(f"peak memory of the whole re-ranking {peak_memory():.2f} GiB ({seconds:.0f} s)")
     return 0

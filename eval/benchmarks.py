@@ -140,9 +140,9 @@ def load_protocol(name: str) -> Protocol:
         raise unknown_name("benchmark", name, benchmark_names())
     values: dict[str, Any] = tomllib.loads(path.read_text())
     values["annotation"] = tuple(AnnotationFile(**a) for a in values["annotation"])
+    rows: list[dict[str, Any]] = values.get("published", [])
     values["published"] = tuple(
-        Published(**{k: tuple(v) if isinstance(v, list) else v for k, v in p.items()})
-        for p in values.get("published", ())
+        Published(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows
     )
     for key in ("videos", "prompts"):
         if key in values:
@@ -178,7 +178,9 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
     ids = _beside(path, entry.ids) if entry.ids else None
     format_name, items = read_annotations(path, ids=ids, choices=protocol.captions == "choices")
     if protocol.captions != "class" and not any(item.captions for item in items):
-        raise VtrError(f"{protocol.name}: {path} is a list of videos without captions; expected an annotation file. {protocol.obtain}")
+        raise VtrError(
+            f"{protocol.name}: {path} is a list of videos without captions; expected an annotation file. {protocol.obtain}"
+        )
     finder = VideoFinder(root, protocol.videos)
     found: dict[str, Path | None] = {}
     for item in items:
@@ -250,7 +252,9 @@ def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: R
     if protocol.captions == "class":
         path = root.find_file(protocol.classes or "classes.txt")
         if path is None:
-            raise VtrError(f"{protocol.name}: {protocol.classes} is missing: the class names, one a line. {protocol.obtain}")
+            raise VtrError(
+                f"{protocol.name}: {protocol.classes} is missing: the class names, one a line. {protocol.obtain}"
+            )
         classes = tuple(read_lines(path))
         wrong = [i for i in items if i.answer is None or i.answer >= len(classes)]
         if wrong:

@@ -104,7 +104,9 @@ def _facts(benchmark: Benchmark) -> dict[str, Any]:
 def check(settings: CheckSettings) -> int:
     """`vtr benchmarks check`."""
     if not settings.names:
-        raise UsageError("no benchmark: vtr benchmarks check NAME …, as in: vtr benchmarks check msrvtt --data-root /data")
+        raise UsageError(
+            "no benchmark: vtr benchmarks check NAME …, as in: vtr benchmarks check msrvtt --data-root /data"
+        )
     if settings.workers < 1:
         raise UsageError(f"--workers {settings.workers}: expected 1 or more")
     whole = True
@@ -154,7 +156,12 @@ def _broken(benchmark: Benchmark, workers: int) -> dict[str, str]:
 
     with ThreadPoolExecutor(workers) as pool:
         found = tqdm(
-            pool.map(reason, benchmark.videos), benchmark.name, len(benchmark.videos), False, file=sys.stderr, unit="video"
+            pool.map(reason, benchmark.videos),
+            benchmark.name,
+            len(benchmark.videos),
+            False,
+            file=sys.stderr,
+            unit="video",
         )
         return {str(path): why for path, why in zip(benchmark.videos, found) if why is not None}
 
@@ -211,7 +218,8 @@ def results(settings: ResultsSettings) -> int:
     chosen = [
         line
         for line in lines
-        if (not settings.benchmark or line.benchmark in settings.benchmark) and (not settings.row or line.row in settings.row)
+        if (not settings.benchmark or line.benchmark in settings.benchmark)
+        and (not settings.row or line.row in settings.row)
     ]
     if settings.plot is not None:
         try:

@@ -59,7 +59,10 @@ def ranks(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None = None, 
 
 
 def recalls(
-    similarity: np.ndarray, truth: Sequence[Sequence[int]] | None = None, ks: Sequence[int] = (1, 5, 10), ties: str = "fair"
+    similarity: np.ndarray,
+    truth: Sequence[Sequence[int]] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    ties: str = "fair",
 ) -> list[float]:
     """Recall at each k in percent; see `ranks`."""
     places = _places(similarity, truth)
@@ -157,10 +160,10 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(result))
         return 0
     for name, m in result.items():
-        words = name.replace("_", " ").replace(" ties", ", ties")
+        title = name.replace("_", " ").replace(" ties", ", ties")
         if isinstance(m, dict):
             print(
-                f"{words:<26} R@1 {m['r1']:.1f}  R@5 {m['r5']:.1f}  R@10 {m['r10']:.1f}  "
+                f"{title:<26} R@1 {m['r1']:.1f}  R@5 {m['r5']:.1f}  R@10 {m['r10']:.1f}  "
                 f"MdR {m['median_rank']:g}  MnR {m['mean_rank']:.2f}"
             )
         elif name.endswith("tied_queries"):

@@ -136,7 +136,9 @@ def text_table(lines: Sequence[Line]) -> str:
             if line.marks not in notes:
                 notes.append(line.marks)
             mark = f"  [{notes.index(line.marks) + 1}]"
-        cells = [d.get(k) for d in (line.t2v, line.v2t) for k in ("r1", "r5", "r10", "median_rank")] + [line.mean_recall]
+        cells = [d.get(k) for d in (line.t2v, line.v2t) for k in ("r1", "r5", "r10", "median_rank")] + [
+            line.mean_recall
+        ]
         numbers = "".join(f"{'' if c is None else f'{c:.1f}':>7}" for c in cells)
         out.append(f"{line.model:<{width}}{line.row:<{rows}}{numbers}{mark}")
     out += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
@@ -150,7 +152,14 @@ _SHAPES = {"embedding": "circle", "reranked": "square", "combined": "diamond"}
 def plot_svg(lines: Sequence[Line]) -> str:
     """Recalls at 1 as an SVG: a band for each benchmark and direction, a colour for each model, a shape for each row."""
     bands = [
-        (f"{b}, {words}", [(line, getattr(line, d)["r1"]) for line in lines if line.benchmark == b and getattr(line, d).get("r1") is not None])
+        (
+            f"{b}, {words}",
+            [
+                (line, getattr(line, d)["r1"])
+                for line in lines
+                if line.benchmark == b and getattr(line, d).get("r1") is not None
+            ],
+        )
         for b in dict.fromkeys(line.benchmark for line in lines)
         for d, words in (("t2v", "text to video"), ("v2t", "video to text"))
     ]
@@ -169,7 +178,9 @@ def plot_svg(lines: Sequence[Line]) -> str:
     bottom = 30 + band_height * len(bands)
     for tick in range(0, 101, 10):
         x = left + plot * tick / 100
-        out.append(f'<path d="M{x:g} 24V{bottom}" stroke="#ddd"/><text x="{x:g}" y="{bottom + 14}" text-anchor="middle">{tick}</text>')
+        out.append(
+            f'<path d="M{x:g} 24V{bottom}" stroke="#ddd"/><text x="{x:g}" y="{bottom + 14}" text-anchor="middle">{tick}</text>'
+        )
     for i, (title, points) in enumerate(bands):
         y = 30 + band_height * i + band_height / 2
         out.append(f'<text x="{left - 10}" y="{y + 4:g}" text-anchor="end">{escape(title)}</text>')
@@ -180,7 +191,9 @@ def plot_svg(lines: Sequence[Line]) -> str:
             words = f"{line.model}, {line.row}: {value:g}"
             out.append(_mark(left + plot * value / 100, y + offset, line, _COLOURS[number % len(_COLOURS)], words))
     y = bottom + 36
-    out.append(f'<text x="{left}" y="{y}">circle: embedding, square: reranked, diamond: combined, hollow: published</text>')
+    out.append(
+        f'<text x="{left}" y="{y}">circle: embedding, square: reranked, diamond: combined, hollow: published</text>'
+    )
     for number, model in enumerate(models):
         y += 14
         out.append(f'<circle cx="{left + 4}" cy="{y - 4}" r="4" fill="{_COLOURS[number % len(_COLOURS)]}"/>')

@@ -231,9 +231,7 @@ def _evaluate(
     return result
 
 
-def _differences(
-    benchmark: Any, settings: Any, compat: tuple[str, ...], used: int, problems: list[str]
-) -> list[str]:
+def _differences(benchmark: Any, settings: Any, compat: tuple[str, ...], used: int, problems: list[str]) -> list[str]:
     """Why this result is not comparable with published ones."""
     protocol, out = benchmark.protocol, []
     if problems:
@@ -247,7 +245,9 @@ def _differences(
     return out
 
 
-def compared(result: dict[str, Any], benchmark: Any, names: tuple[str, ...], registered: str | None) -> list[dict[str, Any]]:
+def compared(
+    result: dict[str, Any], benchmark: Any, names: tuple[str, ...], registered: str | None
+) -> list[dict[str, Any]]:
     """Published rows with the differences of ours to them.
 
     Raises:
@@ -257,7 +257,7 @@ def compared(result: dict[str, Any], benchmark: Any, names: tuple[str, ...], reg
     if "all" in names:
         names = tuple(known)
     elif not names:
-        names = (registered,) if registered in known else ()
+        names = (registered,) if registered is not None and registered in known else ()
     out = []
     for name in names:
         if name not in known:
@@ -295,7 +295,9 @@ def table(result: dict[str, Any]) -> str:
             if direction in entry:
                 numbers = "".join(f"{v:7.1f}" for v in entry[direction])
                 lines.append(f"{'  published':<26}{numbers}   {entry['model']}, {entry['row']}")
-                lines.append(f"{'  ours minus published':<26}" + "".join(f"{v:+7.1f}" for v in entry[f"{direction}_difference"]))
+                lines.append(
+                    f"{'  ours minus published':<26}" + "".join(f"{v:+7.1f}" for v in entry[f"{direction}_difference"])
+                )
     for row, value in result.get("mean_recall", {}).items():
         lines.append(f"{'mean recall, ' + row:<26}{value:7.1f}")
     for kind, words in (("choice", "multiple choice"), ("classification", "classification")):
@@ -306,7 +308,9 @@ def table(result: dict[str, Any]) -> str:
         if "note" in entry:
             lines.append(f"{entry['model']}: {entry['note']}")
     if result["captions_cut"]:
-        lines.append(f"{result['captions_cut']} of {result['queries']} texts are longer than the protocol allows and were cut")
+        lines.append(
+            f"{result['captions_cut']} of {result['queries']} texts are longer than the protocol allows and were cut"
+        )
     for name, value in result.get("ceilings", {}).items():
         lines.append(f"{'ceiling, ' + name.replace('_', ' '):<42}{value:.1f}")
     for name, value in result.get("direction_pairs", {}).items():

@@ -139,7 +139,11 @@ LAYOUTS: dict[str, tuple[str, Callable[[State], Any]]] = {
     ),
     "with the teacher": (
         RETRIEVAL,
-        lambda s: {**s, "clip_teacher.class_embedding": torch.zeros(8), "clip_teacher.conv1.weight": torch.zeros(8, 3, 1, 2, 2)},
+        lambda s: {
+            **s,
+            "clip_teacher.class_embedding": torch.zeros(8),
+            "clip_teacher.conv1.weight": torch.zeros(8, 3, 1, 2, 2),
+        },
     ),
     "2-D patches of an image model": (IMAGE, lambda s: {"model": s}),
     "with the head of self-distillation": (IMAGE, lambda s: {**s, "distill_head.0.weight": torch.ones(32)}),
@@ -352,7 +356,9 @@ def test_without_a_network_one_line_says_which_file_to_put_where(tmp_path: Path)
     place = tmp_path / "cache" / "videomamba_m16_25M_f8_res224.pth"
     with pytest.raises(VtrError) as error:
         vtr.load(RETRIEVAL)
-    assert "https://huggingface.co/OpenGVLab/VideoMamba/resolve/main/videomamba_m16_25M_f8_res224.pth" in str(error.value)
+    assert "https://huggingface.co/OpenGVLab/VideoMamba/resolve/main/videomamba_m16_25M_f8_res224.pth" in str(
+        error.value
+    )
     assert f"put it at {place}" in str(error.value)
     assert "\n" not in str(error.value)
     torch.save(official(RETRIEVAL), place)

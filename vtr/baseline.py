@@ -176,11 +176,15 @@ def _quick_gelu(model: str, pretrained: str) -> bool:
     if not config:
         if Path(pretrained).is_file():
             return False
-        raise unknown_name(f"weights of {model}", pretrained, open_clip.list_pretrained_tags_by_model(model) or ["(a file)"])
+        raise unknown_name(
+            f"weights of {model}", pretrained, open_clip.list_pretrained_tags_by_model(model) or ["(a file)"]
+        )
     wants = bool(config.get("quick_gelu", False))
     if not wants and (open_clip.get_model_config(model) or {}).get("quick_gelu", False):
         plain = model.removesuffix("-quickgelu")
-        raise UsageError(f"{pretrained} was trained without QuickGELU, {model} has it: use {PREFIX}{plain}/{pretrained}")
+        raise UsageError(
+            f"{pretrained} was trained without QuickGELU, {model} has it: use {PREFIX}{plain}/{pretrained}"
+        )
     return wants
 
 

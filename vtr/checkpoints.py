@@ -65,9 +65,7 @@ def registry() -> dict[str, Checkpoint]:
     """Every official checkpoint by its name `model.tag`."""
     table = _table()
     return {
-        name: Checkpoint(
-            name=name, repository=table["repository"], **{**row, "defects": tuple(row.get("defects", ()))}
-        )
+        name: Checkpoint(name=name, repository=table["repository"], **{**row, "defects": tuple(row.get("defects", ()))})
         for name, row in table["checkpoint"].items()
     }
 
@@ -191,7 +189,9 @@ def _compare(checkpoint: Checkpoint, path: Path, found: dict[str, object]) -> No
     from vtr.encoders.videomamba import VIDEOMAMBA_SIZES
 
     if not found:
-        raise VtrError(f"{path} is no VideoMamba: it has no patch_embed.proj.weight and pos_embed of the expected shape")
+        raise VtrError(
+            f"{path} is no VideoMamba: it has no patch_embed.proj.weight and pos_embed of the expected shape"
+        )
     size = VIDEOMAMBA_SIZES[checkpoint.size]
     promised = {
         "task": checkpoint.task,
@@ -203,8 +203,14 @@ def _compare(checkpoint: Checkpoint, path: Path, found: dict[str, object]) -> No
     }
     differs = [f"{k} is {found[k]}, expected {v}" for k, v in promised.items() if found[k] != v]
     if differs:
-        hints = [f"; known of this row: {_table()['defects'][d]}" for d in checkpoint.defects if d in ("wrong-link", "name-by-analogy")]
-        raise VtrError(f"{path} is not the file of {checkpoint.name} ({checkpoint.file}): {'; '.join(differs)}{''.join(hints)}")
+        hints = [
+            f"; known of this row: {_table()['defects'][d]}"
+            for d in checkpoint.defects
+            if d in ("wrong-link", "name-by-analogy")
+        ]
+        raise VtrError(
+            f"{path} is not the file of {checkpoint.name} ({checkpoint.file}): {'; '.join(differs)}{''.join(hints)}"
+        )
 
 
 def _built(checkpoint: Checkpoint, state: dict[str, Any], vocabulary: str | Path | None) -> tuple[Any, tuple[str, ...]]:
@@ -316,7 +322,10 @@ def _known_results(name: str) -> list[str]:
         for row in load_protocol(benchmark).published:
             if row.model == name:
                 figures = ["/".join(f"{v:g}" for v in getattr(row, d)) for d in ("t2v", "v2t")]
-                lines.append(f"{benchmark}: text to video {figures[0]}, video to text {figures[1]}" + (f" ({row.note})" if row.note else ""))
+                lines.append(
+                    f"{benchmark}: text to video {figures[0]}, video to text {figures[1]}"
+                    + (f" ({row.note})" if row.note else "")
+                )
     return lines
 
 
@@ -387,10 +396,14 @@ def _baselines(settings: ModelsSettings) -> int:
 
 def _details(c: Checkpoint) -> str:
     rows = {
-        "task": f"{_TASKS[c.task]}, {c.data}" + (f", {c.classes} classes" if c.classes else "") + (f", from {c.init}" if c.init else ""),
+        "task": f"{_TASKS[c.task]}, {c.data}"
+        + (f", {c.classes} classes" if c.classes else "")
+        + (f", from {c.init}" if c.init else ""),
         "model": f"VideoMamba {c.size}, {c.image_size} px, {c.frames} frame{'s' * (c.frames > 1)}",
         "source": f"{c.repository}, {c.file}",
-        "here": str(cache_folder() / c.name) if _source(cache_folder() / c.name) else "no (vtr models NAME --get [--file FILE])",
+        "here": str(cache_folder() / c.name)
+        if _source(cache_folder() / c.name)
+        else "no (vtr models NAME --get [--file FILE])",
     }
     if c.top1:
         rows["known"] = f"top-1 {c.top1:.1f} %" + (f", {c.views}" if c.views else "")

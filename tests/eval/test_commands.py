@@ -75,9 +75,7 @@ def result(model: str, r1: float, **more: object) -> dict[str, object]:
     }
 
 
-def test_results_of_many_runs_are_one_table_and_one_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_of_many_runs_are_one_table_and_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.json").write_text(json.dumps(result("runs/a", 31.5)))
     (tmp_path / "2.json").write_text(json.dumps(result("<b>", 11.0, comparable="no: 2 of 3 videos")))

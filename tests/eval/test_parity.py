@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 import vtr.eval.features
 from vtr.data.text import TokenBatch
