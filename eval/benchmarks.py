@@ -142,7 +142,7 @@ def load_protocol(name: str) -> Protocol:
     values["annotation"] = tuple(AnnotationFile(**a) for a in values["annotation"])
     rows: list[dict[str, Any]] = values.get("published", [])
     values["published"] = tuple(
-        Published(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows
+        Published(**row | {k: tuple(v) for k, v in row.items() if isinstance(v, list)}) for row in rows
     )
     for key in ("videos", "prompts"):
         if key in values:
