@@ -109,7 +109,7 @@ def evaluate(
     settings = EncodeSettings(
         frames=frames or model.config.video.num_frames,
         antialias=model.config.antialias or "antialias" in compat,
-        max_text_tokens=benchmark.protocol.max_text_tokens,
+        max_text_tokens=_text_limit(model, benchmark.protocol),
         trim_seconds=benchmark.protocol.trim_seconds,
         bf16=bf16,
         tokens=rerank > 0,
@@ -129,6 +129,12 @@ def evaluate(
 
         team.together(clear)
     return result
+
+
+def _text_limit(model: Any, protocol: Any) -> int:
+    if hasattr(model, "tokenise"):  # a baseline cuts at its own context
+        return int(model.config.max_text_tokens)
+    return min(protocol.max_text_tokens, int(model.config.text.max_positions))
 
 
 def _refuse(benchmark: Any, problems: list[str]) -> None:
@@ -182,7 +188,10 @@ def _evaluate(
         "annotation": f"{benchmark.annotation.name} ({benchmark.format})",
         "gallery": len(kept),
         "queries": len(texts),
+        "rule": protocol.captions,
         "frames": settings.frames,
+        "antialias": settings.antialias,
+        "max_text_tokens": settings.max_text_tokens,
         "rerank": min(top, len(kept)),
         "compat": sorted(compat),
         "precision": "bf16" if settings.bf16 else "fp32",
@@ -281,6 +290,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['benchmark']}: {result['gallery']} videos, {result['queries']} captions, protocol {result['protocol']}"
     ]
+    lines.append("  " + _how(result))
     if "comparable" in result:
         lines.append(f"NOT COMPARABLE with published numbers ({result['comparable']})")
     lines += result.get("warnings", [])
@@ -316,6 +326,35 @@ def table(result: dict[str, Any]) -> str:
     for name, value in result.get("direction_pairs", {}).items():
         lines.append(f"{'direction pairs, ' + name.replace('_', '/'):<42}{value:.1f}")
     return "\n".join(lines)
+
+
+_RULES = {
+    "each": "each caption is a query",
+    "paragraph": "a video's captions joined are a query",
+    "shared": "equal captions are one query with several right videos",
+    "choices": "a choice among each video's captions",
+    "class": "a class is the mean of its prompts",
+}
+
+
+def _how(result: dict[str, Any]) -> str:
+    """What was done, in words."""
+    words = [
+        _RULES[result["rule"]],
+        f"{result['frames']} frames",
+        "antialiased" if result["antialias"] else "not antialiased",
+        f"texts of at most {result['max_text_tokens']} tokens",
+        f"{result['rerank']} candidates re-ranked" if result["rerank"] else "not re-ranked",
+        result["precision"],
+    ]
+    if result["compat"]:
+        words.append("with " + ", ".join(result["compat"]))
+    if "run" in result:
+        took = result["run"]
+        words.append(
+            f"{took['ranks']} rank{'s' * (took['ranks'] > 1)}, {took['seconds']:g} s, {took['peak_memory_gib']:g} GiB"
+        )
+    return "; ".join(words)
 
 
 def run(settings: ZeroShotSettings, team: Any = None) -> int:
