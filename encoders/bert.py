@@ -199,9 +199,7 @@ class Bert(nn.Module):
     def _fusion_layers(self) -> Any:
         return self.encoder.layer[self.config.fusion_layer :]
 
-    def fuse(
-        self, states: Tensor, mask: Tensor, visual: Tensor | list[KeysValues], first_only: bool = False
-    ) -> Tensor:
+    def fuse(self, states: Tensor, mask: Tensor, visual: Tensor | list[KeysValues], first_only: bool = False) -> Tensor:
         """Cross-modal states (B, L, H) of text states and their mask, reading a video.
 
         Args:

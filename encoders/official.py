@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not head:
         raise VtrError(f"checkpoint {path} is empty: the download did not finish")
     if head.startswith(b"version https://git-lfs"):
-        raise VtrError(f"checkpoint {path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull` or the hub")
+        raise VtrError(
+            f"checkpoint {path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull` or the hub"
+        )
     if head.startswith(b"<"):
         raise VtrError(f"checkpoint {path} is a web page, not a checkpoint: download the file, not its page")
     try:
@@ -45,10 +49,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
             loaded: Any = load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_records(path)):
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and safetensors errors alike: the file is damaged or something else
         if "Weights only load failed" in str(error) or "Unsupported" in str(error):
-            raise VtrError(f"checkpoint {path} holds more than tensors (pickled code or objects) and is not opened") from error
+            raise VtrError(
+                f"checkpoint {path} holds more than tensors (pickled code or objects) and is not opened"
+            ) from error
         raise VtrError(
             f"checkpoint {path} cannot be read, it is damaged or cut: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
@@ -60,6 +67,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not state:
         raise VtrError(f"checkpoint {path} holds no tensors")
     return state
+
+
+def _records(path: Path) -> list[Any]:
+    """The settings that training scripts save beside the weights (args, config), as containers that do nothing."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a file of the old format, or a damaged one: the reader says so
+        return []
+    out: list[Any] = [Namespace] if "argparse.Namespace" in names else []
+    return out + [
+        (OrderedDict, name) for name in names if name.rpartition(".")[2] in ("EasyDict", "AttrDict", "ConfigDict")
+    ]
 
 
 def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -81,7 +81,9 @@ def _text(path: Path) -> str:
                     raise VtrError(f"{path}: holds no .json file")
                 largest = max(members, key=lambda i: i.file_size)
                 if largest.file_size > _MAX_ZIP_BYTES:
-                    raise VtrError(f"{path}: {largest.filename} unpacks to {largest.file_size} bytes; that is no annotation file")
+                    raise VtrError(
+                        f"{path}: {largest.filename} unpacks to {largest.file_size} bytes; that is no annotation file"
+                    )
                 return archive.read(largest).decode("utf-8")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -108,6 +110,8 @@ def _recognised(path: Path, loaded: Any, split: str, choices: bool) -> tuple[str
     if isinstance(loaded, dict) and loaded.keys() & {"train", "val", "test"} and split in loaded:
         name, items = _recognised(path, loaded[split], split, choices)
         return f"{name}, split {split}", items
+    if isinstance(loaded, dict) and loaded and loaded.keys() <= {"train", "val", "test"}:
+        raise VtrError(f"{path}: has no split {split!r}, only {', '.join(sorted(loaded))}")
     if isinstance(loaded, dict) and {"videos", "sentences"} <= loaded.keys():
         rows: dict[str, list[str]] = {v["video_id"]: [] for v in loaded["videos"]}
         for sentence in loaded["sentences"]:
@@ -120,6 +124,8 @@ def _recognised(path: Path, loaded: Any, split: str, choices: bool) -> tuple[str
             return "ActivityNet Captions release", _items({k: v["sentences"] for k, v in loaded.items()})
         if isinstance(first, list):
             return "captions by video", _items(loaded)
+    if isinstance(loaded, list) and loaded and all(isinstance(row, str) for row in loaded):
+        return "list of videos", [Item(videos=(row,), captions=()) for row in dict.fromkeys(loaded)]
     if isinstance(loaded, list) and loaded and all(isinstance(row, dict) for row in loaded):
         return _from_rows(path, loaded, choices)
     raise VtrError(
@@ -133,7 +139,9 @@ def _from_rows(path: Path, rows: list[dict[str, Any]], choices: bool) -> tuple[s
     if choices:
         video, options = ("video", "caption") if "caption" in keys else ("clip_name", "options")
         if not {video, options, "answer"} <= keys:
-            raise VtrError(f"{path}: a multiple-choice file has video, caption (the options) and answer; this one {sorted(keys)}")
+            raise VtrError(
+                f"{path}: a multiple-choice file has video, caption (the options) and answer; this one {sorted(keys)}"
+            )
         items = [
             Item(videos=(str(r[video]),), captions=tuple(map(str, r[options])), answer=int(r["answer"])) for r in rows
         ]
@@ -157,7 +165,9 @@ def _from_rows(path: Path, rows: list[dict[str, Any]], choices: bool) -> tuple[s
         return "official JSON", _grouped(
             (str(r["video"]), list(r["caption"]) if isinstance(r["caption"], list) else [r["caption"]]) for r in rows
         )
-    raise VtrError(f'{path}: expected a list of {{"video": …, "caption": …}}; its entries have {", ".join(sorted(keys))}')
+    raise VtrError(
+        f'{path}: expected a list of {{"video": …, "caption": …}}; its entries have {", ".join(sorted(keys))}'
+    )
 
 
 def _from_csv(path: Path, text: str) -> tuple[str, list[Item]]:
@@ -174,7 +184,12 @@ def _from_csv(path: Path, text: str) -> tuple[str, list[Item]]:
             ],
         ),
         ({"video_id", "sentence"}, "JSFusion CSV", lambda: _grouped((r["video_id"], [r["sentence"]]) for r in rows)),
-        ({"video_path", "text"}, "CSV of paragraphs", lambda: _grouped((_last(r["video_path"]), [r["text"]]) for r in rows)),
+        (
+            {"video_path", "text"},
+            "CSV of paragraphs",
+            lambda: _grouped((_last(r["video_path"]), [r["text"]]) for r in rows),
+        ),
+        ({"videoid", "name"}, "WebVid CSV", lambda: _grouped((r["videoid"], [r["name"]]) for r in rows)),
         ({"video_id"}, "list of videos", lambda: [Item(videos=(r["video_id"],), captions=()) for r in rows]),
     ]
     for needed, name, build in known:
@@ -203,6 +218,9 @@ def _from_labels(path: Path, text: str) -> tuple[str, list[Item]]:
 
 def _from_tabs(path: Path, text: str) -> tuple[str, list[Item]]:
     rows = []
+    if path.suffix == ".txt" and not any(c in line.strip() for line in text.splitlines() for c in "\t "):
+        names = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
+        return "list of videos", [Item(videos=(name,), captions=()) for name in names]
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue

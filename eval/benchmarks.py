@@ -85,6 +85,7 @@ class Benchmark:
     classes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     total: int = 0  # videos of the protocol, missing ones included
+    all_texts: int = 0  # likewise
     protocol_hash: str = ""
     root: Path = Path()
     annotation: Path = Path()
@@ -97,6 +98,11 @@ class Benchmark:
     def name(self) -> str:
         """The benchmark's name."""
         return self.protocol.name
+
+    @property
+    def queries(self) -> int:
+        """Texts of the protocol, those of missing videos included (options of a choice: one question a video)."""
+        return self.total if self.options or self.protocol.captions == "choices" else self.all_texts
 
     def keep(self, kept: Sequence[int]) -> tuple[Benchmark, list[int]]:
         """The same with these videos alone, and which texts have something to do with them (all classes do)."""
@@ -134,9 +140,9 @@ def load_protocol(name: str) -> Protocol:
         raise unknown_name("benchmark", name, benchmark_names())
     values: dict[str, Any] = tomllib.loads(path.read_text())
     values["annotation"] = tuple(AnnotationFile(**a) for a in values["annotation"])
+    rows: list[dict[str, Any]] = values.get("published", [])
     values["published"] = tuple(
-        Published(**{k: tuple(v) if isinstance(v, list) else v for k, v in p.items()})
-        for p in values.get("published", ())
+        Published(**row | {k: tuple(v) for k, v in row.items() if isinstance(v, list)}) for row in rows
     )
     for key in ("videos", "prompts"):
         if key in values:
@@ -171,6 +177,10 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
     path, entry = _annotation(protocol, root)
     ids = _beside(path, entry.ids) if entry.ids else None
     format_name, items = read_annotations(path, ids=ids, choices=protocol.captions == "choices")
+    if protocol.captions != "class" and not any(item.captions for item in items):
+        raise VtrError(
+            f"{protocol.name}: {path} is a list of videos without captions; expected an annotation file. {protocol.obtain}"
+        )
     finder = VideoFinder(root, protocol.videos)
     found: dict[str, Path | None] = {}
     for item in items:
@@ -186,6 +196,7 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
         videos=tuple(path for path in (found[v] for v in present) if path is not None),
         missing=tuple(video for video, file_path in found.items() if file_path is None),
         total=len(found),
+        all_texts=len(_build(protocol, items, {video: i for i, video in enumerate(found)}, root)["captions"]),
         protocol_hash=_hash(protocol, items),
         root=data_root,
         annotation=path,
@@ -241,7 +252,9 @@ def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: R
     if protocol.captions == "class":
         path = root.find_file(protocol.classes or "classes.txt")
         if path is None:
-            raise VtrError(f"{protocol.name}: {protocol.classes} is missing: the class names, one a line. {protocol.obtain}")
+            raise VtrError(
+                f"{protocol.name}: {protocol.classes} is missing: the class names, one a line. {protocol.obtain}"
+            )
         classes = tuple(read_lines(path))
         wrong = [i for i in items if i.answer is None or i.answer >= len(classes)]
         if wrong:

@@ -78,7 +78,9 @@ class WorkFolder:
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
-            raise VtrError(f"{self.folder}: features cannot be written ({error}); --work names another folder") from error
+            raise VtrError(
+                f"{self.folder}: features cannot be written ({error}); --work names another folder"
+            ) from error
 
     def notes(self, name: str) -> dict[str, Any] | None:
         """What was noted beside a part; None where the part is not there or is damaged."""
@@ -96,7 +98,7 @@ class WorkFolder:
 
         try:
             with safe_open(self.folder / f"{name}.safetensors", "pt") as file:
-                return {k: file.get_tensor(k) for k in (keys or file.keys())}  # noqa: SIM118 - not a dict
+                return {k: file.get_tensor(k) for k in (keys or file.keys())}
         except (OSError, SafetensorError) as error:
             raise VtrError(
                 f"{self.folder}/{name}.safetensors cannot be read ({str(error).splitlines()[0]}); "
@@ -139,9 +141,7 @@ def load_clip(path: str | Path, model: Any, settings: EncodeSettings) -> Tensor:
     return eval_frames(clip.frames, model.config.video.image_size, antialias=settings.antialias)
 
 
-def clips_of(
-    batches: Sequence[Sequence[Path]], model: Any, settings: EncodeSettings
-) -> Iterator[list[Tensor | str]]:
+def clips_of(batches: Sequence[Sequence[Path]], model: Any, settings: EncodeSettings) -> Iterator[list[Tensor | str]]:
     """Decoded batches in order, two ahead of their use; in the place of a video that can't be decoded, the reason."""
 
     def one(path: Path) -> Tensor | str:
@@ -187,7 +187,8 @@ def encode_all(
 def tokenised(model: Any, captions: Sequence[str], most: int) -> tuple[list[Any], int]:
     """Token batches of all captions, and how many captions were cut."""
     if hasattr(model, "tokenise"):  # a baseline with words of its own
-        return [model.tokenise(captions[i : i + _TEXT_BATCH]) for i in range(0, len(captions), _TEXT_BATCH)], 0
+        parts = [captions[i : i + _TEXT_BATCH] for i in range(0, len(captions), _TEXT_BATCH)]
+        return [model.tokenise(part) for part in parts], sum(model.cut(part) for part in parts)
     most = min(most, model.config.text.max_positions)
     batches, cut = [], 0
     for i in range(0, len(captions), _TEXT_BATCH):
@@ -214,9 +215,7 @@ def _encode_texts(model: Any, batches: list[Any], settings: EncodeSettings, work
 
 
 @torch.inference_mode()
-def _encode_videos(
-    model: Any, videos: Sequence[Path], settings: EncodeSettings, work: WorkFolder, team: Team
-) -> None:
+def _encode_videos(model: Any, videos: Sequence[Path], settings: EncodeSettings, work: WorkFolder, team: Team) -> None:
     starts = list(range(0, len(videos), _VIDEO_BATCH))
     todo = []
     for number in range(team.rank, len(starts), team.size):

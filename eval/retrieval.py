@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vtr.eval.features import EncodeSettings, autocast, load_clip, tokenised
-from vtr.eval.metrics import ranks, retrieval_metrics
+from vtr.eval.metrics import ranks, recalls, retrieval_metrics
 from vtr.model import combined_scores
 
 _SIGMAS = 2.5  # a result this many standard errors above chance is no chance
@@ -131,8 +131,8 @@ def class_rows(text: Tensor, video: Tensor, prompts: int, labels: Sequence[int])
         video: (V, E).
     """
     means = torch.nn.functional.normalize(text.unflatten(0, (-1, prompts)).mean(1), dim=-1)
-    found = ranks((video @ means.T).numpy(), [[label] for label in labels])
-    return {f"top{k}": round(100 * float((found <= k).mean()), 2) for k in (1, 5)}
+    first, fifth = recalls((video @ means.T).numpy(), [[label] for label in labels], (1, 5))
+    return {"top1": round(first, 2), "top5": round(fifth, 2)}
 
 
 @torch.inference_mode()

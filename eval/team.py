@@ -49,7 +49,9 @@ class Team:
         if error is not None:
             raise error
         if failed:
-            raise OtherRankFailed(f"rank {self.rank} stops: {failed} of {self.size} ranks failed, their messages say why")
+            raise OtherRankFailed(
+                f"rank {self.rank} stops: {failed} of {self.size} ranks failed, their messages say why"
+            )
         return result  # type: ignore[return-value]
 
     def _count(self, flag: bool) -> int:

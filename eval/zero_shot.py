@@ -109,7 +109,7 @@ def evaluate(
     settings = EncodeSettings(
         frames=frames or model.config.video.num_frames,
         antialias=model.config.antialias or "antialias" in compat,
-        max_text_tokens=benchmark.protocol.max_text_tokens,
+        max_text_tokens=_text_limit(model, benchmark.protocol),
         trim_seconds=benchmark.protocol.trim_seconds,
         bf16=bf16,
         tokens=rerank > 0,
@@ -129,6 +129,12 @@ def evaluate(
 
         team.together(clear)
     return result
+
+
+def _text_limit(model: Any, protocol: Any) -> int:
+    if hasattr(model, "tokenise"):  # a baseline cuts at its own context
+        return int(model.config.max_text_tokens)
+    return min(protocol.max_text_tokens, int(model.config.text.max_positions))
 
 
 def _refuse(benchmark: Any, problems: list[str]) -> None:
@@ -182,7 +188,10 @@ def _evaluate(
         "annotation": f"{benchmark.annotation.name} ({benchmark.format})",
         "gallery": len(kept),
         "queries": len(texts),
+        "rule": protocol.captions,
         "frames": settings.frames,
+        "antialias": settings.antialias,
+        "max_text_tokens": settings.max_text_tokens,
         "rerank": min(top, len(kept)),
         "compat": sorted(compat),
         "precision": "bf16" if settings.bf16 else "fp32",
@@ -231,9 +240,7 @@ def _evaluate(
     return result
 
 
-def _differences(
-    benchmark: Any, settings: Any, compat: tuple[str, ...], used: int, problems: list[str]
-) -> list[str]:
+def _differences(benchmark: Any, settings: Any, compat: tuple[str, ...], used: int, problems: list[str]) -> list[str]:
     """Why this result is not comparable with published ones."""
     protocol, out = benchmark.protocol, []
     if problems:
@@ -247,7 +254,9 @@ def _differences(
     return out
 
 
-def compared(result: dict[str, Any], benchmark: Any, names: tuple[str, ...], registered: str | None) -> list[dict[str, Any]]:
+def compared(
+    result: dict[str, Any], benchmark: Any, names: tuple[str, ...], registered: str | None
+) -> list[dict[str, Any]]:
     """Published rows with the differences of ours to them.
 
     Raises:
@@ -257,7 +266,7 @@ def compared(result: dict[str, Any], benchmark: Any, names: tuple[str, ...], reg
     if "all" in names:
         names = tuple(known)
     elif not names:
-        names = (registered,) if registered in known else ()
+        names = (registered,) if registered is not None and registered in known else ()
     out = []
     for name in names:
         if name not in known:
@@ -281,6 +290,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['benchmark']}: {result['gallery']} videos, {result['queries']} captions, protocol {result['protocol']}"
     ]
+    lines.append("  " + _how(result))
     if "comparable" in result:
         lines.append(f"NOT COMPARABLE with published numbers ({result['comparable']})")
     lines += result.get("warnings", [])
@@ -295,7 +305,9 @@ def table(result: dict[str, Any]) -> str:
             if direction in entry:
                 numbers = "".join(f"{v:7.1f}" for v in entry[direction])
                 lines.append(f"{'  published':<26}{numbers}   {entry['model']}, {entry['row']}")
-                lines.append(f"{'  ours minus published':<26}" + "".join(f"{v:+7.1f}" for v in entry[f"{direction}_difference"]))
+                lines.append(
+                    f"{'  ours minus published':<26}" + "".join(f"{v:+7.1f}" for v in entry[f"{direction}_difference"])
+                )
     for row, value in result.get("mean_recall", {}).items():
         lines.append(f"{'mean recall, ' + row:<26}{value:7.1f}")
     for kind, words in (("choice", "multiple choice"), ("classification", "classification")):
@@ -306,12 +318,43 @@ def table(result: dict[str, Any]) -> str:
         if "note" in entry:
             lines.append(f"{entry['model']}: {entry['note']}")
     if result["captions_cut"]:
-        lines.append(f"{result['captions_cut']} of {result['queries']} texts are longer than the protocol allows and were cut")
+        lines.append(
+            f"{result['captions_cut']} of {result['queries']} texts are longer than the protocol allows and were cut"
+        )
     for name, value in result.get("ceilings", {}).items():
         lines.append(f"{'ceiling, ' + name.replace('_', ' '):<42}{value:.1f}")
     for name, value in result.get("direction_pairs", {}).items():
         lines.append(f"{'direction pairs, ' + name.replace('_', '/'):<42}{value:.1f}")
     return "\n".join(lines)
+
+
+_RULES = {
+    "each": "each caption is a query",
+    "paragraph": "a video's captions joined are a query",
+    "shared": "equal captions are one query with several right videos",
+    "choices": "a choice among each video's captions",
+    "class": "a class is the mean of its prompts",
+}
+
+
+def _how(result: dict[str, Any]) -> str:
+    """What was done, in words."""
+    words = [
+        _RULES[result["rule"]],
+        f"{result['frames']} frames",
+        "antialiased" if result["antialias"] else "not antialiased",
+        f"texts of at most {result['max_text_tokens']} tokens",
+        f"{result['rerank']} candidates re-ranked" if result["rerank"] else "not re-ranked",
+        result["precision"],
+    ]
+    if result["compat"]:
+        words.append("with " + ", ".join(result["compat"]))
+    if "run" in result:
+        took = result["run"]
+        words.append(
+            f"{took['ranks']} rank{'s' * (took['ranks'] > 1)}, {took['seconds']:g} s, {took['peak_memory_gib']:g} GiB"
+        )
+    return "; ".join(words)
 
 
 def run(settings: ZeroShotSettings, team: Any = None) -> int:
@@ -327,6 +370,7 @@ def run(settings: ZeroShotSettings, team: Any = None) -> int:
         compared({}, benchmark, settings.published, None)  # a wrong name is said now, not after hours
     team = team or Team()
     model = team.together(lambda: vtr.model.load(settings.model))
+    vtr.model.needs_text(model, settings.model)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and model.device.type == "cuda")
     fingerprint = model.fingerprint()
     try:
@@ -356,7 +400,7 @@ def run(settings: ZeroShotSettings, team: Any = None) -> int:
         result["run"] = {
             "ranks": team.size,
             "seconds": round(time.perf_counter() - start, 1),
-            "peak_memory_gib": _peak_memory(),
+            "peak_memory_gib": peak_memory(),
             "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "vtr": __import__("vtr").__version__,
         }
@@ -393,7 +437,8 @@ def _write(settings: ZeroShotSettings, benchmark: str, result: dict[str, Any]) -
     print(f"written: {path}", file=sys.stderr)
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
+    """The most memory this process has had so far, in GiB; files mapped into it included."""
     try:
         import resource
     except ImportError:  # Windows

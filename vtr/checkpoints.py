@@ -65,9 +65,7 @@ def registry() -> dict[str, Checkpoint]:
     """Every official checkpoint by its name `model.tag`."""
     table = _table()
     return {
-        name: Checkpoint(
-            name=name, repository=table["repository"], **{**row, "defects": tuple(row.get("defects", ()))}
-        )
+        name: Checkpoint(name=name, repository=table["repository"], **{**row, "defects": tuple(row.get("defects", ()))})
         for name, row in table["checkpoint"].items()
     }
 
@@ -123,14 +121,26 @@ def load_checkpoint(
 
     checkpoint = find(name)
     folder = cache_folder() / name
-    source = _source(folder)
-    if source is None or (file is not None and source["sha256"] != _sha256(Path(file))):
-        path = Path(file) if file is not None else _fetched(checkpoint.repository, checkpoint.file, checkpoint.name)
-        convert(checkpoint, path, folder, vocabulary)
+    with _alone(folder):  # the ranks of one evaluation all come here
+        source = _source(folder)
+        if source is None or (file is not None and source["sha256"] != _sha256(Path(file))):
+            path = Path(file) if file is not None else _fetched(checkpoint.repository, checkpoint.file, checkpoint.name)
+            convert(checkpoint, path, folder, vocabulary)
     kind: Any = VideoTextModel if checkpoint.task == "retrieval" else RecognitionModel
     model = kind.from_pretrained(folder)
     model.registered = name
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _alone(folder: Path) -> Any:
+    """A lock on a model's folder."""
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{folder}.lock")
+    except OSError as error:
+        raise VtrError(f"{folder.parent}: cannot be written ({error.strerror}); name another with VTR_CACHE") from error
 
 
 def convert(checkpoint: Checkpoint, path: Path, folder: Path, vocabulary: str | Path | None = None) -> None:
@@ -152,6 +162,7 @@ def convert(checkpoint: Checkpoint, path: Path, folder: Path, vocabulary: str | 
     load_official(_target(checkpoint, model), state, str(path), optional)
     for defect in checkpoint.defects:
         print(f"{checkpoint.name}: {defect}: {_table()['defects'][defect]}", file=sys.stderr)
+    (folder / "source.json").unlink(missing_ok=True)  # until the new one is whole
     model.save_pretrained(folder)
     source = {
         "name": checkpoint.name,
@@ -178,7 +189,9 @@ def _compare(checkpoint: Checkpoint, path: Path, found: dict[str, object]) -> No
     from vtr.encoders.videomamba import VIDEOMAMBA_SIZES
 
     if not found:
-        raise VtrError(f"{path} is no VideoMamba: it has no patch_embed.proj.weight and pos_embed of the expected shape")
+        raise VtrError(
+            f"{path} is no VideoMamba: it has no patch_embed.proj.weight and pos_embed of the expected shape"
+        )
     size = VIDEOMAMBA_SIZES[checkpoint.size]
     promised = {
         "task": checkpoint.task,
@@ -190,8 +203,14 @@ def _compare(checkpoint: Checkpoint, path: Path, found: dict[str, object]) -> No
     }
     differs = [f"{k} is {found[k]}, expected {v}" for k, v in promised.items() if found[k] != v]
     if differs:
-        hints = [f"; known of this row: {_table()['defects'][d]}" for d in checkpoint.defects if d in ("wrong-link", "name-by-analogy")]
-        raise VtrError(f"{path} is not the file of {checkpoint.name} ({checkpoint.file}): {'; '.join(differs)}{''.join(hints)}")
+        hints = [
+            f"; known of this row: {_table()['defects'][d]}"
+            for d in checkpoint.defects
+            if d in ("wrong-link", "name-by-analogy")
+        ]
+        raise VtrError(
+            f"{path} is not the file of {checkpoint.name} ({checkpoint.file}): {'; '.join(differs)}{''.join(hints)}"
+        )
 
 
 def _built(checkpoint: Checkpoint, state: dict[str, Any], vocabulary: str | Path | None) -> tuple[Any, tuple[str, ...]]:
@@ -254,7 +273,7 @@ def _fetched(repository: str, file: str, name: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
-        _reach_hub()  # the library would try for half a minute
+        reach_hub()  # the library would try for half a minute
         return Path(hf_hub_download(repository, file, etag_timeout=10))
     except Exception as error:  # no network, gated, renamed: many kinds
         raise VtrError(
@@ -263,7 +282,7 @@ def _fetched(repository: str, file: str, name: str) -> Path:
         ) from error
 
 
-def _reach_hub() -> None:
+def reach_hub() -> None:
     """Raise where the hub's name is not known: there is no network."""
     import socket
     import urllib.request
@@ -303,7 +322,10 @@ def _known_results(name: str) -> list[str]:
         for row in load_protocol(benchmark).published:
             if row.model == name:
                 figures = ["/".join(f"{v:g}" for v in getattr(row, d)) for d in ("t2v", "v2t")]
-                lines.append(f"{benchmark}: text to video {figures[0]}, video to text {figures[1]}" + (f" ({row.note})" if row.note else ""))
+                lines.append(
+                    f"{benchmark}: text to video {figures[0]}, video to text {figures[1]}"
+                    + (f" ({row.note})" if row.note else "")
+                )
     return lines
 
 
@@ -312,7 +334,7 @@ class ModelsSettings:
     """List the official checkpoints; with a name: all that is known of it."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names, or parts of names to list fewer."""
+    """Names, or parts of names to list fewer; open_clip lists what that library has."""
     get: bool = False
     """Fetch and convert it, so that it loads offline."""
     file: Path | None = None
@@ -332,6 +354,8 @@ def models(settings: ModelsSettings) -> int:
         count = sum(p.numel() for p in model.parameters())
         print(f"{settings.names[0]}: ready, {count / 1e6:.1f} M parameters, {cache_folder() / settings.names[0]}")
         return 0
+    if settings.names and settings.names[0].startswith("open_clip"):
+        return _baselines(settings)
     known = registry()
     chosen = {n: c for n, c in known.items() if not settings.names or any(word in n for word in settings.names)}
     if not chosen:
@@ -349,15 +373,37 @@ def models(settings: ModelsSettings) -> int:
         mark = " *" if c.defects else ""
         print(f"{name:<42}{c.data:<14}{c.image_size:>4}{c.frames:>8}{top1:>7}  {here:<6}{c.file}{mark}")
     print("R@1: zero-shot retrieval, see vtr models NAME    *: something is known of the file, see vtr models NAME")
+    print("Baselines of open_clip: vtr models open_clip")
+    return 0
+
+
+def _baselines(settings: ModelsSettings) -> int:
+    """The weights that open_clip knows, as names for `vtr.load`."""
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+
+    words = [w.removeprefix("open_clip").removeprefix(":") for w in settings.names]
+    for model, tag in open_clip.list_pretrained():
+        name = f"open_clip:{model}/{tag}"
+        if all(word in name for word in words):
+            repository, _, file = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "").rpartition("/")
+            files = (file,) if file else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+            here = any(isinstance(try_to_load_from_cache(repository, f), str) for f in files if repository)
+            row = {"name": name, "here": here, "repository": repository}
+            print(json.dumps(row) if settings.json else f"{name:<64}{'yes' if here else '':<6}{repository}")
     return 0
 
 
 def _details(c: Checkpoint) -> str:
     rows = {
-        "task": f"{_TASKS[c.task]}, {c.data}" + (f", {c.classes} classes" if c.classes else "") + (f", from {c.init}" if c.init else ""),
+        "task": f"{_TASKS[c.task]}, {c.data}"
+        + (f", {c.classes} classes" if c.classes else "")
+        + (f", from {c.init}" if c.init else ""),
         "model": f"VideoMamba {c.size}, {c.image_size} px, {c.frames} frame{'s' * (c.frames > 1)}",
         "source": f"{c.repository}, {c.file}",
-        "here": str(cache_folder() / c.name) if _source(cache_folder() / c.name) else "no (vtr models NAME --get [--file FILE])",
+        "here": str(cache_folder() / c.name)
+        if _source(cache_folder() / c.name)
+        else "no (vtr models NAME --get [--file FILE])",
     }
     if c.top1:
         rows["known"] = f"top-1 {c.top1:.1f} %" + (f", {c.views}" if c.views else "")

@@ -5,6 +5,7 @@ B batch, T frames, F pooled vectors of a video, L tokens, E joint width.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -275,11 +276,21 @@ def load(name: str | Path, device: str | torch.device | None = None, *, file: st
         model: Any = RecognitionModel.from_pretrained(path)
     else:
         model = VideoTextModel.from_pretrained(path)
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError):  # where it is no official checkpoint
         model.registered = json.loads((path / "source.json").read_text())["name"]
-    except (OSError, ValueError, KeyError):
-        pass  # no official checkpoint
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def needs_text(model: Any, name: object) -> None:
+    """Refuse a model that has no text side.
+
+    Raises:
+        UsageError: It recognises images or actions, or is half of a pretraining.
+    """
+    if not hasattr(model, "encode_text"):
+        raise UsageError(
+            f"model {str(name)!r} has no text side: retrieval and search need a video-text model (vtr models)"
+        )
 
 
 def _kind(path: Path) -> str:

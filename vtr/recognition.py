@@ -94,7 +94,9 @@ class RecognitionModel(nn.Module):
             video = values["video"]
             for key in video:
                 if key not in {f.name for f in dataclasses.fields(VideoMambaConfig)}:
-                    raise unknown_name("key in config.json, video:", key, [f.name for f in dataclasses.fields(VideoMambaConfig)])
+                    raise unknown_name(
+                        "key in config.json, video:", key, [f.name for f in dataclasses.fields(VideoMambaConfig)]
+                    )
             config = RecognitionConfig(
                 video=VideoMambaConfig(**video),
                 pixel_mean=tuple(values["pixel_mean"]),

@@ -25,6 +25,7 @@ from vtr.eval.benchmarks import RootIndex, VideoFinder, benchmark_names, load_be
         ("a.csv", "x,y\n1,b\n", "expected columns"),
         ("a.txt", "one\ttwo\n", "6"),
         ("a.zip", "no", "cannot be read"),
+        ("a.json", '{"train": {"a": ["b"]}}', "no split 'test', only train"),
         ("a.json", "", "6"),
     ],
 )
@@ -49,6 +50,12 @@ def test_lsmdc_lines_are_read_from_their_stated_format(tmp_path: Path) -> None:
         ("msrvtt/MSRVTT_train.9k.csv", "list of videos", 9000, 0),
         ("msrvtt/original/test_videodatainfo.json.zip", "MSR-VTT release", 2990, 59800),
         ("msrvtt/original/train_val_annotation.zip", "MSR-VTT release", 7010, 140200),
+        ("msrvtt/MSRVTT_train.7k.csv", "list of videos", 7010, 0),
+        ("msrvtt/lists/test_list_miech.txt", "list of videos", 1000, 0),
+        ("msvd/test_list.txt", "list of videos", 670, 0),
+        ("didemo/lists/test_list.txt", "list of videos", 1004, 0),
+        ("activitynet/lists/val_1_list.txt", "list of videos", 4917, 0),
+        ("activitynet/val_ids.json", "list of videos", 4926, 0),
         ("didemo/test_data.json", "DiDeMo release", 1037, 4021),
         ("didemo/val_data.json", "DiDeMo release", 1094, 4180),
         ("didemo/didemo_test_label.csv", "CSV of paragraphs", 1004, 1004),
@@ -65,6 +72,12 @@ def test_real_annotation_files_are_recognised_and_counted(
 ) -> None:
     name, items = read_annotations(shared / "data" / "annotations" / file)
     assert (name, len(items), sum(len(i.captions) for i in items)) == (format_name, videos, captions)
+
+
+def test_a_list_of_videos_is_no_annotation_of_a_benchmark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("clip0\nclip1\n")
+    with pytest.raises(VtrError, match="without captions"):
+        load_benchmark(str(tmp_path / "a.txt"), tmp_path)
 
 
 def test_the_protocol_hash_does_not_depend_on_the_format_of_the_same_annotation(shared: Path) -> None:

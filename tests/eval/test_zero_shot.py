@@ -109,7 +109,18 @@ def test_one_and_two_ranks_give_identical_results(tmp_path: Path, repo: Path) ->
     small_model().save_pretrained(tmp_path / "m")
     path = benchmark_file(tmp_path, 20)
     for ranks in (1, 2):
-        words = ["--model", "m", "--data", str(path), "--data-root", str(tmp_path), "--out", str(ranks), "--rerank", "5"]
+        words = [
+            "--model",
+            "m",
+            "--data",
+            str(path),
+            "--data-root",
+            str(tmp_path),
+            "--out",
+            str(ranks),
+            "--rerank",
+            "5",
+        ]
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if ranks == 2 else []
         command = [sys.executable, *launch, str(repo / "eval" / "zero_shot.py"), *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
@@ -156,7 +167,9 @@ def test_too_little_space_is_said_before_anything_is_encoded(tmp_path: Path, mon
     assert "combined" not in evaluate(small_model(), benchmark, top=0)["t2v"]
 
 
-def test_an_untrained_model_is_said_to_be_at_chance_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_untrained_model_is_said_to_be_at_chance_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small_model().save_pretrained(tmp_path / "m")
     path = benchmark_file(tmp_path, 12)
     flags = ["--model", str(tmp_path / "m"), "--data-root", str(tmp_path), "--out", str(tmp_path / "results")]
@@ -181,7 +194,11 @@ def test_choices_are_scored_by_the_published_rule() -> None:
     logits = torch.zeros(3, 1, 2)
     logits[2, 0, 1] = 4.0
     truth = [[], [], [0]]
-    assert choice_rows(similarity, logits, [(0, 1, 2)], truth, 1.0) == {"embedding": 0.0, "match": 100.0, "ensemble": 100.0}
+    assert choice_rows(similarity, logits, [(0, 1, 2)], truth, 1.0) == {
+        "embedding": 0.0,
+        "match": 100.0,
+        "ensemble": 100.0,
+    }
     assert choice_rows(torch.zeros(3, 1), None, [(0, 1, 2)], truth, 1.0) == {"embedding": 33.33}
 
 
@@ -198,7 +215,11 @@ def test_a_multiple_choice_file_is_evaluated(tmp_path: Path) -> None:
 def test_templates_are_queries_with_several_right_videos(tmp_path: Path) -> None:
     write_videos(tmp_path / "ssv2" / "videos", 3)
     rows = [
-        {"id": f"clip{i}", "label": f"moving thing {i}", "template": "Moving [something]" if i else "Holding [something]"}
+        {
+            "id": f"clip{i}",
+            "label": f"moving thing {i}",
+            "template": "Moving [something]" if i else "Holding [something]",
+        }
         for i in range(3)
     ]
     (tmp_path / "ssv2" / "something-something-v2-validation.json").write_text(json.dumps(rows))
