@@ -430,11 +430,11 @@ def run(settings: AblateSettings) -> int:
         bars(
             settings.out / f"{name}.png",
             result["title"],
-            [r["name"].split(":")[0][:48] for r in result["rows"]],
+            [r["name"].split(":")[0][:54] for r in result["rows"]],
             [[t["accuracy"] for t in r["trials"]] for r in result["rows"]],
             [r["paper"] for r in result["rows"]],
             chance=100 / len(CLASSES),
-            label="accuracy, % (bar: mean, dots: seeds, dashes: chance)",
+            caption="accuracy, %; bar: mean, dots: seeds, red: chance",
         )
     return 0
 

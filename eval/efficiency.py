@@ -234,32 +234,17 @@ def linear(points: list[Point]) -> str:
 
 def draw(path: Path, points: list[Point], settings: EfficiencySettings, where: str) -> None:
     """Fig. 1: throughput and memory against frames, one line a model."""
-    from vtr.eval.figures import pyplot
+    from vtr.eval.figures import Series, curves
 
-    plt = pyplot()
-    if plt is None:
-        return
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
-    marks = {"videomamba": "o-", "fused": "s--", "naive": "^:"}
-    for size in settings.sizes:
-        for model in settings.models:
-            row = [p for p in points if p.size == size and p.model == model and p.seconds and p.memory]
-            label = f"{_NAMES[model]}, {_SHORT[size]}"
-            frames = [p.frames for p in row]
-            axes[0].plot(frames, [settings.batch / (p.seconds or 1) for p in row], marks[model], label=label)
-            axes[1].plot(frames, [p.memory for p in row], marks[model], label=label)
-    for axis, words in zip(axes, ("clips per second", "peak memory, GiB")):
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xticks(settings.frames, [str(f) for f in settings.frames])
-        axis.set_xlabel(f"frames of {settings.pixels} × {settings.pixels} pixels")
-        axis.set_ylabel(words)
-        axis.grid(True, which="both", alpha=0.25)
-    axes[0].legend(fontsize=8)
-    figure.suptitle(where, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    speed: Series = {}
+    memory: Series = {}
+    for p in points:
+        if p.seconds and p.memory:
+            name = f"{_NAMES[p.model]}, {_SHORT[p.size]}"
+            speed.setdefault(name, []).append((p.frames, settings.batch / p.seconds))
+            memory.setdefault(name, []).append((p.frames, p.memory))
+    panels = (("clips per second", speed), ("peak memory, GiB", memory))
+    curves(path, panels, f"frames of {settings.pixels} x {settings.pixels} pixels", where)
 
 
 PAPER = "The paper (Fig. 1, one GPU): 6× faster and 40× less memory than TimeSformer-Ti at 64 frames."
