@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vtr.data.motion import CLASSES, MotionTask, shuffled_frames, within_pairs
 from vtr.encoders.clip_teacher import ClipTeacher
+from vtr.encoders.distill import DistillHead
 from vtr.encoders.masking import make_mask
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
 from vtr.pretrain.objectives import alignment_loss, token_distillation_loss
@@ -151,20 +152,6 @@ def score(
         found = torch.cat([model.classify(pixels(view(part))) for part in shown.split(50)])
         figures += [100 * float((found.argmax(1) == labels).float().mean()), 100 * within_pairs(found, labels)]
     return Score(*figures, seconds)
-
-
-class DistillHead(nn.Module):
-    """The student's tokens to the teacher's width: RMSNorm, then linear (dropped after training)."""
-
-    def __init__(self, dim: int, out: int) -> None:
-        super().__init__()
-        from vtr.encoders.videomamba import RMSNorm
-
-        self.norm = RMSNorm(dim)
-        self.proj = nn.Linear(dim, out)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.proj(self.norm(tokens))
 
 
 def image_teacher(task: MotionTask, *, layers: int = 4, steps: int = 250, seed: int = 0) -> ClipTeacher:

@@ -103,9 +103,14 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     settings = tyro.cli(RunSettings, args=argv, description=__doc__)
+    return guarded(lambda watch: train(settings, watch))
+
+
+def guarded(work: Callable[[Watch], Any]) -> int:
+    """Do the work of one rank under a watch: every failure ends in one line, on all ranks; returns the exit code."""
     watch = Watch(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     try:
-        train(settings, watch)
+        work(watch)
     except VtrError as error:
         watch.fail(str(error))
         print(f"vtr: {error}", file=sys.stderr)
