@@ -5,12 +5,15 @@ Parameter names are Hugging Face's. B batch, L text tokens, V visual tokens, H w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vtr.encoders import draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,9 @@ class BertConfig:
     vision_width: int = 576
 
 
+KeysValues = tuple[Tensor, Tensor]
+
+
 class _SelfAttention(nn.Module):
     def __init__(self, config: BertConfig, width: int) -> None:
         super().__init__()
@@ -35,14 +41,29 @@ class _SelfAttention(nn.Module):
         self.key = nn.Linear(width, config.hidden)
         self.value = nn.Linear(width, config.hidden)
         self.heads, self.dropout = config.heads, config.dropout
+        self.salt = 0
 
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
-        q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for t in (self.query(x), self.key(memory), self.value(memory))
-        )
+    def keys_values(self, memory: Tensor) -> KeysValues:
+        """Keys and values (B, heads, V, head width) of what is attended to."""
+        k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.key(memory), self.value(memory)))
+        return k, v
+
+    def forward(self, x: Tensor, memory: Tensor | KeysValues, bias: Tensor | None) -> Tensor:
+        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.keys_values(memory) if isinstance(memory, Tensor) else memory
         p = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p).transpose(1, 2).flatten(2)
+        if p > 0 and draws.active() is not None:  # the fused kernel cannot tie its dropout to rows
+            scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+            weights = (scores if bias is None else scores + bias).float().softmax(-1)
+            return (draws.dropout(weights, p, self.salt).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        batch, shared = q.shape[0], k.shape[0] == 1 and bias is None
+        if shared and batch > 1:
+            # One video and many texts: their tokens are so many queries of one sequence, nothing is copied.
+            q = q.transpose(0, 1).flatten(1, 2)[None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p)
+        if shared and batch > 1:
+            out = out[0].unflatten(1, (batch, -1)).transpose(0, 1)
+        return out.transpose(1, 2).flatten(2)
 
 
 class _Output(nn.Module):
@@ -50,7 +71,7 @@ class _Output(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden)
         self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = draws.Dropout(config.dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
@@ -62,7 +83,7 @@ class _Attention(nn.Module):
         self.self = _SelfAttention(config, width)
         self.output = _Output(config, config.hidden)
 
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor | KeysValues, bias: Tensor | None) -> Tensor:
         return self.output(self.self(x, memory, bias), x)
 
 
@@ -83,8 +104,10 @@ class BertLayer(nn.Module):
         if fusion:
             self.crossattention = _Attention(config, config.vision_width)
 
-    def forward(self, x: Tensor, bias: Tensor, visual: Tensor | None = None) -> Tensor:
-        x = self.attention(x, x, bias)
+    def forward(
+        self, x: Tensor, bias: Tensor, visual: Tensor | KeysValues | None = None, first_only: bool = False
+    ) -> Tensor:
+        x = self.attention(x[:, :1] if first_only else x, x, bias)
         if visual is not None:
             x = self.crossattention(x, visual, None)
         return self.output(F.gelu(self.intermediate.dense(x)), x)
@@ -97,7 +120,7 @@ class _Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_positions, config.hidden)
         self.token_type_embeddings = nn.Embedding(2, config.hidden)
         self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = draws.Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = (
@@ -140,9 +163,11 @@ class Bert(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False  # trade compute for memory in training
         self.embeddings = _Embeddings(config)
         self.encoder = _Encoder(config)
         self.cls = _Head(config)
+        draws.number_layers(self)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -158,14 +183,36 @@ class Bert(nn.Module):
         x = self.embeddings(ids)
         bias = self._bias(mask, x.dtype)
         for layer in self.encoder.layer[: self.config.fusion_layer]:
-            x = layer(x, bias)
+            x = self._run(layer, x, bias)
         return x
 
-    def fuse(self, states: Tensor, mask: Tensor, visual: Tensor) -> Tensor:
-        """Cross-modal states (B, L, H) from text states, their mask and visual tokens (B, V, vision_width)."""
+    def _run(self, layer: nn.Module, *args: Any) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return draws.checkpoint(layer, *args)
+        return layer(*args)
+
+    def visual_memory(self, visual: Tensor) -> list[KeysValues]:
+        """What each fusion layer reads of visual tokens (B, V, vision_width), to be used for many texts."""
+        return [layer.crossattention.self.keys_values(visual) for layer in self._fusion_layers]
+
+    @property
+    def _fusion_layers(self) -> Any:
+        return self.encoder.layer[self.config.fusion_layer :]
+
+    def fuse(self, states: Tensor, mask: Tensor, visual: Tensor | list[KeysValues], first_only: bool = False) -> Tensor:
+        """Cross-modal states (B, L, H) of text states and their mask, reading a video.
+
+        Args:
+            states: (B, L, H).
+            mask: (B, L).
+            visual: Visual tokens (B, V, vision_width), or what `visual_memory` made of them; of B = 1 for all texts.
+            first_only: Compute only what token 0 needs: (B, 1, H).
+        """
         bias = self._bias(mask, states.dtype)
-        for layer in self.encoder.layer[self.config.fusion_layer :]:
-            states = layer(states, bias, visual)
+        for i, layer in enumerate(self._fusion_layers):
+            last = i == len(self._fusion_layers) - 1
+            memory = visual if isinstance(visual, Tensor) else visual[i]
+            states = self._run(layer, states, bias, memory, first_only and last)
         return states
 
     def mlm_logits(self, states: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ class TeacherOutput(NamedTuple):
 
     tokens: Tensor  # (B, 1 + T*P, C): mean CLS over frames, then all patches, through the projection, no ln_post
     attention: Tensor  # (B*T, P): the last block's attention from CLS to the patches, averaged over heads
+    layers: Tensor  # (K, B, 1 + T*P, C): as `tokens` after each of the last K blocks, the last one last
 
 
 class ClipTeacher(nn.Module):
@@ -56,8 +57,10 @@ class ClipTeacher(nn.Module):
         return F.layer_norm(x.float(), (x.shape[-1],), weight.float(), bias.float()).to(x.dtype)
 
     @torch.no_grad()
-    def forward(self, frames: Tensor) -> TeacherOutput:
-        """Encode normalised frames (B, T, 3, H, W)."""
+    def forward(self, frames: Tensor, layers: int = 1) -> TeacherOutput:
+        """Encode normalised frames (B, T, 3, H, W); keep the tokens of the last `layers` blocks."""
+        if not 1 <= layers <= self.depth:
+            raise ValueError(f"the teacher has {self.depth} layers, {layers} were asked for")
         batch, count = frames.shape[:2]
         weight = self._get("conv1.weight")
         x = F.conv2d(frames.flatten(0, 1).to(weight.dtype), weight, stride=weight.shape[-1])
@@ -67,6 +70,7 @@ class ClipTeacher(nn.Module):
         x = torch.cat([cls, x], 1) + self._positions(h, w)
         x = self._norm(x, "ln_pre")
         attention = x.new_zeros(0)
+        kept = []
         for i in range(self.depth):
             last = i == self.depth - 1
             prefix = f"transformer.resblocks.{i}"
@@ -85,9 +89,10 @@ class ClipTeacher(nn.Module):
             )
             y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
             x = x + F.linear(y, self._get(f"{prefix}.mlp.c_proj.weight"), self._get(f"{prefix}.mlp.c_proj.bias"))
-        x = (x @ self._get("proj")).unflatten(0, (batch, count))
-        tokens = torch.cat([x[:, :, :1].mean(1), x[:, :, 1:].flatten(1, 2)], 1)
-        return TeacherOutput(tokens, attention)
+            if i >= self.depth - layers:
+                z = (x @ self._get("proj")).unflatten(0, (batch, count))
+                kept.append(torch.cat([z[:, :, :1].mean(1), z[:, :, 1:].flatten(1, 2)], 1))
+        return TeacherOutput(kept[-1], attention, torch.stack(kept))
 
     def _positions(self, h: int, w: int) -> Tensor:
         table = self._get("positional_embedding")

@@ -110,11 +110,11 @@ def _encoder_outputs(file: ParityFile) -> dict[str, Tensor]:
     return result
 
 
-def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
+def multimodal_model(file: ParityFile) -> Any:
+    """The VideoTextModel of a file, without a tokenizer."""
     from vtr.model import ModelConfig, VideoTextModel
-    from vtr.pretrain import objectives as obj  # the losses in the file are the training objectives
 
-    state, inputs, wanted, sizes = file.part("state"), file.part("input"), file.part("output"), file.sizes
+    state, sizes = file.part("state"), file.sizes
     ours = to_ours(state)
     config = ModelConfig(
         video=encoder_config(state, sizes, "vision_encoder."),
@@ -133,6 +133,14 @@ def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
     )
     model = VideoTextModel(config, None).eval()
     load_official(model, state, str(file.path))
+    return model
+
+
+def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
+    from vtr.pretrain import objectives as obj  # the losses in the file are the training objectives
+
+    state, inputs, wanted, sizes = file.part("state"), file.part("input"), file.part("output"), file.sizes
+    model = multimodal_model(file)
     prefix = "clip_teacher."
     clip = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
     teacher = ClipTeacher.from_official(clip, sizes["clip_heads"])

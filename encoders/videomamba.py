@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtr.encoders import draws
+from vtr.encoders.scans import Permutation, layer_orders, permuted, temporal_first
 from vtr.errors import UsageError
 from vtr.kernels.bimamba import bimamba
 
@@ -36,9 +38,11 @@ class VideoMambaConfig:
     pool_norm: bool = False
     align_dim: int = 0  # width of the teacher's tokens; 0 = no alignment branch
     align_layers: int = 1
+    align_interval: int = 1  # the last layer, then every so many before it
     init: str = "clean"  # clean | official
     temporal: bool = True  # False for a plain image model (no temporal embedding)
     checkpointing: bool = False
+    scan: str = "spatial"  # order of the tokens in the layers, a name of `vtr.encoders.scans.SCANS`
 
 
 VIDEOMAMBA_SIZES = {
@@ -87,14 +91,34 @@ class BiMamba(nn.Module):
             setattr(self, f"D{end}", nn.Parameter(torch.ones(inner)))
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, L, D) -> (B, L, D)."""
+    def forward(self, x: Tensor, order: str = "spatial", permutation: Permutation | None = None) -> Tensor:
+        """x (B, L, D) -> (B, L, D).
+
+        Args:
+            order: "v1": the first half of the channels scans the tokens as they come, the second half permuted;
+                "v2": all channels do both, and the mean is taken (so that its size is that of one). Else: as they come.
+            permutation: For v1 and v2.
+        """
         flat = []
         for end, a_log in (("", self.A_log), ("_b", self.A_b_log)):
             conv, dt = getattr(self, f"conv1d{end}"), getattr(self, f"dt_proj{end}")
             flat += [conv.weight.squeeze(1), conv.bias, getattr(self, f"x_proj{end}").weight, dt.weight, dt.bias]
             flat += [a_log, getattr(self, f"D{end}")]
-        return self.out_proj(bimamba(self.in_proj(x), *flat))
+        xz = self.in_proj(x)
+        if permutation is None or order not in ("v1", "v2"):
+            return self.out_proj(bimamba(xz, *flat))
+        forth, back = permutation
+        if order == "v2":
+            both = bimamba(xz, *flat) + permuted(bimamba(permuted(xz, forth), *flat), back)
+            return self.out_proj(both / 2)
+        inner = xz.shape[-1] // 2
+        halves = []
+        for number, rows in enumerate((slice(0, inner // 2), slice(inner // 2, inner))):
+            # x_proj is (R + 2N, E): each half makes its own step, B and C from its own channels.
+            own = [w[:, rows] if i % 7 == 2 else w[rows] for i, w in enumerate(flat)]
+            part = torch.cat([xz[..., :inner][..., rows], xz[..., inner:][..., rows]], -1)
+            halves.append(permuted(bimamba(permuted(part, forth), *own), back) if number else bimamba(part, *own))
+        return self.out_proj(torch.cat(halves, -1))
 
 
 class Block(nn.Module):
@@ -105,18 +129,26 @@ class Block(nn.Module):
         self.mixer = BiMamba(config)
         self.norm = RMSNorm(config.dim)
         self.drop_path = drop_path  # of the mixer's output
+        self.salt = 0
 
-    def forward(self, hidden: Tensor | None, residual: Tensor, previous_drop: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        hidden: Tensor | None,
+        residual: Tensor,
+        previous_drop: float,
+        order: str = "spatial",
+        permutation: Permutation | None = None,
+    ) -> tuple[Tensor, Tensor]:
         if hidden is not None:
-            residual = residual + drop_path(hidden, previous_drop, self.training).float()
-        return self.mixer(self.norm(residual).to(self.mixer.in_proj.weight.dtype)), residual
+            residual = residual + drop_path(hidden, previous_drop, self.training, self.salt).float()
+        return self.mixer(self.norm(residual).to(self.mixer.in_proj.weight.dtype), order, permutation), residual
 
 
-def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+def drop_path(x: Tensor, rate: float, training: bool, salt: int = 0) -> Tensor:
     """Drop whole samples of a residual branch with probability `rate`, rescale the others."""
     if rate == 0 or not training:
         return x
-    keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= rate
+    keep = draws.uniform((x.shape[0], *[1] * (x.ndim - 1)), salt, x.device) >= rate
     return x * keep / (1 - rate)
 
 
@@ -171,6 +203,8 @@ class VideoMamba(nn.Module):
         if config.pool not in ("cls", "avg", "cls+avg"):
             raise UsageError(f"pool {config.pool!r}: expected cls, avg or cls+avg")
         self.config = config
+        self.orders = layer_orders(config.scan, config.depth)
+        self.checkpointing = config.checkpointing  # trade compute for memory in training
         self.patch_embed = PatchEmbed(config)
         side = config.image_size // config.patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
@@ -179,6 +213,7 @@ class VideoMamba(nn.Module):
             self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, config.num_frames // config.tubelet, config.dim))
         self.layers: Any = nn.ModuleList(Block(config, 0.0) for _ in range(config.depth))
         self.set_drop_path(config.drop_path)
+        draws.number_layers(self)
         self.norm = RMSNorm(config.dim)
         if config.pool_norm:
             self.pool_norm = nn.LayerNorm(config.dim)
@@ -244,6 +279,10 @@ class VideoMamba(nn.Module):
         """Normed tokens with CLS (B, 1 + Lv, D), aligned features, and T."""
         tokens, frames = self.embed(video)
         total = tokens.shape[1]
+        permutation = None
+        if self.config.scan != "spatial" and frames > 1:
+            permutation = temporal_first(frames, (total - 1) // frames, tokens.device, mask)
+        turned = False  # whether the stream is in temporal-first order now
         if mask is not None:
             if mask.shape != tokens.shape[:2]:
                 raise ValueError(
@@ -254,21 +293,26 @@ class VideoMamba(nn.Module):
         residual, drop = tokens.float(), 0.0
         want = self.config.align_layers if self.config.align_dim else 0
         collected = []
-        for i, layer in enumerate(self.layers):
-            if self.config.checkpointing and self.training:
-                from torch.utils.checkpoint import checkpoint
-
-                hidden, residual = checkpoint(layer, hidden, residual, drop, use_reentrant=False)
+        for i, (layer, order) in enumerate(zip(self.layers, self.orders)):
+            if permutation is not None and (order == "temporal") != turned:
+                turned = not turned
+                residual = permuted(residual, permutation[not turned])
+                hidden = None if hidden is None else permuted(hidden, permutation[not turned])
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                hidden, residual = draws.checkpoint(layer, hidden, residual, drop, order, permutation)
             else:
-                hidden, residual = layer(hidden, residual, drop)
+                hidden, residual = layer(hidden, residual, drop, order, permutation)
             drop = layer.drop_path
             # Layer i-1's output is the stream that block i sees.
-            if want and i > 0 and len(self.layers) - want <= i - 1 < len(self.layers) - 1:
-                collected.append(self.norm(residual))
+            away, rest = divmod(len(self.layers) - i, self.config.align_interval)
+            if i > 0 and rest == 0 and away < want:
+                collected.append(self.norm(permuted(residual, permutation.back) if turned and permutation else residual))
+        if turned and permutation is not None:
+            hidden, residual = permuted(hidden, permutation.back), permuted(residual, permutation.back)
         if want and self.config.init == "official":
             # The released code aligns the stream before the last mixer's output, without the norm (1.10).
             collected.append(residual)
-        residual = residual + drop_path(hidden, drop, self.training).float()
+        residual = residual + drop_path(hidden, drop, self.training, -1).float()
         out = self.norm(residual)
         if want and self.config.init == "clean":
             collected.append(out)

@@ -1,16 +1,20 @@
-"""Benchmarks as data: protocol files, annotation formats, and the videos found under a root."""
+"""Benchmarks as data: protocol files, the annotation that is there, and the videos found under a root."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import os
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vtr.data.text import clean_caption
 from vtr.errors import UsageError, VtrError, unknown_name
+from vtr.eval.annotations import Item, read_annotations, read_lines, without_extension
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -18,25 +22,103 @@ else:
     import tomli as tomllib
 
 _FOLDER = Path(__file__).resolve().parent.parent / "data_manifests" / "benchmarks"
+_CAPTION_RULES = ("each", "paragraph", "shared", "choices", "class")
+_ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".txt", ".tsv", ".zip")
+_NOT_MEDIA = {*_ANNOTATION_SUFFIXES, ".npy", ".npz", ".md", ".srt", ".vtt", ".wav", ".mp3", ".toml", ".html", ".tar"}
+_MEDIA_FIRST = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".3gp", ".gif")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published result on a benchmark."""
+
+    model: str
+    t2v: tuple[float, ...] = ()  # R@1, R@5, R@10
+    v2t: tuple[float, ...] = ()
+    row: str = "reranked"  # which of our rows it is comparable with
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationFile:
+    """An annotation file that a protocol accepts."""
+
+    file: str  # relative to the data root, or only the name
+    videos: int | None = None
+    queries: int | None = None
+    ids: str | None = None  # list of the ids of the split, beside it
+    note: str = ""  # why its counts are not the paper's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A benchmark file's content."""
+
+    name: str
+    captions: str = "each"  # each | paragraph | shared | choices | class
+    text: str = "label"  # label or template, of Something-Something
+    frames: int = 8
+    max_text_tokens: int = 32
+    trim_seconds: float | None = None
+    videos: tuple[str, ...] = ()
+    annotation: tuple[AnnotationFile, ...] = ()
+    paper_videos: int | None = None
+    paper_queries: int | None = None
+    published: tuple[Published, ...] = ()
+    obtain: str = ""
+    classes: str | None = None
+    prompts: tuple[str, ...] = ("{}",)
+    description: str | None = None
+    pairs: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A protocol with its items: queries are texts, the gallery is videos."""
+    """A protocol with its items, as far as their videos were found."""
 
-    name: str
+    protocol: Protocol
     videos: tuple[Path, ...]
-    captions: tuple[str, ...]
-    text_truth: tuple[tuple[int, ...], ...]  # right videos of each caption
-    video_truth: tuple[tuple[int, ...], ...]  # right captions of each video
+    captions: tuple[str, ...]  # every text, queries first to last
+    text_truth: tuple[tuple[int, ...], ...]  # right videos of each text (none where it is a wrong option)
+    video_truth: tuple[tuple[int, ...], ...]  # right texts of each video
+    options: tuple[tuple[int, ...], ...] = ()  # of each video: the texts it has to choose from
+    classes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     total: int = 0  # videos of the protocol, missing ones included
-    max_text_tokens: int = 32
-    trim_seconds: float | None = None  # only the start of longer videos
+    all_texts: int = 0  # likewise
     protocol_hash: str = ""
     root: Path = Path()
+    annotation: Path = Path()
+    format: str = ""
+    expected: AnnotationFile | None = None
     pairs: Path | None = None
     ceilings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The benchmark's name."""
+        return self.protocol.name
+
+    @property
+    def queries(self) -> int:
+        """Texts of the protocol, those of missing videos included (options of a choice: one question a video)."""
+        return self.total if self.options or self.protocol.captions == "choices" else self.all_texts
+
+    def keep(self, kept: Sequence[int]) -> tuple[Benchmark, list[int]]:
+        """The same with these videos alone, and which texts have something to do with them (all classes do)."""
+        place = {video: i for i, video in enumerate(kept)}
+        used = {t for v in kept for t in (*self.video_truth[v], *(self.options[v] if self.options else ()))}
+        texts = [t for t in range(len(self.captions)) if t in used or self.classes]
+        text_place = {text: i for i, text in enumerate(texts)}
+        part = replace(
+            self,
+            videos=tuple(self.videos[v] for v in kept),
+            captions=tuple(self.captions[t] for t in texts),
+            text_truth=tuple(tuple(place[v] for v in self.text_truth[t] if v in place) for t in texts),
+            video_truth=tuple(tuple(text_place[t] for t in self.video_truth[v]) for v in kept),
+            options=tuple(tuple(text_place[t] for t in self.options[v]) for v in kept) if self.options else (),
+        )
+        return part, texts
 
 
 def benchmark_names() -> list[str]:
@@ -44,119 +126,258 @@ def benchmark_names() -> list[str]:
     return sorted(p.stem for p in _FOLDER.glob("*.toml"))
 
 
-def load_benchmark(name: str, data_root: Path) -> Benchmark:
-    """Load a benchmark by name, or an annotation file (.json or .csv) whose videos lie under `data_root`.
+def load_protocol(name: str) -> Protocol:
+    """The protocol of a benchmark by name, or that of an annotation file given by its path.
 
     Raises:
         UsageError: There is no such benchmark.
+    """
+    if Path(name).suffix in _ANNOTATION_SUFFIXES:
+        entry = AnnotationFile(file=str(Path(name).resolve()))
+        return Protocol(name=Path(name).stem, annotation=(entry,))
+    path = _FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise unknown_name("benchmark", name, benchmark_names())
+    values: dict[str, Any] = tomllib.loads(path.read_text())
+    values["annotation"] = tuple(AnnotationFile(**a) for a in values["annotation"])
+    rows: list[dict[str, Any]] = values.get("published", [])
+    values["published"] = tuple(
+        Published(**row | {k: tuple(v) for k, v in row.items() if isinstance(v, list)}) for row in rows
+    )
+    for key in ("videos", "prompts"):
+        if key in values:
+            values[key] = tuple(values[key])
+    protocol = Protocol(name=name, **values)
+    if protocol.captions not in _CAPTION_RULES:
+        raise VtrError(f"{path}: captions is {protocol.captions!r}, expected one of {', '.join(_CAPTION_RULES)}")
+    return protocol
+
+
+def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Benchmark:
+    """Load a benchmark: its annotation file and the videos that are there.
+
+    Args:
+        name: A benchmark, `NAME=FILE` to choose its annotation file, or an annotation file alone.
+        data_root: Annotation and videos lie anywhere under it.
+        paragraph: Join a video's captions, whatever the protocol says (a reproduction switch).
+
+    Raises:
+        UsageError: There is no such benchmark, or the root is no folder.
         VtrError: The annotation file is missing or of an unknown format.
     """
-    if Path(name).suffix in (".json", ".csv"):
-        protocol: dict[str, Any] = {"annotation": str(Path(name).resolve()), "videos": "."}
-        title = Path(name).stem
-    else:
-        path = _FOLDER / f"{name}.toml"
-        if not path.is_file():
-            raise unknown_name("benchmark", name, benchmark_names())
-        protocol, title = tomllib.loads(path.read_text()), name
-    annotation = data_root / protocol["annotation"]
-    items = read_annotations(annotation)
-    if protocol.get("paragraph"):
-        items = [(video, [" ".join(captions)]) for video, captions in items]
-    finder = VideoFinder(data_root / protocol["videos"])
-    videos: list[Path] = []
-    captions: list[str] = []
-    video_truth: list[tuple[int, ...]] = []
-    text_truth: list[tuple[int, ...]] = []
-    missing = []
-    for video, texts in items:
-        found = finder.find(video)
-        if found is None:
-            missing.append(video)
-            continue
-        own = range(len(captions), len(captions) + len(texts))
-        video_truth.append(tuple(own))
-        text_truth += [(len(videos),)] * len(texts)
-        captions += texts
-        videos.append(found)
-    digest = hashlib.sha256(
-        json.dumps([{k: v for k, v in protocol.items() if k != "videos"}, items]).encode()
-    ).hexdigest()
-    extra = data_root / protocol["description"] if "description" in protocol else None
-    ceilings = json.loads(extra.read_text()).get("ceilings", {}) if extra and extra.is_file() else {}
-    pairs = data_root / protocol["pairs"] if "pairs" in protocol else None
+    title, sign, file = name.partition("=")
+    protocol = load_protocol(title if sign else name)
+    if sign:
+        known = {Path(a.file).name: a for a in protocol.annotation}
+        entry = known.get(Path(file).name, AnnotationFile(file=file))
+        protocol = replace(protocol, annotation=(replace(entry, file=str(Path(file).resolve())),))
+    if paragraph:
+        protocol = replace(protocol, captions="paragraph")
+    root = RootIndex(data_root)
+    path, entry = _annotation(protocol, root)
+    ids = _beside(path, entry.ids) if entry.ids else None
+    format_name, items = read_annotations(path, ids=ids, choices=protocol.captions == "choices")
+    if protocol.captions != "class" and not any(item.captions for item in items):
+        raise VtrError(
+            f"{protocol.name}: {path} is a list of videos without captions; expected an annotation file. {protocol.obtain}"
+        )
+    finder = VideoFinder(root, protocol.videos)
+    found: dict[str, Path | None] = {}
+    for item in items:
+        for video in item.videos:
+            if video not in found:
+                found[video] = finder.find(video)
+    present = [video for video, file_path in found.items() if file_path is not None]
+    built = _build(protocol, items, {video: i for i, video in enumerate(present)}, root)
+    described = data_root / protocol.description if protocol.description else None
+    ceilings = json.loads(described.read_text()).get("ceilings", {}) if described and described.is_file() else {}
     return Benchmark(
-        name=title,
-        videos=tuple(videos),
-        captions=tuple(captions),
-        text_truth=tuple(text_truth),
-        video_truth=tuple(video_truth),
-        missing=tuple(missing),
-        total=len(items),
-        max_text_tokens=protocol.get("max_text_tokens", 32),
-        trim_seconds=protocol.get("trim_seconds"),
-        protocol_hash=digest[:16],
+        protocol=protocol,
+        videos=tuple(path for path in (found[v] for v in present) if path is not None),
+        missing=tuple(video for video, file_path in found.items() if file_path is None),
+        total=len(found),
+        all_texts=len(_build(protocol, items, {video: i for i, video in enumerate(found)}, root)["captions"]),
+        protocol_hash=_hash(protocol, items),
         root=data_root,
-        pairs=pairs,
+        annotation=path,
+        format=format_name,
+        expected=entry,
+        pairs=data_root / protocol.pairs if protocol.pairs else None,
         ceilings=ceilings,
+        **built,
     )
 
 
-def read_annotations(path: Path) -> list[tuple[str, list[str]]]:
-    """(video, captions) of an annotation file: official JSON, JSFusion CSV, or LSMDC's tab-separated text."""
-    if not path.is_file():
-        raise VtrError(f"{path}: the annotation file is missing; give its folder with --data-root")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise VtrError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    grouped: dict[str, list[str]] = {}
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise VtrError(f"{path}: not JSON (line {error.lineno})") from error
-        if not isinstance(rows, list) or not all(isinstance(r, dict) and "video" in r and "caption" in r for r in rows):
-            raise VtrError(f'{path}: expected a list of {{"video": …, "caption": …}}')
-        for row in rows:
-            caption = row["caption"]
-            grouped.setdefault(str(row["video"]), []).extend(caption if isinstance(caption, list) else [caption])
-    elif path.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        if not {"video_id", "sentence"} <= set(reader.fieldnames or ()):
-            raise VtrError(f"{path}: columns {', '.join(reader.fieldnames or ())}; expected video_id and sentence")
-        for line in reader:
-            grouped.setdefault(line["video_id"], []).append(line["sentence"])
+def _annotation(protocol: Protocol, root: RootIndex) -> tuple[Path, AnnotationFile]:
+    for entry in protocol.annotation:
+        path = root.find_file(entry.file)
+        if path is not None:
+            return path, entry
+    names = ", ".join(Path(a.file).name for a in protocol.annotation)
+    raise VtrError(
+        f"{protocol.name}: its annotation is nowhere under --data-root {root.folder}; expected one of {names}. {protocol.obtain}"
+    )
+
+
+def _beside(path: Path, name: str) -> Path:
+    for place in (path.parent / name, path.parent / "lists" / name):
+        if place.is_file():
+            return place
+    raise VtrError(f"{path} holds every split: put {name}, the list of this one's ids, beside it")
+
+
+def _queries(protocol: Protocol, item: Item) -> tuple[str, ...]:
+    if protocol.captions == "paragraph":
+        return (" ".join(item.captions),)
+    if protocol.captions == "shared" and len(item.captions) == 2:  # the release: label, then template
+        return (item.captions[protocol.text == "template"].replace("[", "").replace("]", ""),)
+    return item.captions
+
+
+def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: RootIndex) -> dict[str, Any]:
+    """Texts and their right videos; a text whose videos are all missing is left out."""
+    captions: list[str] = []
+    text_truth: list[tuple[int, ...]] = []
+    video_truth: list[list[int]] = [[] for _ in place]
+    options: list[tuple[int, ...]] = [() for _ in place]
+    classes: tuple[str, ...] = ()
+
+    def add(text: str, right: Iterable[int]) -> int:
+        captions.append(text)
+        text_truth.append(tuple(right))
+        for video in text_truth[-1]:
+            video_truth[video].append(len(captions) - 1)
+        return len(captions) - 1
+
+    if protocol.captions == "class":
+        path = root.find_file(protocol.classes or "classes.txt")
+        if path is None:
+            raise VtrError(
+                f"{protocol.name}: {protocol.classes} is missing: the class names, one a line. {protocol.obtain}"
+            )
+        classes = tuple(read_lines(path))
+        wrong = [i for i in items if i.answer is None or i.answer >= len(classes)]
+        if wrong:
+            raise VtrError(
+                f"{protocol.name}: {wrong[0].videos[0]} is of class {wrong[0].answer}, {path} names {len(classes)} classes"
+            )
+        for number, name in enumerate(classes):
+            add(name, [place[i.videos[0]] for i in items if i.answer == number and i.videos[0] in place])
+    elif protocol.captions == "choices":
+        for item in items:
+            video = place.get(item.videos[0])
+            if video is None:
+                continue
+            if options[video]:
+                raise VtrError(f"{protocol.name}: two questions about {item.videos[0]}; expected one a video")
+            options[video] = tuple(
+                add(text, [video] if number == item.answer else []) for number, text in enumerate(item.captions)
+            )
     else:
-        for number, line_text in enumerate(text.splitlines(), 1):
-            parts = line_text.split("\t")
-            if len(parts) != 6:
-                raise VtrError(f"{path}: line {number} has {len(parts)} tab-separated columns; LSMDC's files have 6")
-            grouped.setdefault(parts[0], []).append(parts[5])
-    if not grouped:
-        raise VtrError(f"{path}: no annotations")
-    return list(grouped.items())
+        merged: dict[str, list[int]] = {}
+        for item in items:
+            right = [place[v] for v in item.videos if v in place]
+            if not right:
+                continue
+            for text in _queries(protocol, item):
+                if protocol.captions == "shared":
+                    merged.setdefault(text, []).extend(right)
+                else:
+                    add(text, right)
+        for text, shared in merged.items():
+            add(text, dict.fromkeys(shared))
+    return {
+        "captions": tuple(captions),
+        "text_truth": tuple(text_truth),
+        "video_truth": tuple(map(tuple, video_truth)),
+        "options": tuple(options) if protocol.captions == "choices" else (),
+        "classes": classes,
+    }
+
+
+def _hash(protocol: Protocol, items: list[Item]) -> str:
+    """Of everything that fixes the numbers; the same whichever format the same annotation is in."""
+    rules = [protocol.captions, protocol.frames, protocol.max_text_tokens, protocol.trim_seconds]
+    if protocol.captions == "class":
+        rules += [list(protocol.prompts)]
+    content = [
+        [sorted(map(without_extension, i.videos)), [clean_caption(q) for q in _queries(protocol, i)], i.answer]
+        for i in items
+    ]
+    return hashlib.sha256(json.dumps([rules, content]).encode()).hexdigest()[:16]
+
+
+class RootIndex:
+    """The files under a data root, walked once, when first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """Every file, folders in order; links are followed, a loop of links once."""
+        if not self.folder.is_dir():
+            raise UsageError(f"--data-root: {self.folder} is not a folder")
+        seen: set[tuple[int, int]] = set()
+        out: list[Path] = []
+        for folder, inner, names in os.walk(self.folder, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                inner.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            inner.sort()
+            out += [Path(folder, name) for name in sorted(names)]
+        return out
+
+    def find_file(self, name: str) -> Path | None:
+        """A file by its relative path, else by its name in any folder."""
+        direct = self.folder / name
+        if direct.is_file():
+            return direct
+        if Path(name).is_absolute():
+            return None
+        return next((p for p in self.files if p.name == Path(name).name), None)
 
 
 class VideoFinder:
-    """Finds a video under a root by its relative path, or by its name whatever the extension or folder."""
+    """Finds a video by its relative path, or by its name whatever the extension or folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: RootIndex, folders: Sequence[str] = ()) -> None:
         self.root = root
-        self._by_stem: dict[str, Path] | None = None
+        self._folders = [root.folder / f for f in folders if (root.folder / f).is_dir()] or [root.folder]
+
+    @cached_property
+    def _by_id(self) -> dict[str, list[Path]]:
+        out: dict[str, list[Path]] = {}
+        for folder in self._folders:
+            inside = str(folder) + os.sep
+            for path in self.root.files:
+                if str(path).startswith(inside) and path.suffix.lower() not in _NOT_MEDIA:
+                    for key in {path.name, without_extension(path.name)}:
+                        out.setdefault(key, []).append(path)
+        return out
+
+    def candidates(self, name: str) -> list[Path]:
+        """Every file that may be this video, the likeliest first."""
+        last = name.replace("\\", "/").rsplit("/", 1)[-1]
+        stem = without_extension(last)
+        keys = [last, stem, stem.removeprefix("v_"), f"v_{stem}"]
+        out: dict[Path, None] = {}
+        for key in keys:
+            found = self._by_id.get(key, [])
+            out.update(dict.fromkeys(sorted(found, key=lambda p: _extension_rank(p))))
+        return list(out)
 
     def find(self, name: str) -> Path | None:
         """The file, or None."""
-        direct = self.root / name
-        if direct.is_file():
-            return direct
-        if self._by_stem is None:
-            if not self.root.is_dir():
-                raise UsageError(f"--data-root: {self.root} is not a folder")
-            self._by_stem = {}
-            for path in sorted(self.root.rglob("*")):
-                if path.is_file() and path.suffix.lower() not in (".json", ".csv", ".txt", ".jsonl"):
-                    self._by_stem.setdefault(path.name, path)
-                    self._by_stem.setdefault(path.stem, path)
-        stem = Path(name).name
-        return self._by_stem.get(stem) or self._by_stem.get(Path(stem).stem)
+        if not Path(name).is_absolute() and ".." not in Path(name).parts:
+            for folder in self._folders:
+                if (folder / name).is_file():
+                    return folder / name
+        return next(iter(self.candidates(name)), None)
+
+
+def _extension_rank(path: Path) -> int:
+    suffix = path.suffix.lower()
+    return _MEDIA_FIRST.index(suffix) if suffix in _MEDIA_FIRST else len(_MEDIA_FIRST)

@@ -1,6 +1,14 @@
 """Retrieval metrics: recalls, median and mean rank, with ties counted fairly.
 
 python -m vtr.eval.metrics FILE.npy        both directions of a square similarity matrix
+
+Where wrong answers score exactly as the right one, `fair` gives what is expected when they stand in random order: the
+mean of the places they share as the rank, and the share of the orders in which the right one is among the first k as the
+recall. `won` gives the right one the first of these places, as code does that counts only strictly better answers (so the
+figures stated with published similarity matrices are often made); `lost` the last.
+
+Such ties are common where a caption stands twice in a benchmark: MSRVTT 1k-A has four captions that belong to two or
+three videos each, nine videos in all.
 """
 
 from __future__ import annotations
@@ -10,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,19 +40,45 @@ class RetrievalMetrics:
         return {k: round(v, 2) for k, v in asdict(self).items()}
 
 
-def ranks(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None = None) -> np.ndarray:
-    """Rank of the best right answer of each query, from 1.
+TIE_RULES = ("fair", "won", "lost")
 
-    Ties share the mean of their positions: a model that scores everything alike gets the middle rank, not the first.
+
+def ranks(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None = None, ties: str = "fair") -> np.ndarray:
+    """Rank of the best right answer of each query, from 1; under `fair` its mean over the orders of tied answers.
 
     Args:
         similarity: (Q, G) scores; -inf for candidates out of the running.
         truth: Right answers of each query; default: query i's is i.
+        ties: `fair`, so that a model that scores everything alike gets the middle rank, not the first; `won`, `lost`:
+            the right answer comes first or last of those that score the same.
 
     Raises:
         VtrError: A score is NaN, or a query has no right answer.
     """
-    scores = np.asarray(similarity, dtype=np.float64)
+    return _ranks(_places(similarity, truth), ties)
+
+
+def recalls(
+    similarity: np.ndarray,
+    truth: Sequence[Sequence[int]] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    ties: str = "fair",
+) -> list[float]:
+    """Recall at each k in percent; see `ranks`."""
+    places = _places(similarity, truth)
+    return [_recall(places, k, ties) for k in ks]
+
+
+class _Places(NamedTuple):
+    """Of each query: wrong answers above its best right one, and wrong and right ones beside it (itself included)."""
+
+    better: np.ndarray
+    wrong: np.ndarray
+    right: np.ndarray
+
+
+def _places(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None) -> _Places:
+    scores = np.asarray(similarity)
     if scores.ndim != 2:
         raise VtrError(f"a similarity matrix has two dimensions, this one {scores.ndim}")
     if np.isnan(scores).any():
@@ -52,24 +87,49 @@ def ranks(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None = None) 
         if scores.shape[0] != scores.shape[1]:
             raise VtrError(f"a {scores.shape[0]}x{scores.shape[1]} matrix needs to be told its right answers")
         truth = [[i] for i in range(len(scores))]
-    out = np.empty(len(scores))
+    out = _Places(*(np.empty(len(scores)) for _ in range(3)))
     for i, (row, right) in enumerate(zip(scores, truth)):
         if len(right) == 0:
             raise VtrError(f"query {i} has no right answer")
-        wrong = np.ones(len(row), dtype=bool)
-        wrong[list(right)] = False
-        best = row[list(right)].max()
-        out[i] = 1 + (row[wrong] > best).sum() + (row[wrong] == best).sum() / 2
+        own = row[list(right)]
+        best = own.max()
+        out.better[i] = (row > best).sum()
+        out.right[i] = (own == best).sum()
+        out.wrong[i] = (row == best).sum() - out.right[i]
     return out
 
 
-def retrieval_metrics(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None = None) -> RetrievalMetrics:
+def _ranks(places: _Places, ties: str) -> np.ndarray:
+    if ties == "fair":
+        return places.better + (places.right + places.wrong + 1) / (places.right + 1)
+    return 1 + places.better + (places.wrong if ties == "lost" else 0)
+
+
+def _recall(places: _Places, k: int, ties: str) -> float:
+    if ties != "fair":
+        return 100 * float((_ranks(places, ties) <= k).mean())
+    # Of the tied answers, the first k - better in random order are all wrong with the probability `missed`.
+    missed = np.ones(len(places.better))
+    for taken in range(k):
+        open_place = taken < k - places.better
+        left = np.maximum(places.wrong - taken, 0)
+        missed *= np.where(open_place, left / (places.right + left), 1)
+    return 100 * float((1 - missed).mean())
+
+
+def retrieval_metrics(
+    similarity: np.ndarray, truth: Sequence[Sequence[int]] | None = None, ties: str = "fair"
+) -> RetrievalMetrics:
     """Metrics of a (Q, G) similarity matrix; see `ranks`."""
-    r = ranks(similarity, truth)
-    recall = [100 * float((r <= k).mean()) for k in (1, 5, 10)]
-    return RetrievalMetrics(
-        r1=recall[0], r5=recall[1], r10=recall[2], median_rank=float(np.median(r)), mean_rank=float(r.mean())
-    )
+    places = _places(similarity, truth)
+    r = _ranks(places, ties)
+    r1, r5, r10 = (_recall(places, k, ties) for k in (1, 5, 10))
+    return RetrievalMetrics(r1=r1, r5=r5, r10=r10, median_rank=float(np.median(r)), mean_rank=float(r.mean()))
+
+
+def tied_queries(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None = None) -> int:
+    """Queries whose best right answer scores exactly as a wrong one."""
+    return int((_places(similarity, truth).wrong > 0).sum())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,19 +145,31 @@ def main(argv: list[str] | None = None) -> int:
             matrix = np.load(Path(files[0]), allow_pickle=False)
         except (OSError, ValueError) as error:
             raise VtrError(f"{files[0]}: not a .npy matrix ({error})") from error
-        result = {
-            "rows_to_columns": retrieval_metrics(matrix).to_dict(),
-            "columns_to_rows": retrieval_metrics(matrix.T).to_dict(),
-        }
+        result: dict[str, Any] = {"shape": list(matrix.shape)}
+        for name, scores in (("rows_to_columns", matrix), ("columns_to_rows", matrix.T)):
+            result[name] = retrieval_metrics(scores).to_dict()
+            tied = tied_queries(scores)
+            if tied:
+                for rule in ("won", "lost"):
+                    result[f"{name}_ties_{rule}"] = retrieval_metrics(scores, ties=rule).to_dict()
+                result[f"{name}_tied_queries"] = tied
     except VtrError as error:
         print(f"vtr: {error}", file=sys.stderr)
         return 1
     if as_json:
         print(json.dumps(result))
-    else:
-        for name, m in result.items():
+        return 0
+    for name, m in result.items():
+        title = name.replace("_", " ").replace(" ties", ", ties")
+        if isinstance(m, dict):
             print(
-                f"{name.replace('_', ' '):<16} R@1 {m['r1']:.1f}  R@5 {m['r5']:.1f}  R@10 {m['r10']:.1f}  MdR {m['median_rank']:g}  MnR {m['mean_rank']:.2f}"
+                f"{title:<26} R@1 {m['r1']:.1f}  R@5 {m['r5']:.1f}  R@10 {m['r10']:.1f}  "
+                f"MdR {m['median_rank']:g}  MnR {m['mean_rank']:.2f}"
+            )
+        elif name.endswith("tied_queries"):
+            print(
+                f"  {m} of {len(matrix)} queries score a wrong answer exactly as the right one. The first line is what random "
+                'order among such gives; "ties won" puts the right answer first, as published figures often do.'
             )
     return 0
 

@@ -1,8 +1,8 @@
-"""Zero-shot retrieval: features once, embedding similarity, re-ranking by the cross-modal decoder, direction pairs."""
+"""Rows of a result: retrieval in both directions, multiple choice, classification, direction pairs."""
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,133 +11,150 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtr.data.decode import DecodeError, read_frames
-from vtr.data.sampling import middle_frames
-from vtr.data.text import clean_caption
-from vtr.data.transforms import eval_frames
-from vtr.eval.metrics import retrieval_metrics
+from vtr.eval.features import EncodeSettings, autocast, load_clip, tokenised
+from vtr.eval.metrics import ranks, recalls, retrieval_metrics
 from vtr.model import combined_scores
 
-
-class Features:
-    """A gallery of videos and a list of texts, encoded."""
-
-    def __init__(self, video: Tensor, tokens: Tensor, text: Tensor, states: Tensor, mask: Tensor) -> None:
-        self.video, self.tokens = video, tokens  # (V, E), (V, Lv, D)
-        self.text, self.states, self.mask = text, states, mask  # (Q, E), (Q, L, H), (Q, L)
+_SIGMAS = 2.5  # a result this many standard errors above chance is no chance
 
 
-def load_clip(path: str | Path, model: Any, end: float | None = None) -> Tensor:
-    """Middle frames of a video, resized to the model's input: uint8 (T, 3, S, S)."""
-    count = model.config.video.num_frames
-    clip = read_frames(path, lambda n: middle_frames(n, count), end=end)
-    return eval_frames(clip.frames, model.config.video.image_size, antialias=model.config.antialias)
+def retrieval_rows(
+    similarity: Tensor,
+    logits: Tensor | None,
+    text_truth: Sequence[Sequence[int]],
+    video_truth: Sequence[Sequence[int]],
+    top: int,
+    temperature: float,
+    ties: str = "fair",
+) -> dict[str, Any]:
+    """Text-to-video and video-to-text, in up to three rows: embedding, reranked (match alone), combined.
 
-
-def find_bad(
-    paths: Sequence[str | Path], model: Any, end: float | None = None
-) -> tuple[list[Tensor | None], list[str]]:
-    """Decode every path; the second list names those that can't be."""
-    from tqdm import tqdm
-
-    clips: list[Tensor | None] = []
-    bad: list[str] = []
-    for path in tqdm(paths, desc="decode", file=sys.stderr, unit="video", leave=False):
-        try:
-            clips.append(load_clip(path, model, end))
-        except (DecodeError, OSError) as error:
-            clips.append(None)
-            bad.append(str(error))
-    return clips, bad
-
-
-@torch.inference_mode()
-def encode(
-    model: Any, clips: Sequence[Tensor], captions: Sequence[str], max_tokens: int = 32, batch: int = 32
-) -> Features:
-    """Encode clips and captions."""
-    from tqdm import tqdm
-
-    model.eval()
-    starts = tqdm(range(0, len(clips), batch), desc="encode", file=sys.stderr, unit="batch", leave=False)
-    videos = [model.encode_video(torch.stack(list(clips[i : i + batch]))) for i in starts]
-    tokens = model.tokenizer([clean_caption(c) for c in captions], max_tokens, pad_to=None)
-    texts = [
-        model.encode_text(type(tokens)(ids=tokens.ids[i : i + 256], mask=tokens.mask[i : i + 256]))
-        for i in range(0, len(captions), 256)
-    ]
-    return Features(
-        torch.cat([v.embedding for v in videos]),
-        torch.cat([v.tokens for v in videos]),
-        torch.cat([t.embedding for t in texts]),
-        torch.cat([t.tokens for t in texts]),
-        torch.cat([t.mask for t in texts]),
-    )
-
-
-@torch.inference_mode()
-def rerank(
-    model: Any, features: Features, similarity: Tensor, top: int, *, video_queries: bool, batch: int = 128
-) -> tuple[Tensor, Tensor]:
-    """Re-score each query's `top` candidates with the matching head.
+    Candidates below the top keep their order there: far below in the combined scores, out of the running by the match
+    logit alone.
 
     Args:
-        similarity: (Q, G) embedding similarities; rows are texts, or videos with `video_queries`.
-
-    Returns:
-        (Q, G) match logits and combined scores. Candidates below the top keep their order there: far below in the
-        combined scores; out of the running (-inf) by the match logit alone.
+        similarity: (Q, V) cosines.
+        logits: (Q, V, 2) match logits of the pairs among the top; None: no re-ranking.
     """
-    from tqdm import tqdm
-
-    queries, gallery = similarity.shape
-    top = min(top, gallery)
-    chosen = similarity.topk(top, dim=1).indices
-    rows = torch.arange(queries, device=chosen.device).repeat_interleave(top)
-    columns = chosen.flatten()
-    texts, videos = (columns, rows) if video_queries else (rows, columns)
-    logits = []
-    for i in tqdm(range(0, len(rows), batch), desc="re-rank", file=sys.stderr, unit="batch", leave=False):
-        t, v = texts[i : i + batch], videos[i : i + batch]
-        logits.append(model.match(features.states[t], features.mask[t], features.tokens[v]).float())
-    pairs = torch.cat(logits)
-    matched = torch.full_like(similarity, float("-inf"))
-    matched[rows, columns] = pairs[:, 1]
-    temperature = float(model.temp)
-    both = similarity / temperature - 1e6
-    both[rows, columns] = combined_scores(similarity[rows, columns], pairs, temperature)
-    return matched, both
-
-
-def evaluate_retrieval(
-    model: Any, features: Features, text_truth: Sequence[Sequence[int]], video_truth: Sequence[Sequence[int]], top: int
-) -> dict[str, Any]:
-    """Text-to-video and video-to-text in three rows: embedding, reranked (match alone), combined."""
-    similarity = features.text @ features.video.T
     result: dict[str, Any] = {}
-    for name, matrix, truth, by_video in (
-        ("t2v", similarity, text_truth, False),
-        ("v2t", similarity.T.contiguous(), video_truth, True),
-    ):
-        matched, both = rerank(model, features, matrix, top, video_queries=by_video)
+    for name, matrix, truth in (("t2v", similarity, text_truth), ("v2t", similarity.T, video_truth)):
+        asked = [i for i, right in enumerate(truth) if len(right)]  # wrong options have no right video
+        rows = {"embedding": matrix}
+        if logits is not None:
+            pair = logits if name == "t2v" else logits.transpose(0, 1)
+            chosen = torch.zeros(matrix.shape, dtype=torch.bool)
+            chosen.scatter_(1, matrix.topk(min(top, matrix.shape[1]), dim=1).indices, True)
+            rows["reranked"] = torch.where(chosen, pair[..., 1], torch.tensor(float("-inf")))
+            both = combined_scores(matrix, pair, temperature)
+            rows["combined"] = torch.where(chosen, both, matrix / temperature - 1e6)
+        kept = [truth[i] for i in asked]
         result[name] = {
-            row: retrieval_metrics(scores.cpu().numpy(), truth).to_dict()
-            for row, scores in (("embedding", matrix), ("reranked", matched), ("combined", both))
+            row: retrieval_metrics(scores[asked].numpy(), kept, ties).to_dict() for row, scores in rows.items()
         }
+    result["mean_recall"] = {
+        row: round(sum(result[d][row][k] for d in ("t2v", "v2t") for k in ("r1", "r5", "r10")) / 6, 2)
+        for row in result["t2v"]
+    }
     return result
 
 
+def at_chance(similarity: Tensor, truth: Sequence[Sequence[int]]) -> bool:
+    """Whether the right answers stand no better than where blind guessing would put them."""
+    asked = [i for i, right in enumerate(truth) if len(right)]
+    right = [truth[i] for i in asked]
+    gallery = similarity.shape[1]
+    found = ranks(similarity[asked].numpy(), right)
+    # Of k right answers among G, blind guessing puts the best at (G + 1) / (k + 1) on average.
+    k = np.array([len(r) for r in right], dtype=float)
+    mean = (gallery + 1) / (k + 1)
+    variance = k * (gallery + 1) * (gallery - k) / ((k + 1) ** 2 * (k + 2))
+    if variance.sum() == 0:
+        return False
+    return float((mean - found).sum() / math.sqrt(variance.sum())) < _SIGMAS
+
+
+def chance_words(similarity: Tensor, logits: Tensor | None, truth: Sequence[Sequence[int]], top: int) -> list[str]:
+    """What to say of a model, or its match head, that does no better than blind guessing."""
+    words = []
+    if at_chance(similarity, truth):
+        words.append(
+            "AT CHANCE LEVEL: the embeddings find the right video no better than blind guessing. Is this a trained model, "
+            "were its weights loaded, and do the captions belong to these videos?"
+        )
+    if logits is not None and similarity.shape[1] > 1:
+        best = similarity.topk(min(top, similarity.shape[1]), dim=1).indices
+        scores, right = [], []
+        for query, answers in enumerate(truth):
+            candidates = best[query].tolist()
+            own = [candidates.index(a) for a in answers if a in candidates]
+            if own and len(own) < len(candidates):
+                scores.append(logits[query, candidates, 1])
+                right.append(own)
+        if right and at_chance(torch.stack(scores), right):
+            words.append(
+                "MATCH HEAD AT CHANCE LEVEL: among the candidates it picks no better than blind guessing. Was its head, or "
+                "the part of the text tower that reads the video, not trained or not loaded?"
+            )
+    return words
+
+
+def choice_rows(
+    similarity: Tensor,
+    logits: Tensor | None,
+    options: Sequence[Sequence[int]],
+    text_truth: Sequence[Sequence[int]],
+    temperature: float,
+) -> dict[str, float]:
+    """Accuracy in percent of choosing among each video's options; ties share the point.
+
+    `ensemble` is the published rule: 0.7 x probability of a match + 0.3 x softmax of the cosines over the options.
+    """
+    points: dict[str, list[float]] = {}
+    for video, own in enumerate(options):
+        right = [i for i, text in enumerate(own) if video in text_truth[text]]
+        cosine = (similarity[list(own), video] / temperature).softmax(0)
+        rows = {"embedding": cosine}
+        if logits is not None:
+            match = logits[list(own), video].softmax(-1)[:, 1]
+            rows |= {"match": match, "ensemble": 0.7 * match + 0.3 * cosine}
+        for name, scores in rows.items():
+            winners = (scores == scores.max()).nonzero()[:, 0].tolist()
+            points.setdefault(name, []).append(sum(w in right for w in winners) / len(winners))
+    return {name: round(100 * float(np.mean(values)), 2) for name, values in points.items()}
+
+
+def class_rows(text: Tensor, video: Tensor, prompts: int, labels: Sequence[int]) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent; a class is the mean of its prompts' embeddings.
+
+    Args:
+        text: (classes * prompts, E), a class's prompts beside each other.
+        video: (V, E).
+    """
+    means = torch.nn.functional.normalize(text.unflatten(0, (-1, prompts)).mean(1), dim=-1)
+    first, fifth = recalls((video @ means.T).numpy(), [[label] for label in labels], (1, 5))
+    return {"top1": round(first, 2), "top5": round(fifth, 2)}
+
+
 @torch.inference_mode()
-def direction_pairs(model: Any, pairs: Sequence[dict[str, str]], folder: Path) -> dict[str, float]:
+def direction_pairs(
+    model: Any, pairs: Sequence[dict[str, str]], folder: Path, settings: EncodeSettings, batch: int = 32
+) -> dict[str, float]:
     """Share of right decisions between a clip and its sibling, in percent, by kind and over all (chance 50).
 
     Four decisions a pair: each caption chooses between the two clips, each clip between the two captions.
     """
-    clips = [load_clip(folder / p[k], model) for p in pairs for k in ("video_a", "video_b")]
+    paths = [folder / p[k] for p in pairs for k in ("video_a", "video_b")]
     captions = [p[k] for p in pairs for k in ("caption_a", "caption_b")]
-    f = encode(model, clips, captions)
-    text, video = f.text.view(-1, 2, f.text.shape[1]), f.video.view(-1, 2, f.video.shape[1])
-    scores = torch.einsum("pte,pve->ptv", text, video)  # (pairs, caption, clip)
+    with autocast(model, settings.bf16):
+        videos = torch.cat(
+            [
+                model.encode_video(torch.stack([load_clip(p, model, settings) for p in paths[i : i + batch]])).embedding
+                for i in range(0, len(paths), batch)
+            ]
+        )
+        tokens, _ = tokenised(model, captions, settings.max_text_tokens)
+        texts = torch.cat([model.encode_text(t).embedding for t in tokens])
+    scores = torch.einsum("pte,pve->ptv", texts.view(-1, 2, texts.shape[1]), videos.view(-1, 2, videos.shape[1]))
     a, b, c, d = scores[:, 0, 0], scores[:, 0, 1], scores[:, 1, 0], scores[:, 1, 1]
     # A tie is half a right decision, so that a model blind to direction gets 50.
     right = torch.stack(

@@ -29,7 +29,7 @@ def prepare_corpus(
     return load_corpus(name, data_root)
 
 
-def build_model(size: str, corpus: Any, data_root: Path, recipe_name: str) -> Any:
+def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe) -> Any:
     """An untrained `VideoTextModel` of a named size, with its tokenizer.
 
     The sizes of the paper start their text side from bert-base-uncased; `demo` is what two CPU cores train in minutes,
@@ -60,6 +60,7 @@ def build_model(size: str, corpus: Any, data_root: Path, recipe_name: str) -> An
             pool="cls+avg",
             pool_norm=True,
             align_dim=64,
+            align_layers=recipe.align_layers,
             init="official",  # measured: at this size and length the two initialisations train alike
         )
         text = BertConfig(
@@ -83,8 +84,9 @@ def build_model(size: str, corpus: Any, data_root: Path, recipe_name: str) -> An
         pool="cls+avg",
         pool_norm=True,
         align_dim=512,
+        align_layers=recipe.align_layers,
         num_classes=0,
-        init=recipe_name,
+        init=recipe.init,
     )
     model = VideoTextModel(ModelConfig(video=video, text=BertConfig(vocab_size=30522, vision_width=width)), tokenizer)
     _load_bert(model, _hub_file("bert-base-uncased", "model.safetensors"))
@@ -99,7 +101,12 @@ def _captions(corpus: Any, most: int) -> list[str]:
     found: list[str] = []
     for member in corpus.members:
         for shard in member.shards:
-            found += [clean_caption(sample.caption) for sample in iterate_samples(shard) if sample.caption]
+            try:
+                for sample in iterate_samples(shard):
+                    if sample.caption:
+                        found.append(clean_caption(sample.caption))
+            except VtrError:
+                continue  # a damaged shard: the stream counts what it lacks
             if len(found) >= most:
                 return found[:most]
     return found

@@ -1,6 +1,6 @@
 """The four training objectives: contrastive (VTC), matching (VTM), masked language (MLM), token alignment (UTA).
 
-Legend: B local batch, G global batch (all ranks), F pooled vectors per video, L tokens, C joint width.
+Legend: B rows, G global batch (all ranks), F pooled vectors per video, L tokens, C joint width.
 """
 
 from __future__ import annotations
@@ -12,26 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class _Gather(torch.autograd.Function):
-    """Concatenate equal-sized tensors of all ranks; `full` sums the gradient over ranks, else only the own slice."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, full: bool) -> Tensor:
-        ctx.full, ctx.rows = full, x.shape[0]
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0].contiguous()
-        if ctx.full:
-            # Every rank computes the same global loss, and the gradients of the parameters are averaged afterwards:
-            # the sum over ranks here makes that average the true gradient.
-            dist.all_reduce(grad)
-        start = dist.get_rank() * ctx.rows
-        return grad[start : start + ctx.rows], None
+from vtr.encoders import draws
 
 
 def world_size() -> int:
@@ -39,15 +20,25 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gather(x: Tensor, full_gradient: bool = True) -> Tensor:
-    """Concatenate `x` (B, …) of all ranks to (G, …), with a gradient."""
-    return _Gather.apply(x, full_gradient) if world_size() > 1 else x
+def gathered(x: Tensor, group: Any = None) -> Tensor:
+    """Concatenate equal-sized tensors (B, …) of all ranks (of a process group) in rank order; without a gradient."""
+    if world_size() == 1:
+        return x.detach()
+    x = x.detach().contiguous()
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, x, group=group)
+    return torch.cat(parts)
 
 
 def alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """UTA: mean over layers, samples and tokens of 2 - 2 cos (VIDEOMAMBA.md 3). Both (K, B, L, C)."""
     cosine = F.cosine_similarity(student.float(), teacher.float(), dim=-1)
     return (2 - 2 * cosine).mean()
+
+
+def token_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Self-distillation: mean over samples and tokens, CLS included, of 2 - 2 cos (VIDEOMAMBA.md 4.6). Both (B, L, C)."""
+    return alignment_loss(student, teacher)
 
 
 def contrastive_loss(
@@ -58,62 +49,60 @@ def contrastive_loss(
     *,
     siblings: Tensor | None = None,
     sibling_mask: Tensor | None = None,
-    full_gather_gradient: bool = True,
 ) -> Tensor:
-    """VTC over the global batch (VIDEOMAMBA.md 5.3).
+    """VTC of a whole batch (VIDEOMAMBA.md 5.3).
 
     Args:
-        video: (B, F, C) unit vectors; the similarity is averaged over F.
-        text: (B, C) unit vectors.
-        ids: (B,) sample ids; equal ids are positives.
+        video: (G, F, C) unit vectors; the similarity is averaged over F.
+        text: (G, C) unit vectors.
+        ids: (G,) sample ids; equal ids are positives.
         temperature: Scalar divisor.
-        siblings: (B, C) unit vectors of one extra negative caption per video, or None.
-        sibling_mask: (B,) bool, False where a video has no such caption.
+        siblings: (G, C) unit vectors of one extra negative caption per video, or None.
+        sibling_mask: (G,) bool, False where a video has no such caption.
 
     Returns:
         Scalar: mean of the two soft cross-entropies.
     """
-    videos = gather(video.float(), full_gather_gradient)
-    texts = gather(text.float(), full_gather_gradient)
-    ids = gather(ids)
-    clip = videos.mean(1)  # the mean of the cosines is the cosine with the mean
-    logits = clip @ texts.T / temperature
+    clip = video.float().mean(1)  # the mean of the cosines is the cosine with the mean
+    logits = clip @ text.float().T / temperature
     target = (ids[:, None] == ids[None, :]).float()
     target = target / target.sum(1, keepdim=True)
     text_to_video = -(target * F.log_softmax(logits.T, dim=1)).sum(1).mean()
     if siblings is not None and sibling_mask is not None:
-        own = (clip * gather(siblings.float(), full_gather_gradient)).sum(-1, keepdim=True) / temperature
-        own = own.masked_fill(~gather(sibling_mask)[:, None], -1e4)
+        own = (clip * siblings.float()).sum(-1, keepdim=True) / temperature
+        own = own.masked_fill(~sibling_mask[:, None], -1e4)
         logits = torch.cat([logits, own], dim=1)
         target = F.pad(target, (0, 1))
     video_to_text = -(target * F.log_softmax(logits, dim=1)).sum(1).mean()
     return (video_to_text + text_to_video) / 2
 
 
-def hard_negatives(similarity: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
+def hard_negatives(similarity: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:
     """Draw one wrong partner per row, likelier the more similar it is.
 
     Args:
-        similarity: (B, B) logits, rows query, columns candidates.
-        ids: (B,) sample ids; equal ids are never drawn.
-        generator: On the CPU, so that the draw does not depend on the device.
+        similarity: (N, M) logits, rows query, columns candidates.
+        allowed: (N, M) bool, False for right answers and for candidates out of reach.
+        uniform: (N,) in [0, 1): the draw of each row.
 
     Returns:
-        (B,) column indices. With a single distinct id in the batch there is no wrong partner: raises ValueError.
+        (N,) column indices. A row without an allowed partner raises ValueError.
     """
-    same = ids[:, None] == ids[None, :]
-    if bool(same.all(1).any()):
-        raise ValueError("matching needs at least two different samples in each rank's batch")
-    # The floor keeps every wrong partner possible: a row whose softmax underflows would stop multinomial.
-    weights = similarity.detach().float().softmax(1).clamp_min(1e-6).masked_fill(same, 0.0)
-    return torch.multinomial(weights.cpu(), 1, generator=generator).squeeze(1).to(similarity.device)
+    if not bool(allowed.any(1).all()):
+        raise ValueError("matching needs at least two different samples in each group of candidates")
+    # The floor keeps every wrong partner possible: a row whose softmax underflows would have none.
+    weights = similarity.detach().float().softmax(1).clamp_min(1e-6).masked_fill(~allowed, 0.0)
+    cumulative = weights.double().cumsum(1)
+    total = cumulative[:, -1:]
+    point = torch.minimum(uniform.double()[:, None] * total, total * (1 - 1e-12))
+    return torch.searchsorted(cumulative, point, right=True).squeeze(1)
 
 
-def matching_loss(logits: Tensor, positives: int) -> Tensor:
+def matching_loss(logits: Tensor, positives: int, reduction: str = "mean") -> Tensor:
     """VTM: cross-entropy of (N, 2) match logits, the first `positives` of which are true pairs."""
     labels = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
     labels[:positives] = 1
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float(), labels, reduction=reduction)
 
 
 def mask_tokens(
@@ -124,27 +113,33 @@ def mask_tokens(
     cls_id: int,
     mask_id: int,
     vocab_size: int,
-    generator: torch.Generator,
+    seeds: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Choose tokens to predict: 80 % [MASK], 10 % random, 10 % unchanged; never PAD or CLS (VIDEOMAMBA.md 5.3).
+
+    Args:
+        ids, attention_mask: (B, L).
+        seeds: (B,) int64; a row's choice depends on its seed alone (`vtr.encoders.draws`).
 
     Returns:
         Masked ids and labels, both (B, L); labels are -100 where nothing is predicted.
     """
-    shape = ids.shape
-    chosen = (torch.rand(shape, generator=generator) < probability).to(ids.device)
-    chosen &= attention_mask.bool() & (ids != cls_id)
-    kind = torch.rand(shape, generator=generator).to(ids.device)
-    random_ids = torch.randint(vocab_size, shape, generator=generator).to(ids.device)
-    masked = torch.where(chosen & (kind < 0.8), torch.full_like(ids, mask_id), ids)
-    masked = torch.where(chosen & (kind >= 0.8) & (kind < 0.9), random_ids, masked)
-    return masked, ids.masked_fill(~chosen, -100)
+    shape = tuple(ids.shape)
+    chosen, kind, other = (draws.row_uniform(seeds.to(ids.device), shape, salt) for salt in range(3))
+    picked = (chosen < probability) & attention_mask.bool() & (ids != cls_id)
+    masked = torch.where(picked & (kind < 0.8), torch.full_like(ids, mask_id), ids)
+    masked = torch.where(picked & (kind >= 0.8) & (kind < 0.9), (other * vocab_size).long(), masked)
+    return masked, ids.masked_fill(~picked, -100)
 
 
-def language_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """MLM: cross-entropy over the chosen tokens; 0 when none was chosen. logits (B, L, V), labels (B, L)."""
+def language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
+    """MLM: cross-entropy over the chosen tokens; 0 when none was chosen. logits (B, L, V), labels (B, L).
+
+    Args:
+        count: Chosen tokens to divide by, where the labels are a part of a larger batch.
+    """
     total = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
-    return total / (labels != -100).sum().clamp_min(1)
+    return total / ((labels != -100).sum() if count is None else count).clamp_min(1)
 
 
 def text_pair_loss(

@@ -20,12 +20,14 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import vtr.settings
-from vtr.errors import UsageError, VtrError
+from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.pretrain.recipes import STAGES, Recipe, Stage, recipe, stage_settings
+from vtr.pretrain.watch import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class RunSettings:
     """Pretrain a video-text model on a corpus, all stages in order."""
 
     corpus: str
-    """5M, 17M, 25M, demo, or the path of a corpus TOML."""
+    """5M, 17M, 25M or a member (CC3M, WebVid-2M …), demo, the path of a corpus TOML, or a folder of shards or videos."""
     stage: str | None = None
     """Only this stage: masked, multimodal or unmasked."""
     model: str | None = None
@@ -49,17 +51,45 @@ class RunSettings:
     teacher: str | None = None
     """CLIP teacher as open_clip ARCHITECTURE/PRETRAINED (default ViT-B-16/openai; the demo trains a small one)."""
     resume: str | None = None
-    """`latest`, or a checkpoint file of this run."""
+    """`latest`, `best`, or a checkpoint file of this run; any number of ranks and workers may continue it."""
+    accept_changes: bool = False
+    """Resume although recipe or corpus differ from the checkpoint's: no longer the same run."""
+    dry_run: bool = False
+    """Resolve every shard, count, plan, measure 20 steps of each stage, write nothing; fail when shards are missing."""
+    allow_missing: bool = False
+    """Let a dry run go on with a partial corpus."""
+    plan_ranks: int = 0
+    """In a dry run: plan for so many ranks without starting them."""
     steps: int | None = None
     """Steps of each stage, instead of the recipe's."""
+    micro_batch: int = 0
+    """Samples encoded at once on each rank; the losses still see the whole global batch (0 = all of the rank's)."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    precision: str = "auto"
+    """bf16 (autocast; parameters stay fp32), fp32, or auto: bf16 on a GPU."""
     workers: int = 1
     """Data worker processes of each rank."""
+    decode_threads: int = 1
+    """Decoding threads of each worker."""
+    cache: Path | None = None
+    """Folder for local copies of remote shards."""
     seed: int | None = None
     """Seed of data order, masks and weights (default: the recipe's)."""
     log_every: int = 10
     """Steps between lines of log.jsonl."""
     save_every: int = 200
     """Steps between checkpoints."""
+    keep: int = 2
+    """Latest checkpoints kept, beside the best (0 = all)."""
+    validate: str | None = None
+    """Benchmark name or annotation file (.json, .csv) for validation retrieval (the demo: its own)."""
+    validate_every: int = 0
+    """Steps between validations (0 = none)."""
+    validate_samples: int = 1000
+    """Videos of the validation at most."""
+    report_to: tuple[str, ...] = ()
+    """Trackers of accelerate: tensorboard, wandb, …"""
     demo_clips: int = 8000
     """Clips of the demo corpus; fewer for a quick look."""
     demo_images: int = 2000
@@ -73,15 +103,44 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     settings = tyro.cli(RunSettings, args=argv, description=__doc__)
+    return guarded(lambda watch: train(settings, watch))
+
+
+def guarded(work: Callable[[Watch], Any]) -> int:
+    """Do the work of one rank under a watch: every failure ends in one line, on all ranks; returns the exit code."""
+    watch = Watch(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     try:
-        train(settings)
+        work(watch)
     except VtrError as error:
+        watch.fail(str(error))
         print(f"vtr: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        watch.fail("stopped by hand")
         print("vtr: stopped; --resume latest continues", file=sys.stderr)
         return 130
+    except Exception as error:
+        # A collective fails when another rank dies: what that one said, or that it is gone, is worth more than ours.
+        cause = watch.cause(3.0) if watch.active else None
+        if cause is None and watch.active and _lost_connection(error):
+            gone = watch.gone(6.0)
+            cause = f"rank {', '.join(map(str, gone))} is gone" if gone else None
+        if cause is None:
+            watch.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            raise
+        watch.fail(cause)
+        print(f"vtr: rank {watch.rank} stops: {cause}; --resume latest continues", file=sys.stderr)
+        return 1
+    finally:
+        watch.stop()
     return 0
+
+
+def _lost_connection(error: Exception) -> bool:
+    """Whether a collective failed because of another process."""
+    text = str(error).lower()
+    words = ("connection", "socket", "remote", "nccl", "gloo", "peer", "timed out")
+    return isinstance(error, RuntimeError) and any(w in text for w in words)
 
 
 def resolve(settings: RunSettings) -> tuple[Recipe, tuple[str, ...]]:
@@ -108,33 +167,21 @@ def resolve(settings: RunSettings) -> tuple[Recipe, tuple[str, ...]]:
     return chosen, stages
 
 
-def train(settings: RunSettings) -> Path:
+def train(settings: RunSettings, watch: Watch | None = None) -> Path:
     """Run the stages; returns the folder of the final model."""
     chosen, stages = resolve(settings)
     out = settings.out or Path("runs") / Path(settings.corpus).stem
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VtrError(
-            f"--out {out}: cannot be created ({error.strerror}); choose a folder you can write to"
-        ) from error
-    if not os.access(out, os.W_OK):
-        raise VtrError(f"--out {out}: not writable; choose a folder you can write to")
+    if not settings.dry_run:
+        _check_out(out)
     import torch
-    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import set_seed
 
-    cuda = torch.cuda.is_available()
-    _warn_missing_ranks(cuda)
-    # Without cpu=True, Accelerator ignores torchrun's ranks on a machine without a GPU. Images leave the temporal
-    # embedding without a gradient and matching starts late, hence find_unused_parameters.
-    accelerator = Accelerator(
-        cpu=not cuda,
-        mixed_precision="bf16" if cuda else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    accelerator = _accelerator(settings, out)
+    if watch is not None:
+        watch.start()
     main_process = accelerator.is_main_process
     from vtr.pretrain import build
+    from vtr.pretrain.loop import Progress, RunLog
 
     corpus = build.prepare_corpus(
         settings.corpus,
@@ -144,171 +191,302 @@ def train(settings: RunSettings) -> Path:
         demo_clips=settings.demo_clips,
         demo_images=settings.demo_images,
     )
+    if settings.dry_run:
+        from vtr.pretrain.plan import check_complete, plan
+
+        if main_process:
+            print(corpus.table())
+        check_complete(corpus, allow_missing=settings.allow_missing)
+        ranks = settings.plan_ranks or accelerator.num_processes
+        text = plan(corpus, chosen, stages, ranks, settings.workers)
+        if main_process:
+            print(text, flush=True)
+        if settings.plan_ranks:
+            return out
+    elif main_process:
+        print(corpus.table(), file=sys.stderr)
     set_seed(chosen.seed)
     size = settings.model or ("demo" if settings.corpus == "demo" else "middle")
-    model = build.build_model(size, corpus, settings.data_root, settings.recipe)
-    resumed = _resume_state(settings, out, stages)
+    model = build.build_model(size, corpus, settings.data_root, chosen)
+    identity = {"recipe": _plain(chosen), "corpus": corpus.fingerprint(), "model": _plain(model.config)}
+    resumed = None if settings.dry_run else _resume_state(settings, out, stages, identity, accelerator)
     if settings.init:
-        import vtr.model
+        from vtr.model import load_strictly
+        from vtr.pretrain.export import initial_weights
 
-        model.load_state_dict(vtr.model.load(settings.init).state_dict())
+        load_strictly(model, initial_weights(settings.init), settings.init)
     if resumed is None and not settings.init:
         build.warm_up(model, chosen)
-    from vtr.pretrain.loop import RunLog
-
-    if main_process:
-        record = {"settings": _plain(settings), "recipe": _plain(chosen), "started": time.time()}
-        (out / "run.json").write_text(json.dumps(record, indent=1, default=str))
-    log = RunLog(out / "log.jsonl" if main_process else None)
+    model.to(accelerator.device)
+    if accelerator.num_processes > 1:
+        for value in model.state_dict().values():  # the same start on all ranks, to the last bit
+            torch.distributed.broadcast(value, 0)
+    model.vision_encoder.checkpointing = model.text_encoder.checkpointing = settings.checkpointing
+    log = RunLog(out / "log.jsonl" if main_process and not settings.dry_run else None)
+    if not settings.dry_run:
+        if main_process:
+            _record(out, settings, chosen, corpus, accelerator)
+            model.tokenizer.save(out / "tokenizer.json")  # what `vtr export` needs beside a checkpoint
+        log.cut(resumed["log_bytes"] if resumed else 0)
+    run = _Run(
+        settings=settings,
+        recipe=chosen,
+        model=model,
+        corpus=corpus,
+        accelerator=accelerator,
+        log=log,
+        out=out,
+        identity=identity,
+        progress=Progress(**{**resumed["progress"], "judged_seen": 0, "judged_bad": 0}) if resumed else Progress(),
+    )
+    accelerator.init_trackers("vtr", config=None)
     done_before = 0
+    measured = []
     for index, name in enumerate(stages):
-        steps = _stage_steps(getattr(chosen, name), corpus)
+        steps = stage_steps(getattr(chosen, name), corpus)
         if resumed is None or index >= resumed["stage_index"]:
-            _run_stage(settings, chosen, name, index, steps, done_before, model, corpus, accelerator, log, out, resumed)
+            seconds = run.stage(name, index, steps, done_before, resumed)
+            measured.append((name, steps, seconds))
             resumed = None
         done_before += steps
+    if settings.dry_run:
+        from vtr.pretrain.plan import expectation
+
+        if main_process:
+            print(expectation(measured, accelerator.device))
+        return out
     accelerator.wait_for_everyone()
+    run.main_only(lambda: model.save_pretrained(out / "model"))
     if main_process:
-        model.save_pretrained(out / "model")
         print(f"model: {out / 'model'}", file=sys.stderr)
     _print_rank_check(model, accelerator)
     accelerator.wait_for_everyone()
+    if watch is not None:
+        watch.stop()
     accelerator.end_training()
     return out / "model"
 
 
-def _run_stage(
-    settings: RunSettings,
-    chosen: Recipe,
-    name: str,
-    index: int,
-    steps: int,
-    done_before: int,
-    model: Any,
-    corpus: Any,
-    accelerator: Any,
-    log: Any,
-    out: Path,
-    resumed: dict[str, Any] | None,
-) -> None:
-    from vtr.pretrain import loop
-    from vtr.pretrain.optim import build_optimizer
-    from vtr.pretrain.state import save_checkpoint
-    from vtr.pretrain.step import PretrainStep
-
-    stage: Stage = getattr(chosen, name)
-    teacher = _teacher(settings, chosen, stage, model, corpus, accelerator) if stage.uta > 0 else None
-    step_module = PretrainStep(model, stage, chosen.full_gather_gradient)
-    set_drop_path = getattr(model.vision_encoder, "set_drop_path", None)
-    if set_drop_path is not None:
-        set_drop_path(stage.drop_path)
-    optimizer = build_optimizer(step_module, stage.optim)
-    first_step, positions = 0, None
-    if resumed is not None:
-        model.load_state_dict(resumed["model"])
-        first_step = resumed["stage_step"]
-        positions = resumed["positions"][accelerator.process_index] if first_step else None
-        if first_step:
-            optimizer.load_state_dict(resumed["optimizer"])
-    model.train()
-    prepared, optimizer = accelerator.prepare(step_module, optimizer)
-    batches = _stream(
-        settings, chosen, stage, model, corpus, accelerator, seed=chosen.seed + index, start=positions, step=first_step
-    )
-
-    def save(stage_step: int, batch: Any) -> Path:
-        from accelerate.utils import gather_object
-
-        everyone = gather_object([batch.positions if batch is not None else {}])
-        path = out / "checkpoints"
-        if accelerator.is_main_process:
-            path = save_checkpoint(
-                path,
-                done_before + stage_step,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "stage": name,
-                    "stage_index": index,
-                    "stage_step": stage_step,
-                    "positions": everyone,
-                    "world_size": accelerator.num_processes,
-                },
-            )
-        accelerator.wait_for_everyone()
-        return path
-
+def _check_out(out: Path) -> None:
     try:
-        last = loop.train_stage(
-            name=name,
-            stage=stage,
-            steps=steps,
-            first_step=first_step,
-            done_before=done_before,
-            batches=iter(batches),
-            module=prepared,
-            optimizer=optimizer,
-            accelerator=accelerator,
-            teacher=teacher,
-            seed=chosen.seed,
-            log=log,
-            log_every=settings.log_every,
-            save_every=settings.save_every,
-            save=save,
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VtrError(
+            f"--out {out}: cannot be created ({error.strerror}); choose a folder you can write to"
+        ) from error
+    if not os.access(out, os.W_OK):
+        raise VtrError(f"--out {out}: not writable; choose a folder you can write to")
+
+
+def _accelerator(settings: RunSettings, out: Path) -> Any:
+    import torch
+    from accelerate import Accelerator
+
+    cuda = torch.cuda.is_available()
+    _warn_missing_ranks(cuda)
+    precision = {"auto": "bf16" if cuda else "no", "bf16": "bf16", "fp32": "no"}.get(settings.precision)
+    if precision is None:
+        raise unknown_name("precision", settings.precision, ("auto", "bf16", "fp32"))
+    try:
+        # Without cpu=True, Accelerator ignores torchrun's ranks on a machine without a GPU.
+        return Accelerator(
+            cpu=not cuda,
+            mixed_precision=precision,
+            log_with=list(settings.report_to) or None,
+            project_dir=str(out) if settings.report_to else None,
         )
-        if last is not None:
-            save(steps, last)
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
-    accelerator.free_memory()
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"--report-to {' '.join(settings.report_to)}: {str(error).splitlines()[0]}") from error
 
 
-def _stage_steps(stage: Stage, corpus: Any) -> int:
+@dataclass(kw_only=True)
+class _Run:
+    """What the stages of a run share."""
+
+    settings: RunSettings
+    recipe: Recipe
+    model: Any
+    corpus: Any
+    accelerator: Any
+    log: Any
+    out: Path
+    identity: dict[str, Any]
+    progress: Any
+
+    def main_only(self, work: Callable[[], Any]) -> None:
+        """Do something on the main process; if it fails there, it fails everywhere."""
+        from vtr.pretrain.loop import everyone
+
+        error = None
+        if self.accelerator.is_main_process:
+            try:
+                work()
+            except VtrError as caught:
+                error = caught
+        everyone(error, self.accelerator.device)
+
+    def stage(
+        self, name: str, index: int, steps: int, done_before: int, resumed: dict[str, Any] | None
+    ) -> tuple[float, int]:
+        """Run one stage, or what a checkpoint has left of it; returns (seconds, steps done)."""
+        from vtr.pretrain import loop
+        from vtr.pretrain.optim import build_optimizer
+        from vtr.pretrain.step import PretrainStep
+
+        settings, chosen, model, accelerator = self.settings, self.recipe, self.model, self.accelerator
+        stage: Stage = getattr(chosen, name)
+        teacher = _teacher(settings, chosen, stage, model, self.corpus, accelerator) if stage.uta > 0 else None
+        step_function = PretrainStep(
+            model,
+            stage,
+            seed=chosen.seed,
+            gather_ranks=chosen.gather_ranks,
+            micro_batch=settings.micro_batch,
+            autocast=accelerator.autocast,
+        )
+        model.vision_encoder.set_drop_path(stage.drop_path)
+        optimizer = build_optimizer(model, stage.optim)
+        first_step, positions = 0, None
+        if resumed is not None:
+            model.load_state_dict(resumed["model"])
+            first_step = resumed["stage_step"]
+            if first_step:
+                positions = resumed["positions"]
+                optimizer.load_state_dict(resumed["optimizer"])
+        if first_step >= steps:
+            return 0.0, 0
+        model.train()
+        batches = self._stream(stage, seed=chosen.seed + index, start=positions, step=first_step)
+
+        def save(stage_step: int, batch: Any) -> Path:
+            from vtr.data.stream import merge_positions
+            from vtr.pretrain.state import save_checkpoint
+
+            parts = _gathered(batch.positions if batch is not None else {}, accelerator)
+            path = self.out / "checkpoints" / f"step-{done_before + stage_step:08d}.pt"
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": done_before + stage_step,
+                "stage": name,
+                "stage_index": index,
+                "stage_step": stage_step,
+                "positions": merge_positions(parts),
+                "world_size": accelerator.num_processes,
+                "progress": _plain(self.progress),
+                "log_bytes": self.log.size(),
+                "identity": self.identity,
+            }
+            self.main_only(lambda: save_checkpoint(path.parent, done_before + stage_step, state, settings.keep))
+            return path
+
+        def keep_best(found: dict[str, float], stage_step: int, batch: Any) -> None:
+            from vtr.pretrain.state import mark_best
+
+            score = found["t2v_r1"] + found["v2t_r1"]
+            if score > self.progress.best:
+                self.progress.best = score
+                path = save(stage_step, batch)
+                self.main_only(lambda: mark_best(path.parent, path))
+
+        validate = None
+        if settings.validate_every and stage.vtc > 0 and not settings.dry_run:
+            validate = self._validation()
+        start = time.perf_counter()
+        try:
+            last = loop.train_stage(
+                name=name,
+                stage=stage,
+                steps=steps,
+                first_step=first_step,
+                done_before=done_before,
+                batches=iter(batches),
+                step_function=step_function,
+                optimizer=optimizer,
+                accelerator=accelerator,
+                teacher=teacher,
+                max_bad_fraction=chosen.max_bad_fraction,
+                progress=self.progress,
+                log=self.log,
+                log_every=settings.log_every,
+                save_every=0 if settings.dry_run else settings.save_every,
+                save=save,
+                validate_every=settings.validate_every,
+                validate=validate,
+                keep_best=keep_best,
+                stop_after=DRY_STEPS if settings.dry_run else None,
+            )
+            seconds = time.perf_counter() - start
+            if last is not None and not settings.dry_run:
+                save(steps, last)
+        finally:
+            batches.close()
+        accelerator.free_memory()
+        return seconds, min(steps - first_step, DRY_STEPS if settings.dry_run else steps)
+
+    def _stream(self, stage: Stage, *, seed: int, start: Any = None, step: int = 0) -> Any:
+        from vtr.data.stream import Stream
+
+        settings = stream_settings(self.recipe, stage, self.settings, self.model.config.video, seed)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return Stream(self.corpus, settings, rank=rank, world=world, start=start, first_step=step, judge=False)
+
+    def _validation(self) -> Callable[[], dict[str, float]]:
+        from vtr.pretrain.validation import Validation
+
+        name = self.settings.validate or ("demo" if self.settings.corpus == "demo" else None)
+        if name is None:
+            raise UsageError("--validate-every needs --validate: a benchmark name or an annotation file (.json, .csv)")
+        return Validation(self.model, name, self.settings.data_root, self.settings.validate_samples, self.accelerator)
+
+
+DRY_STEPS = 20  # steps that a dry run measures of each stage
+
+
+def stage_steps(stage: Stage, corpus: Any) -> int:
+    """Steps of a stage: as set, else its epochs over what it reads."""
     if stage.steps:
         return stage.steps
-    total = sum(member.samples for member in corpus.members if stage.video_share < 1 or member.media == "video")
+    total = sum(member.samples for member in corpus.members if stage.video_share < 1 or member.media != "image")
     return max(1, round(stage.epochs * total / stage.batch_size))
 
 
-def _stream(
-    settings: RunSettings,
-    chosen: Recipe,
-    stage: Stage,
-    model: Any,
-    corpus: Any,
-    accelerator: Any,
-    *,
-    seed: int,
-    start: Any = None,
-    step: int = 0,
-) -> Any:
-    from vtr.data.stream import Stream, StreamSettings
+def stream_settings(recipe: Recipe, stage: Stage, settings: RunSettings, video: Any, seed: int) -> Any:
+    """How a stage reads the corpus."""
+    import torch
+
+    from vtr.data.stream import StreamSettings
 
     share = stage.video_share
-    crops = chosen.crop_scale != (1.0, 1.0)
-    stream_settings = StreamSettings(
-        frames=model.config.video.num_frames,
-        size=model.config.video.image_size,
+    return StreamSettings(
+        frames=video.num_frames,
+        size=video.image_size,
         batch_size=stage.batch_size,
-        streams=chosen.streams,
+        streams=recipe.streams,
         workers=settings.workers,
+        decode_threads=settings.decode_threads,
         block=stage.block,
         seed=seed,
-        crop_scale=chosen.crop_scale if crops else None,
-        flip=chosen.flip,
-        max_bad_fraction=chosen.max_bad_fraction,
+        crop_scale=recipe.crop_scale if recipe.crop_scale != (1.0, 1.0) else None,
+        flip=recipe.flip,
+        official_frames=recipe.official_frames,
+        captions=stage.vtc + stage.vtm + stage.mlm > 0,
+        max_bad_fraction=recipe.max_bad_fraction,
         media_weights={"video": share, "image": 1 - share} if share else None,
+        cache=str(settings.cache) if settings.cache else None,
+        pin_memory=torch.cuda.is_available(),
     )
-    return Stream(
-        corpus,
-        stream_settings,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        start=start,
-        first_step=step,
-    )
+
+
+def _gathered(value: Any, accelerator: Any) -> list[Any]:
+    """A value of every rank, in rank order."""
+    if accelerator.num_processes == 1:
+        return [value]
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * accelerator.num_processes
+    dist.all_gather_object(parts, value)
+    return parts
 
 
 def _teacher(settings: RunSettings, chosen: Recipe, stage: Stage, model: Any, corpus: Any, accelerator: Any) -> Any:
@@ -346,24 +524,93 @@ def _teacher(settings: RunSettings, chosen: Recipe, stage: Stage, model: Any, co
     return load_teacher(name or "ViT-B-16/openai").to(accelerator.device)
 
 
-def _resume_state(settings: RunSettings, out: Path, stages: tuple[str, ...]) -> dict[str, Any] | None:
-    if settings.resume is None:
-        return None
-    from vtr.pretrain.state import load_checkpoint
+def _resume_state(
+    settings: RunSettings, out: Path, stages: tuple[str, ...], identity: dict[str, Any], accelerator: Any
+) -> dict[str, Any] | None:
+    from vtr.pretrain.state import checkpoints, find_checkpoint, read_checkpoint
 
-    state = load_checkpoint(out / "checkpoints", settings.resume)
-    if state is None:
-        print(f"--resume latest: no checkpoint in {out / 'checkpoints'}, starting from the beginning", file=sys.stderr)
+    folder = out / "checkpoints"
+    if settings.resume is None:
+        # All ranks look before the first checkpoint can be written.
+        if checkpoints(folder):
+            raise VtrError(
+                f"{out} holds a run with checkpoints: continue it with --resume latest, or choose another --out"
+            )
         return None
+    # The main process decides which file is meant: others might see a later listing of a shared folder.
+    path = _gathered(find_checkpoint(folder, settings.resume), accelerator)[0]
+    if path is None:
+        if accelerator.is_main_process:
+            print(f"--resume latest: no checkpoint in {folder}, starting from the beginning", file=sys.stderr)
+        return None
+    if not path.is_file():
+        raise VtrError(f"{path}: rank 0 sees it, this rank does not; --out must be a folder that all nodes share")
+    state = read_checkpoint(path)
     if state["stage"] not in stages:
         raise VtrError(f"the checkpoint is of stage {state['stage']}, this run has only {', '.join(stages)}")
     state["stage_index"] = stages.index(state["stage"])
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if state["world_size"] != world:
+    changes = _changes(state["identity"], identity)
+    if changes and not settings.accept_changes:
         raise VtrError(
-            f"the checkpoint was written by {state['world_size']} ranks, this run has {world}: use the same number"
+            f"{path} is of another run: {'; '.join(changes[:5])}; give the same settings, or --accept-changes to go on"
+        )
+    if accelerator.is_main_process:
+        for line in changes:
+            print(f"resume: {line}", file=sys.stderr)
+        print(
+            f"resume: {path}, written by {state['world_size']} rank(s), continues on {accelerator.num_processes}",
+            file=sys.stderr,
         )
     return state
+
+
+def _changes(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two nested tables differ, as lines."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            c for k in keys for c in _changes(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))
+        ]
+    same = list(old) == list(new) if isinstance(old, list | tuple) and isinstance(new, list | tuple) else old == new
+    return [] if same else [f"{name} was {old}, is {new}"]
+
+
+def _record(out: Path, settings: RunSettings, chosen: Recipe, corpus: Any, accelerator: Any) -> None:
+    """run.json: settings, recipe, what of the corpus was found, and each call that worked on the run."""
+    import torch
+
+    path = out / "run.json"
+    calls: list[Any] = []
+    if path.is_file() and settings.resume:
+        try:
+            calls = json.loads(path.read_text()).get("calls", [])
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            calls = []
+    call = {"started": time.time(), "ranks": accelerator.num_processes, "workers": settings.workers}
+    record = {
+        "settings": _plain(settings),
+        "recipe": _plain(chosen),
+        "corpus": [
+            {
+                "member": m.name,
+                "media": m.media,
+                "shards": len(m.shards),
+                "samples": m.samples,
+                "published": m.published,
+                "fraction": m.fraction,
+                "licence": m.licence,
+                "missing": len(m.missing),
+                "missing_first": list(m.missing[:20]),
+            }
+            for m in (*corpus.members, *corpus.absent)
+        ],
+        "torch": torch.__version__,
+        "device": str(accelerator.device),
+        "calls": [*calls, call],
+    }
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(record, indent=1, default=str))
+    os.replace(partial, path)
 
 
 def _warn_missing_ranks(cuda: bool) -> None:
@@ -390,9 +637,7 @@ def _print_rank_check(model: Any, accelerator: Any) -> None:
     """With several ranks, show that all hold the same weights."""
     if accelerator.num_processes == 1:
         return
-    from accelerate.utils import gather_object
-
-    sums = gather_object([model.fingerprint()])
+    sums = _gathered(model.fingerprint(), accelerator)
     if accelerator.is_main_process:
         if len(set(sums)) > 1:
             raise VtrError(f"the ranks hold different weights: {sums}")

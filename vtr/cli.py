@@ -15,11 +15,18 @@ from vtr.errors import UsageError, VtrError, unknown_name
 VERBS = {
     "shards build": ("vtr.data.commands", "videos or images and captions into WebDataset shards"),
     "shards verify": ("vtr.data.commands", "check shards: counts, captions, media"),
+    "shards bench": ("vtr.data.commands", "clips/s of the loader against decoding alone"),
     "index build": ("vtr.library.commands", "make a search library of folders of videos"),
     "index add": ("vtr.library.commands", "add files to a library"),
     "index remove": ("vtr.library.commands", "forget videos of a library"),
     "index info": ("vtr.library.commands", "what a library holds, what could not be read"),
     "search": ("vtr.library.commands", "find moments in words"),
+    "models": ("vtr.checkpoints", "official checkpoints: list, describe, fetch"),
+    "benchmarks": ("vtr.eval.commands", "evaluation protocols: list them"),
+    "benchmarks check": ("vtr.eval.commands", "what of a benchmark is there, missing, broken"),
+    "results": ("vtr.eval.commands", "table and plot of evaluation results"),
+    "runs plot": ("vtr.pretrain.commands", "loss and retrieval curves of training runs as a PNG"),
+    "export": ("vtr.pretrain.commands", "a training checkpoint as a model folder"),
     "doctor": ("vtr.doctor", "what is installed, which kernel runs and why"),
     "demo": ("vtr.demo", "train a small search engine from nothing and query it"),
 }
@@ -52,7 +59,7 @@ def run(words: list[str]) -> int:
         print(f"vtr {vtr.__version__}")
         return 0
     verb, rest = words[0].replace("_", "-"), words[1:]
-    if verb not in VERBS:
+    if verb not in VERBS or (rest and f"{verb} {rest[0]}" in VERBS):
         groups = [v for v in VERBS if v.split()[0] == verb]
         if groups and (not rest or rest[0] in ("-h", "--help")):
             print("\n".join(f"vtr {v:<16}{VERBS[v][1]}" for v in groups))

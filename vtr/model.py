@@ -5,6 +5,7 @@ B batch, T frames, F pooled vectors of a video, L tokens, E joint width.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtr.encoders.bert import Bert, BertConfig
+from vtr.encoders.bert import Bert, BertConfig, KeysValues
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
-from vtr.errors import VtrError, unknown_name
+from vtr.errors import UsageError, VtrError, unknown_name
 
 if TYPE_CHECKING:
     from vtr.data.text import TokenBatch, Tokenizer
@@ -103,6 +104,7 @@ class VideoTextModel(nn.Module):
 
     _mean: Tensor
     _std: Tensor
+    registered: str | None = None  # its name among the official checkpoints
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
         super().__init__()
@@ -147,9 +149,15 @@ class VideoTextModel(nn.Module):
         """Cosine similarities (texts, videos), averaged over a video's pooled vectors; temperature 1."""
         return text.embedding @ video.embedding.T
 
-    def match(self, text_tokens: Tensor, text_mask: Tensor, visual_tokens: Tensor) -> Tensor:
-        """Match logits (N, 2), index 1 = match, of N pairs: (N, L, H), (N, L), (N, Lv, D)."""
-        return self.itm_head(self.text_encoder.fuse(text_tokens, text_mask, visual_tokens)[:, 0])
+    def match(self, text_tokens: Tensor, text_mask: Tensor, visual: Tensor | list[KeysValues]) -> Tensor:
+        """Match logits (N, 2), index 1 = match, of N pairs.
+
+        Args:
+            text_tokens: (N, L, H) text states.
+            text_mask: (N, L).
+            visual: (N, Lv, D) visual tokens; or (1, Lv, D) or `text_encoder.visual_memory` of it, one video for all.
+        """
+        return self.itm_head(self.text_encoder.fuse(text_tokens, text_mask, visual, first_only=True)[:, 0])
 
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and every weight, in hex."""
@@ -219,14 +227,30 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], origin: str) -> N
     module.load_state_dict(state)
 
 
-def load(name: str | Path, device: str | torch.device | None = None) -> VideoTextModel:
+def load(name: str | Path, device: str | torch.device | None = None, *, file: str | Path | None = None) -> Any:
     """Load a trained model for inference.
 
     Args:
-        name: A model folder, a run folder (its `model/`), or a hub id `owner/name`.
+        name: A run folder (its `model/`), a model folder, an official checkpoint (`vtr models`, as in
+            "videomamba_middle.25m_f8"), "open_clip:MODEL/PRETRAINED", or a hub id `owner/name`.
         device: Where to put it; default: a GPU if there is one.
+        file: The file of an official checkpoint, where it is on this machine already.
+
+    Returns:
+        A VideoTextModel; a RecognitionModel for official checkpoints without text; an OpenClipModel.
     """
     path = Path(name)
+    if str(name).startswith("open_clip:"):
+        from vtr.baseline import OpenClipModel
+
+        return OpenClipModel.load(str(name), device)
+    if not path.is_dir():
+        from vtr.checkpoints import is_registered, load_checkpoint
+
+        if is_registered(str(name)):
+            return load_checkpoint(str(name), file=file, device=device)
+    if file is not None:
+        raise UsageError(f"a file belongs to the name of an official checkpoint (vtr models), not to {str(name)!r}")
     if (path / "model").is_dir():
         path = path / "model"
     elif path.is_dir() and (path / "checkpoints").is_dir():
@@ -243,7 +267,34 @@ def load(name: str | Path, device: str | torch.device | None = None) -> VideoTex
                 ) from error
         else:
             raise VtrError(
-                f"model {str(name)!r}: no such folder; expected a run, a model folder or a hub id owner/name"
+                f"model {str(name)!r}: no such folder; expected a run, a model folder, an official checkpoint "
+                "(vtr models), open_clip:MODEL/PRETRAINED or a hub id owner/name"
             )
-    model = VideoTextModel.from_pretrained(path)
+    if _kind(path) == "recognition":
+        from vtr.recognition import RecognitionModel
+
+        model: Any = RecognitionModel.from_pretrained(path)
+    else:
+        model = VideoTextModel.from_pretrained(path)
+    with contextlib.suppress(OSError, ValueError, KeyError):  # where it is no official checkpoint
+        model.registered = json.loads((path / "source.json").read_text())["name"]
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def needs_text(model: Any, name: object) -> None:
+    """Refuse a model that has no text side.
+
+    Raises:
+        UsageError: It recognises images or actions, or is half of a pretraining.
+    """
+    if not hasattr(model, "encode_text"):
+        raise UsageError(
+            f"model {str(name)!r} has no text side: retrieval and search need a video-text model (vtr models)"
+        )
+
+
+def _kind(path: Path) -> str:
+    try:
+        return str(json.loads((path / "config.json").read_text()).get("kind", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""  # from_pretrained says what is wrong

@@ -154,3 +154,14 @@ def test_a_decoder_that_hangs_is_killed_in_its_own_process(shared: Path) -> None
     pytest.importorskip("decord")
     with pytest.raises(DecodeError, match=r"filetype_fixture2\.mpg: killed at the time limit"):
         read_frames(CLIPS / "filetype_fixture2.mpg", lambda n: [n - 1], backend="decord", isolated=True, timeout=1.0)
+
+
+def test_an_mp4_that_is_cut_off_says_how_much_is_missing() -> None:
+    from tests.helpers import video_bytes
+    from vtr.data.decode_sniff import missing_bytes
+
+    whole = video_bytes()
+    assert missing_bytes(whole) == 0
+    assert missing_bytes(whole[: len(whole) // 2]) > 0
+    assert missing_bytes(whole + b"\0" * 20) == 0
+    assert missing_bytes(b"\xff\xd8\xff\xe0 a JPEG") == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vtr.errors import VtrError
-from vtr.eval.metrics import main, ranks, retrieval_metrics
+from vtr.eval.metrics import main, ranks, recalls, retrieval_metrics, tied_queries
 
 
 def test_ranks_of_a_small_matrix() -> None:
@@ -21,7 +21,7 @@ def test_ranks_of_a_small_matrix() -> None:
 
 def test_a_model_that_scores_everything_alike_gets_the_middle_rank() -> None:
     m = retrieval_metrics(np.zeros((101, 101)))
-    assert (m.r1, m.median_rank) == (0, 51)
+    assert (m.r1, m.r10, m.median_rank) == (pytest.approx(100 / 101), pytest.approx(1000 / 101), 51)
 
 
 def test_the_best_of_several_right_answers_counts() -> None:
@@ -33,16 +33,37 @@ def test_nan_is_refused_not_ranked() -> None:
         ranks(np.array([[np.nan]]))
 
 
-def test_a_published_matrix_gives_its_published_recalls(shared: Path) -> None:
+def test_tied_answers_count_as_in_random_order_of_them() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 4, (6, 12)).astype(float)
+    truth = [[0], [1, 2], [3], [4, 5, 6], [7], [8, 11]]
+    shuffled, found = [], []
+    for _ in range(4000):
+        order = scores + 0.5 * rng.random(scores.shape)  # breaks ties, moves nothing else
+        shuffled.append(ranks(order, truth))
+    for k in (1, 5, 10):
+        found.append(100 * float((np.stack(shuffled) <= k).mean()))
+    assert recalls(scores, truth) == pytest.approx(found, abs=1.5)
+    np.testing.assert_allclose(ranks(scores, truth), np.stack(shuffled).mean(0), atol=0.15)
+
+
+def test_a_right_answer_wins_or_loses_its_ties_when_asked() -> None:
+    scores = np.array([[1.0, 1, 1, 0]])
+    assert [float(ranks(scores, [[1]], ties)[0]) for ties in ("won", "fair", "lost")] == [1, 2, 3]
+    assert recalls(scores, [[1]], (1, 2), "won") == [100, 100]
+    assert recalls(scores, [[1]], (1, 2)) == pytest.approx([100 / 3, 200 / 3])
+
+
+@pytest.mark.parametrize(
+    ("transposed", "stated"), [(False, (48.0, 71.3, 81.4, 2.0, 13.65)), (True, (46.9, 74.9, 83.7, 2.0, 9.78))]
+)
+def test_a_published_matrix_gives_its_stated_figures_where_ties_are_won(
+    transposed: bool, stated: tuple[float, ...], shared: Path
+) -> None:
     matrix = np.load(shared / "data" / "misc" / "msrvtt_1kA_dgl_vitb16_sim_matrix.npy")
-    m = retrieval_metrics(matrix)
-    assert (round(m.r1, 1), round(m.r5, 1), round(m.r10, 1), m.median_rank, round(m.mean_rank, 2)) == (
-        48.0,
-        71.3,
-        81.4,
-        2,
-        13.65,
-    )
+    m = retrieval_metrics(matrix.T if transposed else matrix, ties="won")
+    assert (round(m.r1, 1), round(m.r5, 1), round(m.r10, 1), m.median_rank, round(m.mean_rank, 2)) == stated
+    assert tied_queries(matrix.T if transposed else matrix) == (9 if transposed else 0)
 
 
 def test_the_command_refuses_what_is_no_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,19 +1,26 @@
-"""Evaluation of a small real model: annotation formats, missing videos, re-ranking, direction pairs."""
+"""Evaluation of a small real model: missing videos, re-ranking, ranks, restarts, choices, classes, words about chance."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers import WORDS, small_model, write_videos
-from vtr.errors import VtrError
-from vtr.eval.benchmarks import benchmark_names, load_benchmark, read_annotations
-from vtr.eval.retrieval import direction_pairs, encode, load_clip, rerank
+from vtr.errors import UsageError, VtrError
+from vtr.eval.benchmarks import load_benchmark
+from vtr.eval.features import EncodeSettings, WorkFolder, encode_all, load_clip
+from vtr.eval.rerank import match_pairs, wanted_pairs
+from vtr.eval.retrieval import at_chance, choice_rows, class_rows, direction_pairs, retrieval_rows
+from vtr.eval.team import Team
 from vtr.eval.zero_shot import evaluate, main
 from vtr.model import combined_scores
+
+SETTINGS = EncodeSettings(frames=4, antialias=False, max_text_tokens=32)
 
 
 def benchmark_file(folder: Path, count: int = 4) -> Path:
@@ -29,25 +36,38 @@ def test_rows_of_a_whole_evaluation_are_complete(tmp_path: Path) -> None:
     for direction in ("t2v", "v2t"):
         assert set(result[direction]) == {"embedding", "reranked", "combined"}
     assert (result["gallery"], result["chance_r1"], result["rerank"]) == (4, 25.0, 3)
+    six = [result[d]["combined"][k] for d in ("t2v", "v2t") for k in ("r1", "r5", "r10")]
+    assert result["mean_recall"]["combined"] == pytest.approx(sum(six) / 6, abs=0.01)
 
 
 @torch.no_grad()
-def test_reranking_equals_scoring_every_pair_by_itself(tmp_path: Path) -> None:
+def test_batched_reranking_equals_scoring_every_pair_by_itself(tmp_path: Path) -> None:
     model = small_model()
-    clips = [load_clip(p, model) for p in write_videos(tmp_path, 4)]
-    f = encode(model, clips, WORDS)
+    paths = write_videos(tmp_path / "v", 18)  # more than one batch of videos
+    captions = [*WORDS, "a dog", "dog runs on the green grass and moves left"]
+    f = encode_all(model, paths, captions, SETTINGS, WorkFolder(tmp_path / "work"), Team())
     similarity = f.text @ f.video.T
-    matched, both = rerank(model, f, similarity, 2, video_queries=False, batch=3)
-    for q in range(4):
-        top = similarity[q].topk(2).indices.tolist()
-        for v in range(4):
-            if v in top:
-                logits = model.match(f.states[q : q + 1], f.mask[q : q + 1], f.tokens[v : v + 1])
-                torch.testing.assert_close(matched[q, v], logits[0, 1])
-                torch.testing.assert_close(both[q, v], combined_scores(similarity[q, v], logits[0], float(model.temp)))
-            else:
-                assert matched[q, v] == float("-inf")
-                assert both[q, v] < both[q, top].min()
+    wanted = wanted_pairs(similarity, 2)
+    assert (wanted.sum(1) >= 2).all()
+    assert (wanted.sum(0) >= 2).all()
+    logits = match_pairs(model, f, wanted, WorkFolder(tmp_path / "work"), Team())
+    video = model.encode_video(torch.stack([load_clip(p, model, SETTINGS) for p in paths]))
+    for q, v in wanted.nonzero().tolist():
+        text = model.encode_text([captions[q]])
+        fused = model.text_encoder.fuse(text.tokens, text.mask, video.tokens[v : v + 1])
+        torch.testing.assert_close(logits[q, v], model.itm_head(fused[:, 0])[0], rtol=1e-4, atol=1e-5)
+    assert (logits[~wanted] == 0).all()
+
+
+def test_candidates_below_the_top_stay_below_it() -> None:
+    similarity = torch.tensor([[0.9, 0.8, 0.1], [0.2, 0.9, 0.8], [0.7, 0.1, 0.6]])
+    logits = torch.zeros(3, 3, 2)
+    logits[..., 1] = torch.tensor([[0.0, 5, 9], [0, 0, 5], [5, 0, 0]])
+    rows = retrieval_rows(similarity, logits, [[0], [1], [2]], [[0], [1], [2]], 2, 0.1)
+    # Text 0 prefers video 2 by its match logit, but video 2 is not among its two candidates.
+    assert rows["t2v"]["reranked"]["mean_rank"] == 2.0
+    assert float(combined_scores(similarity[0, 1], logits[0, 1], 0.1)) == pytest.approx(13.0)
+    assert rows["t2v"]["combined"]["mean_rank"] == 2.0
 
 
 def test_missing_videos_are_all_named_and_refused_unless_allowed(tmp_path: Path) -> None:
@@ -55,10 +75,19 @@ def test_missing_videos_are_all_named_and_refused_unless_allowed(tmp_path: Path)
     (tmp_path / "deep" / "videos" / "clip1.mp4").unlink()
     (tmp_path / "deep" / "videos" / "clip2.mp4").write_bytes(b"<html>")
     benchmark = load_benchmark(str(path), tmp_path)
-    with pytest.raises(VtrError, match=r"2 of 4.*clip1.*clip2"):
+    with pytest.raises(VtrError, match=r"1 of 4.*clip1"):
         evaluate(small_model(), benchmark)
     result = evaluate(small_model(), benchmark, allow_missing=True)
     assert result["comparable"] == "no: 2 of 4 videos"
+    assert (result["gallery"], result["queries"]) == (2, 2)
+
+
+def test_broken_videos_are_all_named_and_refused_unless_allowed(tmp_path: Path) -> None:
+    path = benchmark_file(tmp_path)
+    for name in ("clip1.mp4", "clip3.mp4"):
+        (tmp_path / "deep" / "videos" / name).write_bytes(b"<html>")
+    with pytest.raises(VtrError, match=r"2 of 4.*clip1.*clip3"):
+        evaluate(small_model(), load_benchmark(str(path), tmp_path))
 
 
 def test_the_command_writes_one_result_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +97,168 @@ def test_the_command_writes_one_result_a_benchmark(tmp_path: Path, capsys: pytes
     assert main([*flags, "--data", str(path)]) == 0
     assert "text to video, combined" in capsys.readouterr().out
     assert json.loads((tmp_path / "results" / "m_test.json").read_text())["queries"] == 4
+    assert not (tmp_path / "results" / ".work").exists()
+
+
+def metrics_of(path: Path) -> dict[str, object]:
+    result = json.loads(path.read_text())
+    return {k: v for k, v in result.items() if k != "run"}
+
+
+def test_one_and_two_ranks_give_identical_results(tmp_path: Path, repo: Path) -> None:
+    small_model().save_pretrained(tmp_path / "m")
+    path = benchmark_file(tmp_path, 20)
+    for ranks in (1, 2):
+        words = [
+            "--model",
+            "m",
+            "--data",
+            str(path),
+            "--data-root",
+            str(tmp_path),
+            "--out",
+            str(ranks),
+            "--rerank",
+            "5",
+        ]
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if ranks == 2 else []
+        command = [sys.executable, *launch, str(repo / "eval" / "zero_shot.py"), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "2" / "m_test.json").read_text())["run"]["ranks"] == 2
+    assert metrics_of(tmp_path / "1" / "m_test.json") == metrics_of(tmp_path / "2" / "m_test.json")
+
+
+def test_a_stopped_evaluation_continues_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    benchmark = load_benchmark(str(benchmark_file(tmp_path, 20)), tmp_path)
+    whole = evaluate(model, benchmark, top=4)
+    encode, seen = model.encode_video, []
+
+    def stops(frames: torch.Tensor) -> object:
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(len(frames))
+        return encode(frames)
+
+    monkeypatch.setattr(model, "encode_video", stops)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, benchmark, top=4, work=tmp_path / "work")
+    monkeypatch.setattr(model, "encode_video", lambda frames: seen.append(len(frames)) or encode(frames))
+    assert evaluate(model, benchmark, top=4, work=tmp_path / "work") == whole
+    assert seen == [16, 4]  # the first batch was not encoded again
+
+
+def test_a_video_that_has_changed_is_encoded_again(tmp_path: Path) -> None:
+    model = small_model()
+    benchmark = load_benchmark(str(benchmark_file(tmp_path)), tmp_path)
+    evaluate(model, benchmark, work=tmp_path / "work", keep_features=True)
+    videos = tmp_path / "deep" / "videos"
+    (videos / "clip0.mp4").write_bytes((videos / "clip3.mp4").read_bytes())
+    again = evaluate(model, benchmark, work=tmp_path / "work")
+    assert again == evaluate(model, benchmark)
+
+
+def test_too_little_space_is_said_before_anything_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load_benchmark(str(benchmark_file(tmp_path)), tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(VtrError, match="--work names another folder"):
+        evaluate(small_model(), benchmark)
+    assert "combined" not in evaluate(small_model(), benchmark, top=0)["t2v"]
+
+
+def test_an_untrained_model_is_said_to_be_at_chance_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_model().save_pretrained(tmp_path / "m")
+    path = benchmark_file(tmp_path, 12)
+    flags = ["--model", str(tmp_path / "m"), "--data-root", str(tmp_path), "--out", str(tmp_path / "results")]
+    assert main([*flags, "--data", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "AT CHANCE LEVEL: the embeddings find the right video no better than blind guessing" in out
+
+
+def test_a_good_model_is_not_said_to_be_at_chance() -> None:
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 200, generator=g)
+    truth = [[i] for i in range(200)]
+    assert at_chance(noise, truth)
+    assert not at_chance(noise + 1.5 * torch.eye(200), truth)
+    assert at_chance(torch.zeros(200, 200), truth)
+    several = [list(range(10 * i, 10 * i + 10)) for i in range(20)]
+    assert at_chance(noise[:20], several)
+
+
+def test_choices_are_scored_by_the_published_rule() -> None:
+    similarity = torch.tensor([[0.1], [0.3], [0.2]])
+    logits = torch.zeros(3, 1, 2)
+    logits[2, 0, 1] = 4.0
+    truth = [[], [], [0]]
+    assert choice_rows(similarity, logits, [(0, 1, 2)], truth, 1.0) == {
+        "embedding": 0.0,
+        "match": 100.0,
+        "ensemble": 100.0,
+    }
+    assert choice_rows(torch.zeros(3, 1), None, [(0, 1, 2)], truth, 1.0) == {"embedding": 33.33}
+
+
+def test_a_multiple_choice_file_is_evaluated(tmp_path: Path) -> None:
+    write_videos(tmp_path / "msrvtt" / "videos", 3)
+    rows = [{"video": f"clip{i}.mp4", "caption": [*WORDS, "a cat"], "answer": i} for i in range(3)]
+    (tmp_path / "msrvtt" / "msrvtt_mc_test.json").write_text(json.dumps(rows))
+    result = evaluate(small_model(), load_benchmark("msrvtt_mc", tmp_path))
+    assert set(result["choice"]) == {"embedding", "match", "ensemble"}
+    assert (result["chance_r1"], result["queries"]) == (20.0, 15)
+    assert result["comparable"] == "no: the annotation has 3 videos, the paper 2990"
+
+
+def test_templates_are_queries_with_several_right_videos(tmp_path: Path) -> None:
+    write_videos(tmp_path / "ssv2" / "videos", 3)
+    rows = [
+        {
+            "id": f"clip{i}",
+            "label": f"moving thing {i}",
+            "template": "Moving [something]" if i else "Holding [something]",
+        }
+        for i in range(3)
+    ]
+    (tmp_path / "ssv2" / "something-something-v2-validation.json").write_text(json.dumps(rows))
+    benchmark = load_benchmark("ssv2_template", tmp_path)
+    assert benchmark.captions == ("Holding something", "Moving something")
+    assert benchmark.text_truth == ((0,), (1, 2))
+    assert evaluate(small_model(), benchmark)["chance_r1"] == 50.0
+    assert len(load_benchmark("ssv2_label", tmp_path).captions) == 3
+
+
+def test_classes_are_found_by_the_mean_of_their_prompts(tmp_path: Path) -> None:
+    text = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [0, 1]])
+    assert class_rows(text, torch.tensor([[1.0, 0.1], [0.1, 1.0]]), 2, [0, 1]) == {"top1": 100.0, "top5": 100.0}
+    write_videos(tmp_path / "k400" / "videos", 2)
+    (tmp_path / "k400" / "test.csv").write_text("clip0.mp4,0\nclip1.mp4,2\n")
+    (tmp_path / "k400" / "classes.txt").write_text("abseiling\nair drumming\nzumba\n")
+    result = evaluate(small_model(), load_benchmark("k400", tmp_path))
+    assert set(result["classification"]) == {"top1", "top5"}
+    assert result["chance_r1"] == pytest.approx(33.333)
+
+
+def test_a_compat_switch_is_named_in_the_result_and_an_unknown_one_refused(tmp_path: Path) -> None:
+    benchmark = load_benchmark(str(benchmark_file(tmp_path)), tmp_path)
+    assert evaluate(small_model(), benchmark, compat=("antialias",))["compat"] == ["antialias"]
+    assert main(["--model", "x", "--data", "demo", "--compat", "antialiasing"]) == 2
+
+
+def test_the_published_number_stands_beside_ours_with_the_difference(tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path / "m")
+    write_videos(tmp_path / "msrvtt" / "videos", 2)
+    rows = [{"video": f"clip{i}.mp4", "caption": WORDS[i]} for i in range(2)]
+    (tmp_path / "msrvtt" / "msrvtt_ret_test1k.json").write_text(json.dumps(rows))
+    flags = ["--model", str(tmp_path / "m"), "--data-root", str(tmp_path), "--out", str(tmp_path / "results")]
+    assert main([*flags, "--data", "msrvtt", "--published", "videomamba_middle.25m_f8"]) == 0
+    result = json.loads((tmp_path / "results" / "m_msrvtt.json").read_text())
+    assert result["published"][0]["t2v"] == [35.6, 58.1, 69.5]
+    ours = result["t2v"]["reranked"]["r1"]
+    assert result["published"][0]["t2v_difference"][0] == pytest.approx(ours - 35.6)
+    assert main([*flags, "--data", "msrvtt", "--published", "videomamba_middle.99m"]) == 2
 
 
 def test_a_model_blind_to_direction_gets_half_of_the_pairs(tmp_path: Path) -> None:
@@ -82,39 +273,9 @@ def test_a_model_blind_to_direction_gets_half_of_the_pairs(tmp_path: Path) -> No
         }
     ]
     # Equal clips: each caption's choice is a tie (half right); each clip is right for one caption and wrong for one.
-    assert direction_pairs(small_model(), pairs, tmp_path) == {"all": 50.0, "left_right": 50.0}
+    assert direction_pairs(small_model(), pairs, tmp_path, SETTINGS) == {"all": 50.0, "left_right": 50.0}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("a.json", "{}", "expected a list"),
-        ("a.json", "[", "not JSON"),
-        ("a.csv", "x,y\n1,2\n", "expected video_id"),
-        ("a.txt", "one\ttwo\n", "6"),
-    ],
-)
-def test_an_annotation_file_of_another_format_is_refused(name: str, content: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(VtrError, match=says):
-        read_annotations(tmp_path / name)
-
-
-def test_lsmdc_lines_are_read_from_their_stated_format(tmp_path: Path) -> None:
-    (tmp_path / "l.txt").write_text("1014_a_00.00\t0\t1\t0\t1\tSomeone walks.\n")
-    assert read_annotations(tmp_path / "l.txt") == [("1014_a_00.00", ["Someone walks."])]
-
-
-def test_real_annotation_files_have_the_published_counts(shared: Path) -> None:
-    root = shared / "data" / "annotations"
-    assert len(read_annotations(root / "msrvtt" / "msrvtt_ret_test1k.json")) == 1000
-    assert len(read_annotations(root / "msrvtt" / "MSRVTT_JSFUSION_test.csv")) == 1000
-    assert len(read_annotations(root / "activitynet" / "anet_ret_val_1.json")) == 4917
-    msvd = read_annotations(root / "derived" / "msvd_ret_test_670.json")
-    assert (len(msvd), sum(len(c) for _, c in msvd)) == (670, 27763)
-
-
-def test_every_benchmark_file_names_its_annotation() -> None:
-    assert set(benchmark_names()) >= {"anet", "demo", "didemo", "lsmdc", "msrvtt", "msvd"}
-    with pytest.raises(VtrError, match="msrvtt"):
+def test_a_benchmark_that_does_not_exist_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="msrvtt"):
         load_benchmark("msrvt", Path())

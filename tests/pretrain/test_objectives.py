@@ -61,14 +61,25 @@ def test_hard_negatives_are_never_a_right_answer_even_when_the_softmax_underflow
     similarity = torch.full((6, 6), -1e4)
     similarity.fill_diagonal_(1e4)
     ids = torch.tensor([0, 1, 2, 0, 4, 5])
-    for seed in range(20):
-        drawn = obj.hard_negatives(similarity, ids, torch.Generator().manual_seed(seed))
+    allowed = ids[:, None] != ids[None]
+    for draw in torch.linspace(0, 1, 41):
+        drawn = obj.hard_negatives(similarity, allowed, draw.expand(6))
         assert (ids[drawn] != ids).all()
+
+
+def test_hard_negatives_are_drawn_in_proportion_to_the_softmax() -> None:
+    similarity = torch.tensor([[9.0, 2.0, 1.0, 0.0]])
+    allowed = torch.tensor([[False, True, True, True]])
+    draws = (torch.arange(10_000) + 0.5) / 10_000
+    drawn = obj.hard_negatives(similarity.expand(10_000, 4), allowed.expand(10_000, 4), draws)
+    share = torch.bincount(drawn, minlength=4) / 10_000
+    expected = torch.tensor([0.0, *torch.tensor([2.0, 1.0, 0.0]).softmax(0)])
+    torch.testing.assert_close(share, expected, atol=1e-3, rtol=0)
 
 
 def test_hard_negatives_of_a_batch_with_one_id_are_refused() -> None:
     with pytest.raises(ValueError, match="two different samples"):
-        obj.hard_negatives(torch.zeros(2, 2), torch.tensor([3, 3]), torch.Generator())
+        obj.hard_negatives(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2))
 
 
 def test_masking_leaves_padding_and_cls_alone_and_labels_only_what_it_chose() -> None:
@@ -77,7 +88,7 @@ def test_masking_leaves_padding_and_cls_alone_and_labels_only_what_it_chose() ->
     mask = torch.ones_like(ids)
     mask[:, 15:] = 0
     masked, labels = obj.mask_tokens(
-        ids, mask, probability=0.5, cls_id=1, mask_id=3, vocab_size=50, generator=torch.Generator().manual_seed(1)
+        ids, mask, probability=0.5, cls_id=1, mask_id=3, vocab_size=50, seeds=torch.arange(64)
     )
     chosen = labels != -100
     assert not chosen[:, 0].any()
@@ -88,6 +99,14 @@ def test_masking_leaves_padding_and_cls_alone_and_labels_only_what_it_chose() ->
     assert 0.4 < share < 0.6
     as_mask = (masked[chosen] == 3).float().mean().item()
     assert 0.7 < as_mask < 0.9
+
+
+def test_masking_of_a_row_does_not_depend_on_its_padding_or_its_neighbours() -> None:
+    ids = torch.randint(10, 50, (8, 20), generator=torch.Generator().manual_seed(0))
+    more: dict = {"probability": 0.5, "cls_id": 1, "mask_id": 3, "vocab_size": 50}
+    whole, _ = obj.mask_tokens(ids, torch.ones_like(ids), seeds=torch.arange(8), **more)
+    part, _ = obj.mask_tokens(ids[3:5, :12], torch.ones(2, 12), seeds=torch.arange(3, 5), **more)
+    assert torch.equal(part, whole[3:5, :12])
 
 
 def test_language_loss_without_chosen_tokens_is_zero_not_nan() -> None:

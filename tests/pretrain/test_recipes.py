@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from vtr.errors import UsageError
 from vtr.pretrain.optim import build_optimizer, learning_rate, parameter_groups
-from vtr.pretrain.recipes import Optim, recipe
+from vtr.pretrain.recipes import DIFFERENCES, Optim, recipe
 from vtr.settings import apply_overrides, from_mapping
 
 
@@ -19,7 +20,26 @@ def test_official_recipe_has_the_published_hyperparameters() -> None:
     assert (r.masked.optim.lr, r.masked.optim.betas, r.masked.batch_size) == (1.2e-3, (0.9, 0.95), 2048)
     assert (r.multimodal.optim.lr, r.multimodal.epochs, r.multimodal.mlm_probability) == (4e-4, 10, 0.5)
     assert (r.unmasked.optim.lr, r.unmasked.epochs, r.unmasked.uta) == (8e-5, 1, 0.0)
-    assert not r.full_gather_gradient
+    assert r.gather_ranks == 16
+
+
+def test_the_table_of_differences_is_what_the_recipes_do() -> None:
+    clean, official = recipe("clean", "5M"), recipe("official", "5M")
+
+    def flat(value: object, prefix: str = "") -> dict[str, object]:
+        if not dataclasses.is_dataclass(value):
+            return {prefix.rstrip("."): value}
+        names = [f.name for f in dataclasses.fields(value)]
+        return {k: v for n in names for k, v in flat(getattr(value, n), f"{prefix}{n}.").items()}
+
+    ours, theirs = flat(clean), flat(official)
+    differ = {k for k in ours if ours[k] != theirs[k]}
+    listed = {d.setting for d in DIFFERENCES if d.setting}
+    stages = {"masked.", "multimodal.", "unmasked."}
+    assert {k.replace(s, "multimodal.") if k.startswith(s) else k for k in differ for s in stages if k.startswith(s)} | {
+        k for k in differ if not k.startswith(tuple(stages))
+    } == listed
+    assert all(d.why for d in DIFFERENCES)
 
 
 def test_an_unknown_setting_names_the_nearest_one() -> None:

@@ -48,26 +48,6 @@ def test_all_three_stages_run_and_leave_a_model_that_loads(repo: Path, data_root
 
 
 @pytest.mark.slow
-def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(
-    repo: Path, data_root: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    flags = ("--stage", "unmasked", "--steps", 4, "--log-every", 1, "--save-every", 1, "--resume", "latest")
-    flags = (*flags, *demo_flags(data_root, out, "vtm_from=0"))
-    done = pretrain(repo, *flags)
-    assert done.returncode == 0, done.stderr
-    weights = (out / "model" / "model.safetensors").read_bytes()
-    (out / "checkpoints" / "step-00000004.pt").unlink()  # as if it had been killed after step 3
-    (out / "model" / "model.safetensors").unlink()
-    done = pretrain(repo, *flags)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows] == [1, 2, 3, 4, 4]
-    assert [rows[3][k] for k in ("loss", "vtc", "vtm", "mlm")] == [rows[4][k] for k in ("loss", "vtc", "vtm", "mlm")]
-    assert (out / "model" / "model.safetensors").read_bytes() == weights
-
-
-@pytest.mark.slow
 def test_two_ranks_on_a_cpu_hold_equal_weights(repo: Path, data_root: Path, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541")
     flags = ("--stage", "unmasked", "--steps", 2, *demo_flags(data_root, tmp_path / "two"))

@@ -107,3 +107,20 @@ def image_format(head: bytes) -> str | None:
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
         return "ppm"
     return None
+
+
+def missing_bytes(data: bytes) -> int:
+    """Bytes that an MP4/MOV file promises (ISO 14496-12, sizes of its top-level boxes) but does not hold; else 0."""
+    if data[4:8] != b"ftyp":
+        return 0
+    place = 0
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[place + 8 : place + 16], "big")
+        if size == 0:  # up to the end of the file
+            return 0
+        if size < 8:  # no box: rubbish after the last one, which players pass over
+            return 0
+        place += size
+    return max(0, place - len(data))

@@ -1,12 +1,15 @@
-"""Corpora as data: a TOML file names the members, their media type, shards and published size."""
+"""Corpora as data: a TOML file names the members, their media type, shards, published size, licence and origin."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vtr.data.shards import expand_shards, shard_sizes
+from vtr.data.shard_reader import FILES, list_files
+from vtr.data.shards import expand_shards, resolve_shards, shard_sizes
 from vtr.errors import UsageError, VtrError, unknown_name
 
 if sys.version_info >= (3, 11):
@@ -18,21 +21,33 @@ _FOLDER = Path(__file__).resolve().parent.parent.parent / "data_manifests" / "co
 if not _FOLDER.is_dir():  # installed: the folder lies inside the package
     _FOLDER = Path(__file__).resolve().parent.parent / "data_manifests" / "corpora"
 
+_KEYS = ("name", "media", "shards", "items", "texts", "licence", "source", "make")
+_MEDIA = ("video", "image", "auto")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusMember:
-    """One data set of a corpus, found on this machine."""
+    """One data set of a corpus, as far as it is found on this machine."""
 
     name: str
-    media: str  # video | image
+    media: str  # video | image | auto
     shards: tuple[str, ...]
     sizes: tuple[int, ...]  # samples of each shard
-    published: int = 0  # samples as published, 0 = unknown
+    published: int = 0  # samples (pairs) as published, 0 = unknown
+    missing: tuple[str, ...] = ()  # shards of the pattern that are not there, or why nothing is
+    licence: str = ""
+    source: str = ""
+    make: str = ""  # the command that makes the shards
 
     @property
     def samples(self) -> int:
         """Samples found."""
         return sum(self.sizes)
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of the published samples that was found; None where the published number is unknown."""
+        return self.samples / self.published if self.published else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +56,37 @@ class Corpus:
 
     name: str
     members: tuple[CorpusMember, ...]
+    absent: tuple[CorpusMember, ...] = ()  # members of which nothing was found
+
+    @property
+    def samples(self) -> int:
+        """Samples found."""
+        return sum(m.samples for m in self.members)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Every shard that is missing, and why whole members are."""
+        return tuple(f"{m.name}: {line}" for m in (*self.members, *self.absent) for line in m.missing)
+
+    def fingerprint(self) -> str:
+        """A digest of the members' shard names and sizes, wherever they lie: what the order of samples depends on."""
+        digest = hashlib.blake2b(digest_size=16)
+        for m in self.members:
+            digest.update(f"{m.name}\0{m.media}\0".encode())
+            for shard, size in zip(m.shards, m.sizes):
+                digest.update(f"{shard.rsplit('/', 1)[-1]}\0{size}\0".encode())
+        return digest.hexdigest()
+
+    def table(self) -> str:
+        """Members as lines: media, shards and samples found of those published."""
+        lines = [f"{'member':<14}{'media':<7}{'shards':>16}{'samples':>12}{'published':>12}{'found':>8}"]
+        for m in (*self.members, *self.absent):
+            held = len(m.shards)
+            total = held + (len(m.missing) if m.shards else 0)
+            shards = f"{held} of {total}" if m.shards else "none"
+            share = "" if m.fraction is None else f"{m.fraction:.1%}"
+            lines.append(f"{m.name:<14}{m.media:<7}{shards:>16}{m.samples:>12,}{m.published or '':>12}{share:>8}")
+        return "\n".join(lines)
 
 
 def corpus_names() -> list[str]:
@@ -49,47 +95,151 @@ def corpus_names() -> list[str]:
 
 
 def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
-    """Resolve a corpus: a name, the path of a TOML file, or a folder of shards.
+    """Resolve a corpus: a name, the path of a TOML file, or a folder of shards, videos or images.
+
+    A TOML file lists `[[member]]` tables and, in `include`, other corpora by name or path. Shards are paths relative to
+    the data root, URLs, brace patterns, `::` lists, folders, or `files:LIST` for plain media files. What is missing is
+    recorded and said; nothing found at all is an error.
 
     Raises:
-        UsageError: There is no such corpus.
-        VtrError: Shards are missing; all of them are listed.
+        UsageError: There is no such corpus, or the file makes no sense.
+        VtrError: No shard was found.
     """
     root = Path(data_root or "data")
     path = Path(name)
     if path.is_dir():
-        shards = expand_shards(str(path))
-        return Corpus(name=path.name, members=(_member(path.name, "auto", shards, 0),))
+        if any(path.glob("*.tar")):
+            shards = expand_shards(str(path))
+        else:
+            shards = [FILES + str(path)]
+        return Corpus(name=path.name, members=(_member({"name": path.name, "media": "auto"}, shards, []),))
+    if path.suffix.lower() in (".csv", ".txt"):
+        entry = {"name": path.stem, "media": "video"}
+        return Corpus(name=path.stem, members=(_member(entry, [FILES + str(path)], []),))
+    members, absent = [], []
+    for entry in _entries(str(name), ()):
+        try:
+            shards, missing = _resolved(entry["shards"], root)
+            if not shards:
+                raise VtrError(f"none of {len(missing)} shards, first {missing[0]}")
+            found = _member(entry, shards, missing)
+            if found.samples == 0:
+                raise VtrError("its shards hold no samples")
+            members.append(found)
+        except VtrError as error:
+            if isinstance(error, UsageError):
+                raise
+            absent.append(_member(entry, [], [str(error)]))
+    corpus = Corpus(name=str(name), members=tuple(members), absent=tuple(absent))
+    if not members:
+        detail = "; ".join(corpus.missing) or "the file lists no member"
+        raise VtrError(f"corpus {name}: no shards found under {root} ({detail}); make them or give --data-root")
+    for m in absent:
+        print(f"corpus {name}: without {m.name}: {m.missing[0]}", file=sys.stderr)
+    for m in members:
+        if m.missing:
+            print(
+                f"corpus {name}: {m.name} lacks {len(m.missing)} of {len(m.missing) + len(m.shards)} shards, first "
+                f"{m.missing[0]}",
+                file=sys.stderr,
+            )
+    return corpus
+
+
+def corpus_entries(name: str) -> list[dict[str, Any]]:
+    """The member tables of a corpus, by name or TOML path, includes resolved; nothing is looked for on disk.
+
+    Raises:
+        UsageError: There is no such corpus, or the file makes no sense.
+    """
+    return _entries(name, ())
+
+
+def _entries(name: str, seen: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The member tables of a corpus and of those it includes."""
+    path = Path(name)
     if path.suffix != ".toml":
         path = _FOLDER / f"{name}.toml"
         if not path.is_file():
-            raise unknown_name("corpus", str(name), corpus_names())
+            raise unknown_name("corpus", name, corpus_names())
+    if str(path) in seen:
+        raise UsageError(f"corpus {path} includes itself")
     if not path.is_file():
         raise UsageError(f"corpus {path}: no such file")
     try:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"corpus {path}: not TOML ({error})") from error
-    members, missing = [], []
+    for key in table:
+        if key not in ("member", "include"):
+            raise unknown_name(f"key in corpus {path}:", key, ("member", "include"))
+    entries: list[dict[str, Any]] = []
+    for other in table.get("include", []):
+        inner = str(path.parent / other) if other.endswith(".toml") else other
+        entries += _entries(inner, (*seen, str(path)))
     for entry in table.get("member", []):
         for key in ("name", "media", "shards"):
             if key not in entry:
                 raise UsageError(f"corpus {path}: a member has no {key!r}")
-        pattern = entry["shards"]
-        if "://" not in pattern and not Path(pattern).is_absolute():
-            pattern = "::".join(str(root / part) for part in pattern.split("::"))
+        for key in entry:
+            if key not in _KEYS:
+                raise unknown_name(f"key in corpus {path}:", key, _KEYS)
+        if entry["media"] not in _MEDIA:
+            raise unknown_name(f"media in corpus {path}:", entry["media"], _MEDIA)
+        entries.append(entry)
+    names = [e["name"] for e in entries]
+    for one in names:
+        if names.count(one) > 1:
+            raise UsageError(f"corpus {path}: two members are called {one!r}; sample ids need different names")
+    return entries
+
+
+def _resolved(spec: str, root: Path) -> tuple[list[str], list[str]]:
+    parts = []
+    for part in spec.split("::"):
+        kind = FILES if part.startswith(FILES) else ""
+        rest = part.removeprefix(FILES)
+        if "://" not in rest and not rest.startswith("pipe:") and not Path(rest).is_absolute():
+            rest = str(root / rest)
+        parts.append(kind + rest)
+    found: list[str] = []
+    missing: list[str] = []
+    for part in parts:
+        if part.startswith(FILES):
+            found.append(part)
+            continue
+        there, absent = resolve_shards(part)
+        found += there
+        missing += absent
+    return found, missing
+
+
+def _member(entry: dict[str, Any], shards: list[str], missing: list[str]) -> CorpusMember:
+    sizes: list[int] = []
+    kept: list[str] = []
+    if not any(s.startswith(FILES) for s in shards):
         try:
-            members.append(_member(entry["name"], entry["media"], expand_shards(pattern), entry.get("samples", 0)))
-        except VtrError as error:
-            missing.append(f"{entry['name']}: {error}")
-    if not members:
-        detail = "; ".join(missing) or "the file lists no member"
-        raise VtrError(f"corpus {name}: no shards found under {root} ({detail}); make them or give --data-root")
-    for line in missing:
-        print(f"corpus {name}: skipped {line}", file=sys.stderr)
-    return Corpus(name=str(name), members=tuple(members))
-
-
-def _member(name: str, media: str, shards: list[str], published: int) -> CorpusMember:
-    sizes = shard_sizes(shards)
-    return CorpusMember(name=name, media=media, shards=tuple(shards), sizes=tuple(sizes), published=published)
+            kept, sizes = shards, shard_sizes(shards)
+        except VtrError:
+            kept, sizes = [], []  # one of them can't be counted: find out which below
+    if not kept:
+        for shard in shards:
+            try:
+                size = len(list_files(Path(shard.removeprefix(FILES)))) if shard.startswith(FILES) else -1
+                sizes.append(shard_sizes([shard])[0] if size < 0 else size)
+                kept.append(shard)
+            except VtrError as error:
+                missing = [*missing, str(error)]
+        if shards and not kept:
+            raise VtrError("; ".join(missing[:3]))
+    return CorpusMember(
+        name=entry["name"],
+        media=entry["media"],
+        shards=tuple(kept),
+        sizes=tuple(sizes),
+        published=entry.get("texts") or entry.get("items") or 0,
+        missing=tuple(missing),
+        licence=entry.get("licence", ""),
+        source=entry.get("source", ""),
+        make=entry.get("make", ""),
+    )

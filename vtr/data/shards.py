@@ -34,33 +34,52 @@ def expand_shards(spec: str, *, allow_pipe: bool = False) -> list[str]:
     Raises:
         VtrError: Nothing is there, or a local file of the list is missing (all are named).
     """
-    from braceexpand import braceexpand
+    found, missing = resolve_shards(spec, allow_pipe=allow_pipe)
+    if missing:
+        raise VtrError(
+            f"{len(missing)} of {len(found) + len(missing)} shards are missing: {', '.join(missing[:20])}"
+            + (" …" if len(missing) > 20 else "")
+        )
+    return found
+
+
+def resolve_shards(spec: str, *, allow_pipe: bool = False) -> tuple[list[str], list[str]]:
+    """As `expand_shards`, with the missing ones as a second list instead of an error."""
+    from braceexpand import UnbalancedBracesError, braceexpand
 
     found: list[str] = []
+    missing: list[str] = []
     for part in spec.split("::"):
         if part.startswith("pipe:") and not allow_pipe:
             raise UsageError(f"{part!r} would run a shell command; pass --allow-pipe if you wrote this list yourself")
-        if "://" in part or part.startswith("pipe:"):
-            found += list(braceexpand(part))
-        elif Path(part).is_dir():
+        if "://" not in part and not part.startswith("pipe:") and Path(part).is_dir():
             inside = sorted(str(p) for p in Path(part).glob("*.tar"))
             if not inside:
                 raise VtrError(f"{part}: a folder without .tar shards")
             found += inside
-        else:
-            found += list(braceexpand(part))
-    missing = [p for p in found if "://" not in p and not p.startswith("pipe:") and not Path(p).is_file()]
-    if missing:
-        raise VtrError(f"{len(missing)} of {len(found)} shards are missing: {', '.join(missing[:20])}")
-    return found
+            continue
+        try:
+            names = list(braceexpand(part))
+        except UnbalancedBracesError as error:
+            raise UsageError(f"shards {part!r}: {error}") from None
+        if "://" in part or part.startswith("pipe:"):
+            found += names
+            continue
+        for name in names:
+            (found if os.path.isfile(name) else missing).append(name)
+    return found, missing
 
 
 def _open(shard: str) -> tarfile.TarFile:
     try:
-        if "://" in shard or shard.startswith("pipe:"):
+        if shard.startswith("pipe:"):
             import webdataset
 
             return tarfile.open(fileobj=webdataset.gopen(shard, mode="rb"), mode="r|*")
+        if "://" in shard:
+            from vtr.data.shard_reader import open_remote
+
+            return tarfile.open(fileobj=open_remote(shard), mode="r|*")
         return tarfile.open(shard, mode="r:")
     except (tarfile.TarError, OSError) as error:
         raise VtrError(f"{shard}: not a readable tar ({error})") from error
@@ -80,16 +99,13 @@ def iterate_samples(shard: str, start: int = 0, stop: int | None = None) -> Iter
     with _open(shard) as tar:
         try:
             for member in tar:
-                if not member.isfile():
+                own = group_key(member)
+                if own is None:
                     continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                if not stem or not extension:
-                    continue
-                own = f"{folder}/{stem}" if folder else stem
+                extension = member.name.rpartition("/")[2].partition(".")[2]
                 if own != key:
                     if key is not None and index >= start:
-                        yield _sample(key, group)
+                        yield sample_of(key, group)
                     key, group, index = own, {}, index + 1
                     if stop is not None and index >= stop:
                         return
@@ -99,10 +115,20 @@ def iterate_samples(shard: str, start: int = 0, stop: int | None = None) -> Iter
         except (tarfile.TarError, OSError, EOFError) as error:
             raise VtrError(f"{shard}: damaged after {index + 1} samples ({error})") from error
     if key is not None and index >= start:
-        yield _sample(key, group)
+        yield sample_of(key, group)
 
 
-def _sample(key: str, group: dict[str, bytes]) -> RawSample:
+def group_key(member: tarfile.TarInfo) -> str | None:
+    """The key that a tar member belongs to (its path up to the first dot of the name), None for what is no member."""
+    folder, _, name = member.name.rpartition("/")
+    stem, _, extension = name.partition(".")
+    if not member.isfile() or not stem or not extension:
+        return None
+    return f"{folder}/{stem}" if folder else stem
+
+
+def sample_of(key: str, group: dict[str, bytes]) -> RawSample:
+    """The sample that the members of one key make: caption from .txt or the .json, media by its extension."""
     meta: dict[str, Any] = {}
     if "json" in group:
         try:
@@ -123,11 +149,8 @@ def count_samples(shard: str) -> int:
     with _open(shard) as tar:
         try:
             for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                own = f"{folder}/{name.partition('.')[0]}"
-                if "." in name and own != key:
+                own = group_key(member)
+                if own is not None and own != key:
                     count, key = count + 1, own
         except (tarfile.TarError, OSError, EOFError) as error:
             raise VtrError(
@@ -137,23 +160,50 @@ def count_samples(shard: str) -> int:
 
 
 def shard_sizes(shards: Sequence[str]) -> list[int]:
-    """Samples of each shard, from `sizes.json` beside it where there is one, else counted."""
-    tables: dict[Path, dict[str, int]] = {}
+    """Samples of each shard: from `sizes.json` beside it, else img2dataset's `NNNNN_stats.json`, else counted.
+
+    Raises:
+        VtrError: A size is unknown: a damaged file, or a remote shard without `sizes.json` (counting would read it all).
+    """
+    tables: dict[str, dict[str, int]] = {}
     sizes = []
     for shard in shards:
-        if "://" in shard:
-            sizes.append(count_samples(shard))
-            continue
-        folder = Path(shard).parent
+        folder, _, name = shard.rpartition("/")
         if folder not in tables:
-            path = folder / "sizes.json"
-            try:
-                tables[folder] = json.loads(path.read_text()) if path.is_file() else {}
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise VtrError(f"{path}: not JSON ({error}); run: vtr shards verify {folder}") from error
-        known = tables[folder].get(Path(shard).name)
+            tables[folder] = _sizes_table(folder or ".", remote="://" in shard)
+        known = tables[folder].get(name)
+        if known is None and "://" in shard:
+            raise VtrError(f"{folder}/sizes.json does not name {name}; make it with: vtr shards verify, and copy it there")
+        if known is None:
+            known = _downloaded(shard)
         sizes.append(int(known) if known is not None else count_samples(shard))
     return sizes
+
+
+def _sizes_table(folder: str, remote: bool) -> dict[str, int]:
+    path = f"{folder}/sizes.json"
+    try:
+        if remote:
+            from vtr.data.shard_reader import open_remote
+
+            with open_remote(path) as file:
+                table = json.loads(file.read())
+        else:
+            table = json.loads(Path(path).read_text()) if Path(path).is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VtrError(f"{path}: not JSON ({error}); run: vtr shards verify {folder}") from error
+    if not isinstance(table, dict) or not all(isinstance(n, int) and n >= 0 for n in table.values()):
+        raise VtrError(f"{path}: expected an object of shard names and numbers; run: vtr shards verify {folder}")
+    return table
+
+
+def _downloaded(shard: str) -> int | None:
+    """What img2dataset or video2dataset says it wrote into a shard, None where it left no statistics."""
+    try:
+        stats = json.loads(Path(shard).with_name(Path(shard).stem + "_stats.json").read_text())
+        return int(stats["successes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class ShardWriter:

@@ -1,14 +1,20 @@
 """The elastic stream: global batches that do not depend on how many ranks and workers read them (DESIGN.md 5).
 
 A fixed number of canonical streams, each a pure function of (seed, epoch, shard list), make up every global batch. A
-rank reads the streams it owns, its worker processes share those among them. Positions travel with the batch.
+rank reads a contiguous run of them, its worker processes share those among themselves, so that the ranks' batches in
+rank order are the global batch. Positions travel with the batch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import sys
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +23,18 @@ import torch
 from torch import Tensor
 
 from vtr.data.decode import DecodeError, read_frames
+from vtr.data.decode_sniff import missing_bytes
 from vtr.data.manifests import Corpus, CorpusMember
 from vtr.data.sampling import random_frames
-from vtr.data.shards import iterate_samples
+from vtr.data.shard_reader import ShardCache
+from vtr.data.shards import VIDEO, RawSample
 from vtr.data.text import clean_caption
 from vtr.data.transforms import eval_frames, train_frames
 from vtr.errors import UsageError, VtrError
 
-Positions = dict[str, dict[int, int]]  # media -> stream -> samples consumed, good or bad
+Positions = dict[str, dict[int, tuple[int, int]]]  # media -> stream -> (epoch, samples of it consumed, good or bad)
+
+_ENOUGH = 50  # samples after which the share of bad ones is judged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +45,26 @@ class StreamSettings:
     size: int = 224
     batch_size: int = 32  # over all ranks
     streams: int = 8
-    workers: int = 1
+    workers: int = 1  # processes of a rank
+    decode_threads: int = 1  # of a worker
     block: int = 1  # neighbours in the shards that stay together in a batch
     shuffle_window: int = 512  # samples of a stream that are shuffled among each other
     seed: int = 0
     crop_scale: tuple[float, float] | None = (0.5, 1.0)
     flip: bool = False
+    official_frames: bool = False  # draw frames as the released code does
+    captions: bool = True  # a sample without a caption is bad
     media_weights: dict[str, float] | None = None  # default: in proportion to the corpus
     max_bad_fraction: float = 0.05
-    timeout: float = 30.0
+    timeout: float = 30.0  # seconds of one sample's decoding
+    stall: float = 300.0  # seconds without anything from a worker
+    cache: str | None = None  # folder of local copies of remote shards
+    pin_memory: bool = False
 
 
 @dataclass(kw_only=True)
 class Batch:
-    """One rank's part of a global batch."""
+    """One rank's part of a global batch, in canonical order."""
 
     media: str
     frames: Tensor  # uint8 (B, T, 3, S, S)
@@ -58,6 +74,7 @@ class Batch:
     meta: list[dict]
     step: int
     positions: Positions = field(default_factory=dict)
+    seen: int = 0  # samples consumed for this batch, good and bad
     bad: list[str] = field(default_factory=list)  # dropped since the batch before: "key: reason"
 
 
@@ -71,120 +88,162 @@ def _rng(*words: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
+_PERIOD = 20  # steps over which the media shares are exact
+
+
+def _media_counts(cycle: int, weights: dict[str, float]) -> dict[str, int]:
+    """Steps of each medium in a period: largest-remainder shares that drift, so that small shares come up too."""
+    names = sorted(n for n, w in weights.items() if w > 0)
+    total = sum(weights.values())
+    counts = {
+        n: round((cycle + 1) * _PERIOD * weights[n] / total) - round(cycle * _PERIOD * weights[n] / total)
+        for n in names[:-1]
+    }
+    return {**counts, names[-1]: _PERIOD - sum(counts.values())}
+
+
+def _media_order(cycle: int, weights: dict[str, float], seed: int) -> list[str]:
+    order = [n for n, c in _media_counts(cycle, weights).items() for _ in range(c)]
+    return [order[int(i)] for i in _rng(seed, "media", cycle).permutation(_PERIOD)]
+
+
 def media_at(step: int, weights: dict[str, float], seed: int) -> str:
     """The media type of a global step: exact shares in every run of 20 steps, in a seeded order."""
-    names = sorted(n for n, w in weights.items() if w > 0)
-    if len(names) == 1:
-        return names[0]
-    total = sum(weights.values())
-    period = 20
-    # Largest-remainder shares of each period, drifting with its number so that small shares come up too.
-    cycle, place = divmod(step, period)
-    counts = [
-        round((cycle + 1) * period * weights[n] / total) - round(cycle * period * weights[n] / total)
-        for n in names[:-1]
-    ]
-    order = [n for n, c in zip(names, counts) for _ in range(c)]
-    order += [names[-1]] * (period - len(order))
-    return order[int(_rng(seed, "media", cycle).permutation(period)[place])]
+    cycle, place = divmod(step, _PERIOD)
+    return _media_order(cycle, weights, seed)[place]
 
 
-class _Order:
-    """The order of one canonical stream: index arithmetic, no reading."""
+def media_steps(step: int, weights: dict[str, float], seed: int) -> dict[str, int]:
+    """How many steps before `step` had each media type."""
+    cycles, place = divmod(step, _PERIOD)
+    counts = {n: 0 for n, w in sorted(weights.items()) if w > 0}
+    for cycle in range(cycles):
+        for name, count in _media_counts(cycle, weights).items():
+            counts[name] += count
+    for name in _media_order(cycles, weights, seed)[:place]:
+        counts[name] += 1
+    return counts
 
-    def __init__(self, members: list[CorpusMember], settings: StreamSettings, media: str, stream: int) -> None:
-        self.shards = [(m.name, s, n) for m in members for s, n in zip(m.shards, m.sizes)]
-        self.settings, self.media, self.stream = settings, media, stream
-        block = settings.block
-        self.blocks = sum(-(-n // block) for _, _, n in self.shards) // settings.streams
+
+class MediaOrder:
+    """The order of all canonical streams of one media type: index arithmetic, no reading.
+
+    The samples of an epoch are cut into blocks of neighbours; the shards, in an order of the epoch's own, lay their
+    blocks end to end on a line, and each stream owns an equal run of it. What is left at the end of the line, fewer
+    blocks than there are streams, is left out of this epoch.
+
+    Attributes:
+        blocks: Blocks of one stream in an epoch.
+        total: Samples of all shards.
+    """
+
+    def __init__(self, members: list[CorpusMember], settings: StreamSettings, media: str) -> None:
+        self.settings, self.media = settings, media
+        self.shards = [(m.name, s) for m in members for s, n in zip(m.shards, m.sizes) if n]
+        self.sizes = np.asarray([n for m in members for n in m.sizes if n], dtype=np.int64)
+        self._counts = -(-self.sizes // settings.block)
+        self.total = int(self.sizes.sum())
+        self.blocks = int(self._counts.sum()) // settings.streams
         if self.blocks == 0:
             raise VtrError(
-                f"{sum(n for *_, n in self.shards)} {media} samples do not fill {settings.streams} streams of blocks of "
-                f"{block}: lower `streams`"
+                f"{self.total} {media} samples do not fill {settings.streams} streams of blocks of {settings.block}: "
+                "lower `streams` (--set streams=…)"
             )
+        self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
-    def windows(self, epoch: int) -> Iterator[tuple[int, list[tuple[str, str, int, int]]]]:
-        """(number, blocks (member, shard, start, stop) in shard order) of each shuffle window of an epoch."""
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards' order, and where each one's blocks begin on the line (with the end as last entry)."""
+        if epoch not in self._epochs:
+            order = _rng(self.settings.seed, "shards", self.media, epoch).permutation(len(self.shards))
+            self._epochs[epoch] = (order, np.concatenate([[0], np.cumsum(self._counts[order])]))
+            if len(self._epochs) > 3:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def span(self, epoch: int, stream: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Blocks `first … last - 1` of a stream: shard, first sample, last + 1 sample of each."""
+        order, borders = self._epoch(epoch)
+        line = np.arange(stream * self.blocks + first, stream * self.blocks + min(last, self.blocks))
+        place = np.searchsorted(borders, line, side="right") - 1
+        shard = order[place]
+        start = (line - borders[place]) * self.settings.block
+        return shard, start, np.minimum(start + self.settings.block, self.sizes[shard])
+
+    def samples(self, epoch: int, stream: int, start: int = 0) -> Iterator[tuple[int, int, int]]:
+        """(consumed after it, shard, index in the shard) of a stream's epoch, after the first `start`."""
         s = self.settings
-        order = _rng(s.seed, "shards", self.media, epoch).permutation(len(self.shards))
-        line = 0
-        first, last = self.stream * self.blocks, (self.stream + 1) * self.blocks
-        mine: list[tuple[str, str, int, int]] = []
-        for i in order:
-            member, shard, n = self.shards[i]
-            count = -(-n // s.block)
-            for k in range(max(0, first - line), min(count, last - line)):
-                mine.append((member, shard, k * s.block, min(n, (k + 1) * s.block)))
-            line += count
         per = max(1, s.shuffle_window // s.block)
-        for number, start in enumerate(range(0, len(mine), per)):
-            yield number, mine[start : start + per]
+        place, window = 0, 0
+        if start and s.block == 1:
+            window = start // per
+            place = window * per
+        while window * per < self.blocks:
+            shard, low, high = self.span(epoch, stream, window * per, (window + 1) * per)
+            size = int((high - low).sum())
+            if place + size > start:
+                shuffle = _rng(s.seed, "window", self.media, stream, epoch, window).permutation(len(shard))
+                for b in shuffle:
+                    for index in range(int(low[b]), int(high[b])):
+                        place += 1
+                        if place > start:
+                            yield place, int(shard[b]), index
+            else:
+                place += size
+            window += 1
 
 
 class _Reader:
-    """Decoded samples of one canonical stream from a position on, forever."""
+    """The samples of one canonical stream from a position on, forever, not yet decoded.
 
-    def __init__(self, order: _Order, position: int) -> None:
-        self.order, self.position = order, position
+    Args:
+        patience: Epochs in a row without a usable sample after which it gives up.
+    """
 
-    def __iter__(self) -> Iterator[tuple[int, str, dict | str]]:
-        """(position after it, key, sample or the reason why it is bad)."""
-        s, order = self.order.settings, self.order
-        place, epoch = 0, 0
+    def __init__(self, order: MediaOrder, stream: int, position: tuple[int, int], patience: int) -> None:
+        self.order, self.stream, self.patience = order, stream, patience
+        self.epoch, self.place = position
+        self.barren, self.reason = 0, ""  # epochs begun since the last good sample, and why the last one was bad
+        self._samples = order.samples(self.epoch, stream, self.place)
+
+    def __next__(self) -> tuple[int, int, int]:
+        """(epoch, shard, index) of the next sample."""
         while True:
-            for number, blocks in order.windows(epoch):
-                size = sum(b[3] - b[2] for b in blocks)
-                if place + size <= self.position:
-                    place += size
-                    continue
-                raw = self._read(blocks)
-                shuffled = _rng(s.seed, "window", order.media, order.stream, epoch, number).permutation(len(blocks))
-                for b in shuffled:
-                    member, shard, start, stop = blocks[b]
-                    for index in range(start, stop):
-                        place += 1
-                        if place <= self.position:
-                            continue
-                        sample = raw.get((shard, index))
-                        key = f"{member}/{shard.rsplit('/', 1)[-1]}#{sample.key if sample else index}"
-                        yield place, key, self._decode(sample, member, epoch)
-            epoch += 1
+            for self.place, shard, index in self._samples:
+                return self.epoch, shard, index
+            self.barren += 1
+            if self.barren > self.patience:
+                raise VtrError(
+                    f"all samples of {self.order.media} stream {self.stream} can't be used; the last: {self.reason}; "
+                    "run: vtr shards verify"
+                )
+            self.epoch, self.place = self.epoch + 1, 0
+            self._samples = self.order.samples(self.epoch, self.stream)
 
-    @staticmethod
-    def _read(blocks: list[tuple[str, str, int, int]]) -> dict[tuple[str, int], Any]:
-        raw: dict[tuple[str, int], Any] = {}
-        spans: dict[str, tuple[int, int]] = {}
-        for _, shard, start, stop in blocks:
-            low, high = spans.get(shard, (start, stop))
-            spans[shard] = (min(low, start), max(high, stop))
-        for shard, (low, high) in spans.items():
-            try:
-                for offset, sample in enumerate(iterate_samples(shard, low, high)):
-                    raw[(shard, low + offset)] = sample
-            except VtrError as error:
-                print(f"stream: {error}", file=sys.stderr)  # what was not read counts as bad, sample by sample
-        return raw
 
-    def _decode(self, sample: Any, member: str, epoch: int) -> dict | str:
-        s = self.order.settings
-        if sample is None:
-            return "the shard is damaged before this sample"
-        if not sample.caption:
-            return "no caption"
-        if not sample.media:
-            return "no image or video"
-        key = sample_id(member, sample.key)
-        rng = _rng(s.seed, "sample", epoch, key)
-        count = s.frames if self.order.media == "video" else 1
-        try:
-            clip = read_frames(sample.media, lambda n: random_frames(n, count, rng), timeout=s.timeout)
-        except DecodeError as error:
-            return str(error)
-        if s.crop_scale is None and not s.flip:
-            frames = eval_frames(clip.frames, s.size)
-        else:
-            frames = train_frames(clip.frames, s.size, rng, scale=s.crop_scale or (1.0, 1.0), flip=s.flip)
-        return {"frames": frames, "caption": clean_caption(sample.caption), "id": key, "meta": sample.meta}
+def check_bad(seen: int, bad: int, most: float, examples: list[str]) -> None:
+    """Raise VtrError when the share of samples that can't be used is too large to go on."""
+    if seen >= _ENOUGH and bad > most * seen:
+        raise VtrError(
+            f"{bad} of {seen} samples can't be used (limit {most:.0%}); the last: "
+            + "; ".join(examples[-3:])
+            + "; run: vtr shards verify"
+        )
+
+
+def _die_with_parent() -> None:
+    """End this worker when the process that reads from it is gone, even by SIGKILL.
+
+    torch looks at the parent's id, which for a fork server's children is the server's, and that lives as long as they do.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 class _Part(torch.utils.data.IterableDataset):
@@ -208,56 +267,136 @@ class _Part(torch.utils.data.IterableDataset):
             yield from self._batches(self.owned)
             return
         torch.set_num_threads(1)
+        _die_with_parent()
         try:
-            yield from self._batches(self.owned[info.id :: info.num_workers])
+            share = np.array_split(np.asarray(self.owned), info.num_workers)[info.id]
+            yield from self._batches([int(i) for i in share])
         except VtrError as error:
             yield error  # the main process raises it as what it is
 
     def _batches(self, owned: list[int]) -> Iterator[Any]:
         s = self.settings
-        per = s.batch_size // s.streams
-        readers: dict[str, dict[int, Iterator]] = {}
-        place: Positions = {m: dict(v) for m, v in self.start.items()}
-        for media in self.weights:
-            members = [m for m in self.corpus.members if m.media in (media, "auto")]
-            place.setdefault(media, {})
-            readers[media] = {
-                i: iter(_Reader(_Order(members, s, media, i), place[media].setdefault(i, 0))) for i in owned
-            }
-        seen, bad = 0, 0
+        self.cache = ShardCache(s.cache)
+        self.orders = {
+            media: MediaOrder([m for m in self.corpus.members if m.media in (media, "auto")], s, media)
+            for media in self.weights
+        }
+        rounds = media_steps(self.step, self.weights, s.seed)  # of each medium, which decide whose turn it is
+        turns = max(1, s.streams // s.batch_size)
+        per = max(1, s.batch_size // s.streams)
+        # `per` samples are asked for before it is known whether the first is good: tiny epochs may pass meanwhile.
+        readers = {
+            (media, i): _Reader(order, i, self.start.get(media, {}).get(i, (0, 0)), 1 + per)
+            for media, order in self.orders.items()
+            for i in owned
+        }
         step = self.step
-        while True:
-            media = media_at(step, self.weights, s.seed)
-            samples, dropped = [], []
-            for i in owned:
-                good = 0
-                while good < per:
-                    place[media][i], key, sample = next(readers[media][i])
-                    seen += 1
-                    if isinstance(sample, str):
-                        bad += 1
-                        dropped.append(f"{key}: {sample}")
-                        if seen >= 50 and bad > s.max_bad_fraction * seen:
-                            raise VtrError(
-                                f"{bad} of {seen} samples can't be used (limit {s.max_bad_fraction:.0%}); the last: "
-                                + "; ".join(dropped[-3:])
-                                + "; run: vtr shards verify"
-                            )
-                        continue
-                    good += 1
-                    samples.append((i, key, sample))
-            yield {
-                "media": media,
-                "order": [i for i, *_ in samples],
-                "frames": torch.stack([x["frames"] for *_, x in samples]),
-                "captions": [x["caption"] for *_, x in samples],
-                "ids": [x["id"] for *_, x in samples],
-                "keys": [k for _, k, _ in samples],
-                "meta": [x["meta"] for *_, x in samples],
-                "positions": {m: dict(p) for m, p in place.items()},
-                "bad": dropped,
-            }
-            step += 1
+        with ThreadPoolExecutor(max(1, s.decode_threads)) as pool:
+            while True:
+                media = media_at(step, self.weights, s.seed)
+                mine = [i for i in owned if i % turns == rounds[media] % turns]
+                yield self._part(media, mine, per, readers, pool if s.decode_threads > 1 else None)
+                rounds[media] += 1
+                step += 1
+
+    def _part(
+        self,
+        media: str,
+        streams: list[int],
+        per: int,
+        readers: dict[tuple[str, int], _Reader],
+        pool: ThreadPoolExecutor | None,
+    ) -> dict[str, Any]:
+        """`per` good samples of each of the streams."""
+        s = self.settings
+        frames = torch.empty(
+            len(streams) * per, s.frames if media == "video" else 1, 3, s.size, s.size, dtype=torch.uint8
+        )
+        if torch.utils.data.get_worker_info() is not None:
+            frames.share_memory_()  # filled where the main process reads it: no copy on the way
+        found: dict[tuple[int, int], dict] = {}
+        dropped: list[str] = []
+        seen = 0
+        need = {i: per for i in streams}
+        filled = dict.fromkeys(streams, 0)
+        while need:
+            # All streams' next samples at once, for the threads; then again for those that met bad ones.
+            wanted = [(i, next(readers[media, i])) for i, n in need.items() for _ in range(n)]
+            seen += len(wanted)
+            jobs = [ref for _, ref in wanted]
+            results = map(lambda ref: self._load(media, *ref), jobs) if pool is None else pool.map(  # noqa: C417
+                lambda ref: self._load(media, *ref), jobs
+            )
+            need = {}
+            for (i, _), (key, sample) in zip(wanted, results):
+                if isinstance(sample, str):
+                    dropped.append(f"{key}: {sample}")
+                    readers[media, i].reason = dropped[-1]
+                    need[i] = need.get(i, 0) + 1
+                    continue
+                readers[media, i].barren = 0
+                found[i, filled[i]] = {**sample, "key": key}
+                filled[i] += 1
+        ordered = [found[k] for k in sorted(found)]
+        for row, sample in enumerate(ordered):
+            frames[row] = sample["frames"]
+        return {
+            "media": media,
+            "frames": frames,
+            "captions": [x["caption"] for x in ordered],
+            "ids": [x["id"] for x in ordered],
+            "keys": [x["key"] for x in ordered],
+            "meta": [x["meta"] for x in ordered],
+            # The other medium's readers have not moved since their last turn.
+            "positions": _positions(readers),
+            "seen": seen,
+            "bad": dropped,
+        }
+
+    def _load(self, media: str, epoch: int, shard: int, index: int) -> tuple[str, dict | str]:
+        """(key, sample or the reason why it is bad)."""
+        member, path = self.orders[media].shards[shard]
+        raw = self.cache.read(path, index)
+        if isinstance(raw, str):
+            return f"{member}/{path.rsplit('/', 1)[-1]}#{index}", raw
+        return f"{member}/{path.rsplit('/', 1)[-1]}#{raw.key}", self._decode(raw, media, member, epoch)
+
+    def _decode(self, raw: RawSample, media: str, member: str, epoch: int) -> dict | str:
+        s = self.settings
+        if s.captions and not any(c.isalnum() for c in raw.caption or ""):
+            return "no caption"
+        if not raw.media:
+            return "no image or video"
+        if media == "image" and raw.extension in VIDEO and raw.extension != "gif":
+            return f"a video ({raw.extension}) in a member of images"
+        lacking = missing_bytes(raw.media)
+        if lacking:  # a decoder would take the frames that are left for the clip that the caption is of
+            return f"cut off: {lacking} of its {len(raw.media) + lacking} bytes are missing"
+        key = sample_id(member, raw.key)
+        rng = _rng(s.seed, "sample", epoch, key)
+        count = s.frames if media == "video" else 1
+
+        def pick(n: int) -> list[int]:
+            if media == "video" and n == 1:
+                raise DecodeError(raw.key, "a single picture in a member of videos")
+            return random_frames(n, count, rng, official=s.official_frames)
+
+        try:
+            clip = read_frames(raw.media, pick, timeout=s.timeout, threads=1 if s.decode_threads > 1 else None)
+        except DecodeError as error:
+            return str(error)
+        if s.crop_scale is None and not s.flip:
+            frames = eval_frames(clip.frames, s.size)
+        else:
+            frames = train_frames(clip.frames, s.size, rng, scale=s.crop_scale, flip=s.flip)
+        return {"frames": frames, "caption": clean_caption(raw.caption or ""), "id": key, "meta": raw.meta}
+
+
+def _positions(readers: dict[tuple[str, int], _Reader]) -> Positions:
+    places: Positions = {}
+    for (media, i), reader in readers.items():
+        places.setdefault(media, {})[i] = (reader.epoch, reader.place)
+    return places
 
 
 class Stream:
@@ -267,8 +406,9 @@ class Stream:
         corpus: From `vtr.data.manifests.load_corpus`.
         settings: See `StreamSettings`.
         rank, world: This process among how many.
-        start: `Batch.positions` to continue after.
+        start: `Batch.positions` of all ranks, merged, to continue after.
         first_step: The global step of the first batch.
+        judge: Raise when too many samples are bad. Off where the ranks judge together.
     """
 
     def __init__(
@@ -280,77 +420,81 @@ class Stream:
         world: int = 1,
         start: Positions | None = None,
         first_step: int = 0,
+        judge: bool = True,
     ) -> None:
-        if settings.batch_size % settings.streams:
-            raise UsageError(f"batch_size {settings.batch_size} is not a multiple of {settings.streams} streams")
-        if settings.streams % world:
-            raise UsageError(
-                f"{settings.streams} streams cannot be shared by {world} ranks: make `streams` a multiple of {world}"
-            )
-        sizes: dict[str, float] = {}
-        for member in corpus.members:
-            sizes[member.media] = sizes.get(member.media, 0) + member.samples
-        weights = {m: w for m, w in (settings.media_weights or sizes).items() if w > 0}
-        for media in weights:
-            if media not in sizes and "auto" not in sizes:
-                raise VtrError(f"corpus {corpus.name} has no {media} member, which the recipe asks for")
-        if "auto" in weights:
-            weights = {"video": weights["auto"]}
-        self.settings = settings
-        owned = [i for i in range(settings.streams) if i % world == rank]
+        self.settings, self.judge = settings, judge
+        self.weights = media_weights(corpus, settings)
+        owned = owned_streams(settings, rank, world)
         self.workers = min(settings.workers, len(owned))
-        part = _Part(corpus, settings, weights, owned, start or {}, first_step)
+        mine = {m: {i: places[i] for i in owned if i in places} for m, places in (start or {}).items()}
+        part = _Part(corpus, settings, self.weights, owned, mine, first_step)
         self._loader = torch.utils.data.DataLoader(
             part,
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
+            timeout=settings.stall if self.workers else 0,
+            pin_memory=settings.pin_memory,
             multiprocessing_context="forkserver" if self.workers and sys.platform != "win32" else None,
         )
         self._step = first_step
         self._iterator: Iterator[Any] | None = None
+        self.seen = 0
         self.bad: list[str] = []
 
     def __iter__(self) -> Iterator[Batch]:
         self._iterator = iter(self._loader)
         while True:
             # With batch_size=None the loader returns the workers' items in turn: one of each makes a batch.
-            parts = [next(self._iterator) for _ in range(max(1, self.workers))]
-            for part in parts:
+            parts = []
+            for _ in range(max(1, self.workers)):
+                part = self._next()
                 if isinstance(part, VtrError):
                     raise part
-            yield self._join(parts)
+                parts.append(part)
+            batch = self._join(parts)
+            self.seen += batch.seen
+            self.bad += batch.bad
+            for line in batch.bad:
+                print(f"stream: dropped {line}", file=sys.stderr)
+            if self.judge:
+                check_bad(self.seen, len(self.bad), self.settings.max_bad_fraction, self.bad)
+            yield batch
             self._step += 1
 
-    def _join(self, parts: list[dict]) -> Batch:
-        order = [i for p in parts for i in p["order"]]
-        rank = sorted(range(len(order)), key=lambda j: (order[j], j))
+    def _next(self) -> Any:
+        assert self._iterator is not None
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            # Killed by the system (memory), by a crash of a decoder, or nothing came for `stall` seconds.
+            raise VtrError(
+                f"a data worker has gone or stalled at step {self._step}: {str(error).splitlines()[0]}; "
+                "if the system killed it for memory, lower --workers"
+            ) from error
 
+    def _join(self, parts: list[dict]) -> Batch:
         def flat(name: str) -> list:
-            values = [v for p in parts for v in p[name]]
-            return [values[j] for j in rank]
+            return [v for p in parts for v in p[name]]
 
         positions: Positions = {}
         for p in parts:
             for media, places in p["positions"].items():
                 positions.setdefault(media, {}).update(places)
-        bad = [b for p in parts for b in p["bad"]]
-        for line in bad:
-            print(f"stream: dropped {line}", file=sys.stderr)
-        self.bad += bad
-        frames = parts[0]["frames"] if len(parts) == 1 else torch.cat([p["frames"] for p in parts])
-        if rank != list(range(len(rank))):
-            frames = frames[rank]
+        filled = [p["frames"] for p in parts if len(p["frames"])]
         return Batch(
             media=parts[0]["media"],
-            frames=frames,
+            frames=filled[0] if len(filled) == 1 else torch.cat(filled),
             captions=flat("captions"),
             ids=torch.tensor(flat("ids")),
             keys=flat("keys"),
             meta=flat("meta"),
             step=self._step,
             positions=positions,
-            bad=bad,
+            seen=sum(p["seen"] for p in parts),
+            bad=flat("bad"),
         )
 
     def close(self) -> None:
@@ -359,3 +503,49 @@ class Stream:
         if shutdown is not None:
             shutdown()
         self._iterator = None
+
+
+def owned_streams(settings: StreamSettings, rank: int, world: int) -> list[int]:
+    """The canonical streams a rank reads: a contiguous run.
+
+    Raises:
+        UsageError: Streams, batch size and ranks do not divide.
+    """
+    streams, batch = settings.streams, settings.batch_size
+    if batch % streams and streams % batch:
+        raise UsageError(
+            f"batch_size {batch} and streams {streams}: one must be a multiple of the other (--set streams=…)"
+        )
+    for name, value in (("streams", streams), ("batch_size", batch)):
+        if value % world:
+            raise UsageError(
+                f"{value} {name} cannot be shared by {world} ranks: make `{name}` a multiple of {world} "
+                f"(--set {name}=…)"
+            )
+    own = streams // world
+    return list(range(rank * own, (rank + 1) * own))
+
+
+def media_weights(corpus: Corpus, settings: StreamSettings) -> dict[str, float]:
+    """Shares of the media types: those asked for, else in proportion to the samples found.
+
+    Raises:
+        VtrError: A type is asked for that the corpus does not have.
+    """
+    sizes: dict[str, float] = {}
+    for member in corpus.members:
+        sizes[member.media] = sizes.get(member.media, 0) + member.samples
+    weights = {m: w for m, w in (settings.media_weights or sizes).items() if w > 0}
+    for media in weights:
+        if media not in sizes and "auto" not in sizes:
+            raise VtrError(f"corpus {corpus.name} has no {media} member, which the recipe asks for")
+    return {"video": weights["auto"]} if "auto" in weights else weights
+
+
+def merge_positions(parts: list[Positions]) -> Positions:
+    """The positions of all ranks as one table, which any number of ranks can continue from."""
+    merged: Positions = {}
+    for part in parts:
+        for media, places in part.items():
+            merged.setdefault(media, {}).update(places)
+    return merged

@@ -22,7 +22,7 @@ class BuildSettings:
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Folders and files."""
     model: str
-    """A run, a model folder or a hub id."""
+    """A run, a model folder, a hub id, an official checkpoint (`vtr models`) or open_clip:MODEL/PRETRAINED."""
     out: Path
     """The library's folder."""
     window: float = 8.0

@@ -97,7 +97,8 @@ class Library:
 
             # A hub id stays as it is; a folder is remembered by its full path.
             model_path = os.path.abspath(model) if Path(model).exists() else str(model)
-            model = vtr.model.load(model)
+            name, model = model, vtr.model.load(model)
+            vtr.model.needs_text(model, name)
         path = Path(path)
         if (path / "library.json").is_file():
             library = cls.open(path, model)
@@ -426,6 +427,8 @@ class Library:
             raise UsageError(f"-k {k}: expected a positive number")
         if rerank < 0:
             raise UsageError(f"--rerank {rerank}: expected 0 or a positive number")
+        if rerank and not hasattr(self.model, "match"):
+            raise UsageError(f"--rerank {rerank}: {self._model_path} has no cross-modal decoder; leave --rerank out")
         condition = None if where is None else parse_where(where)
         try:
             allowed = None if condition is None else self._allowed(*condition)

@@ -1,0 +1,159 @@
+"""What a run will do, before it does it: what is missing, who reads what, how long it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from vtr.data.manifests import Corpus
+from vtr.data.shard_reader import remote_is_there
+from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
+from vtr.errors import VtrError
+from vtr.pretrain.recipes import Recipe, Stage
+
+
+def _missing_remote(corpus: Corpus) -> list[str]:
+    """Remote shards that do not answer; each is asked for, many at a time."""
+    from tqdm import tqdm
+
+    remote = [(m.name, s) for m in corpus.members for s in m.shards if "://" in s]
+    if not remote:
+        return []
+    with ThreadPoolExecutor(32) as pool:
+        asked = pool.map(lambda item: remote_is_there(item[1]), remote)
+        answers = list(tqdm(asked, total=len(remote), desc="remote shards", file=sys.stderr))
+    return [f"{name}: {shard} does not answer" for (name, shard), there in zip(remote, answers) if not there]
+
+
+def check_complete(corpus: Corpus, *, allow_missing: bool) -> None:
+    """Refuse a corpus with missing shards, all of them listed.
+
+    Raises:
+        VtrError: Something is missing and `allow_missing` is off.
+    """
+    missing = (*corpus.missing, *_missing_remote(corpus))
+    if not missing:
+        return
+    print(f"missing ({len(missing)}):", file=sys.stderr)
+    for line in missing:
+        print(f"  {line}", file=sys.stderr)
+    for member in corpus.absent:
+        if member.make:
+            print(f"{member.name} ({member.source}) is made by:\n  {member.make}", file=sys.stderr)
+    if not allow_missing:
+        raise VtrError(
+            f"corpus {corpus.name}: {len(missing)} shards or members are missing (listed above); make them, or accept "
+            "the partial corpus with --allow-missing"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MediaPlan:
+    """One media type in one epoch of a stage."""
+
+    media: str
+    samples: int
+    used: int  # read in an epoch
+    largest: int  # times the most-read sample is read
+    shortest: int  # samples of the shortest and of the longest stream
+    longest: int
+
+    @property
+    def left_out(self) -> float:
+        """Share of the samples that an epoch leaves out."""
+        return 1 - self.used / self.samples
+
+
+def plan_media(corpus: Corpus, settings: StreamSettings, media: str, epoch: int = 0) -> MediaPlan:
+    """Follow every canonical stream through one epoch and count how often each sample is read."""
+    order = MediaOrder([m for m in corpus.members if m.media in (media, "auto")], settings, media)
+    offsets = np.concatenate([[0], np.cumsum(order.sizes)])
+    reads = np.zeros(order.total + 1, dtype=np.int32)
+    lengths = []
+    for stream in range(settings.streams):
+        shard, low, high = order.span(epoch, stream, 0, order.blocks)
+        np.add.at(reads, offsets[shard] + low, 1)
+        np.add.at(reads, offsets[shard] + high, -1)
+        lengths.append(int((high - low).sum()))
+    times = np.cumsum(reads[:-1])
+    return MediaPlan(
+        media=media,
+        samples=order.total,
+        used=int((times > 0).sum()),
+        largest=int(times.max()),
+        shortest=min(lengths),
+        longest=max(lengths),
+    )
+
+
+def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, workers: int) -> str:
+    """The division of labour of every stage as text.
+
+    Raises:
+        UsageError: Streams, batch and ranks do not divide; the message says what to set.
+    """
+    from vtr.pretrain.run import stage_steps
+
+    lines = []
+    counted: dict[tuple, MediaPlan] = {}
+    for name in stages:
+        stage: Stage = getattr(recipe, name)
+        share = stage.video_share
+        settings = StreamSettings(
+            batch_size=stage.batch_size,
+            streams=recipe.streams,
+            workers=workers,
+            block=stage.block,
+            seed=recipe.seed,
+            media_weights={"video": share, "image": 1 - share} if share else None,
+        )
+        own = [len(owned_streams(settings, rank, ranks)) for rank in range(ranks)]
+        used_workers = min(workers, own[0])
+        steps = stage_steps(stage, corpus)
+        weights = media_weights(corpus, settings)
+        total = sum(weights.values())
+        lines.append(
+            f"{name}: {steps:,} steps on every rank, batch {stage.batch_size} = {ranks} ranks × "
+            f"{stage.batch_size // ranks}, {recipe.streams} streams = {ranks} × {own[0]}, "
+            f"{used_workers} workers a rank × {own[0] / max(1, used_workers):g} streams"
+            + (f" (of {workers} asked for: set streams to a multiple of {ranks * workers})" if used_workers < workers else "")
+        )
+        for media, weight in weights.items():
+            key = (media, settings.block, recipe.streams)
+            if key not in counted:
+                counted[key] = plan_media(corpus, settings, media)
+            found = counted[key]
+            epochs = steps * stage.batch_size * weight / total / found.used
+            lines.append(
+                f"  {media}: {found.samples:,} samples, {found.used:,} read in an epoch, each at most {found.largest} "
+                f"time, {found.left_out:.4%} left out (others the next time); {weight / total:.1%} of the steps, "
+                f"{epochs:.2f} epochs"
+            )
+    return "\n".join(lines)
+
+
+def expectation(measured: list[tuple[str, int, tuple[float, int]]], device: torch.device) -> str:
+    """Times of whole stages from measured steps: (stage, its steps, (seconds, steps measured))."""
+    from vtr.pretrain.loop import memory_gib
+
+    lines, total = [], 0.0
+    for name, steps, (seconds, done) in measured:
+        if done == 0:
+            continue
+        whole = steps * seconds / done
+        total += whole
+        lines.append(f"{name}: {seconds / done:.3f} s a step over {done} steps, {steps:,} steps take {_hours(whole)}")
+    what = "of the GPU" if device.type == "cuda" else "resident, without data workers"
+    lines.append(f"all stages: {_hours(total)}; memory of a rank: {memory_gib(device)} GiB {what}")
+    return "\n".join(lines)
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,178 @@
+"""Fine-tuning recipes by task, read from `data_manifests/recipes/*.toml`: the paper's, and the released scripts'."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from vtr.errors import UsageError, VtrError, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = ("paper", "released")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneRecipe:
+    """Everything that a fine-tuning does, once for all sizes of batch.
+
+    Attributes:
+        lr, min_lr, warmup_lr: For `lr_batch` samples a step; what is used is scaled to the real batch (lr always, the
+            other two where `scale_floor` says so, as the released scripts do).
+        batch_size: Different videos of a step, over all ranks.
+        repeats: Times each is augmented within a step; the real batch is batch_size * repeats.
+        augment: timm's name of an automatic augmentation ("rand-m7-n4-mstd0.5-inc1", "v0"), or "".
+        order: "augment first" (video scripts) or "crop first" (image scripts).
+        sampling: "segments" (Kinetics) or "ssv2".
+        decay_rule: "right": layer decay by depth; "released": only the embeddings decay, the layers do not
+            (VIDEOMAMBA.md 4.3).
+        views: Segments x crops of the test.
+        window, window_stride: Seconds; long videos are cut into windows (LVU), 0 = whole.
+        crop_ratio: Images: share of the resized short side that the test crop covers.
+        self_distill: The recipe guides the model by a smaller trained one (--teacher).
+        start: What the weights start from, in words; the file is given with --init.
+        classes: 0 = regression.
+    """
+
+    frames: int = 8
+    pixels: int = 224
+    classes: int = 0
+    lr: float = 2e-4
+    lr_batch: int = 256
+    min_lr: float = 1e-6
+    warmup_lr: float = 1e-6
+    scale_floor: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip_grad: float = 0.0
+    warmup_epochs: float = 5.0
+    epochs: float = 50.0
+    batch_size: int = 256
+    repeats: int = 1
+    drop_path: float = 0.0
+    layer_decay: float = 1.0
+    decay_rule: str = "right"
+    smoothing: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    erase: float = 0.25
+    augment: str = ""
+    order: str = "augment first"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+    sampling: str = "segments"
+    views: tuple[int, int] = (4, 3)
+    crop_ratio: float = 1.0
+    window: float = 0.0
+    window_stride: float = 0.0
+    self_distill: bool = False
+    start: str = "scratch"
+    seed: int = 0
+
+    @property
+    def scale(self) -> float:
+        """What the learning rate is multiplied by."""
+        return self.batch_size * self.repeats / self.lr_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task by name.
+
+    Attributes:
+        name: As in --task.
+        layout: How its data set lies on disk (`vtr.data.recognition.LAYOUTS`).
+        classes: 0 = regression.
+    """
+
+    name: str
+    about: str
+    layout: str
+    classes: int
+    start: str
+    sources: str
+    rules: tuple[dict[str, Any], ...]
+
+
+def task_names() -> list[str]:
+    """Every task of recognition, in the paper's order."""
+    return ["imagenet", "k400", "ssv2", "breakfast", "coin", *(f"lvu-{name}" for name in _table("lvu")["tasks"])]
+
+
+def _table(name: str) -> dict[str, Any]:
+    return tomllib.loads((resources.files("vtr.data_manifests.recipes") / f"{name}.toml").read_text())
+
+
+def load_task(name: str) -> Task:
+    """A task by name.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if name not in task_names():
+        raise unknown_name("task", name, [*task_names(), "retrieval"])
+    family, _, part = name.partition("-")
+    table = _table(family)
+    classes = table["tasks"][part] if part else table["classes"]
+    return Task(
+        name=name,
+        about=f"{table['about']}, {part}" if part else table["about"],
+        layout=table["layout"],
+        classes=classes,
+        start=table["start"],
+        sources=table["sources"],
+        rules=tuple(table["rule"]),
+    )
+
+
+def tune_recipe(
+    task: Task, recipe: str, size: str, *, frames: int | None = None, pixels: int | None = None, masked: bool = False
+) -> TuneRecipe:
+    """The recipe of a task for a model size, from its rules in order.
+
+    Args:
+        recipe: "paper" (Tables III to VI) or "released" (the scripts, where they differ).
+        frames, pixels: Instead of the task's own; some values depend on them.
+        masked: The model comes from masked pretraining.
+
+    Raises:
+        UsageError: No recipe of that name.
+    """
+    if recipe not in RECIPES:
+        raise unknown_name("recipe", recipe, RECIPES)
+    known = {f.name for f in dataclasses.fields(TuneRecipe)}
+    values: dict[str, Any] = {"start": task.start, "classes": task.classes}
+    if masked and size != "middle":
+        raise UsageError(f"--masked: the paper pretrains the middle model with masks, not {size}")
+    for rule in task.rules:
+        facts = {
+            "recipe": recipe,
+            "size": size,
+            "frames": frames or values.get("frames"),
+            "pixels": pixels or values.get("pixels"),
+            "masked": masked,
+            "loss": "classes" if task.classes else "regression",
+        }
+        if all(facts[key] in wanted for key, wanted in rule.get("when", {}).items()):
+            for key in rule["set"]:
+                if key not in known:
+                    raise VtrError(f"recipe of {task.name}: {key!r} is no setting")
+            values.update(rule["set"])
+    if frames:
+        values["frames"] = frames
+    if pixels:
+        values["pixels"] = pixels
+    return TuneRecipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def differences(task: Task, size: str, **facts: Any) -> list[tuple[str, Any, Any]]:
+    """(setting, the paper's value, the released scripts' value) wherever they differ."""
+    ours, theirs = (dataclasses.asdict(tune_recipe(task, r, size, **facts)) for r in RECIPES)
+    return [(key, ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]]

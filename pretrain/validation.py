@@ -1,0 +1,88 @@
+"""Retrieval on held-out videos during training: embeddings alone, shared among the ranks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtr.data.decode import DecodeError, read_frames
+from vtr.data.sampling import middle_frames
+from vtr.data.text import clean_caption
+from vtr.data.transforms import eval_frames
+from vtr.errors import VtrError
+
+
+class Validation:
+    """Encodes a benchmark's videos and captions and scores them; every rank encodes a share and gets all numbers.
+
+    Args:
+        model: The model under training.
+        name: Benchmark name or annotation file (`vtr.eval.benchmarks.load_benchmark`).
+        data_root: Where its files lie.
+        most: Videos at most, evenly spread.
+        accelerator: Of the run.
+    """
+
+    def __init__(self, model: Any, name: str, data_root: Path, most: int, accelerator: Any) -> None:
+        from vtr.eval.benchmarks import load_benchmark
+
+        self.model, self.accelerator = model, accelerator
+        # The demo's benchmark lies in the demo corpus's folder.
+        found = load_benchmark(name, data_root)
+        if not found.videos:
+            raise VtrError(f"validation {name}: none of its {found.total} videos was found under {data_root}")
+        if found.missing and accelerator.is_main_process:
+            print(f"validation {name}: {len(found.missing)} of {found.total} videos are missing", file=sys.stderr)
+        count = min(most, len(found.videos))
+        chosen = [round(i * (len(found.videos) - 1) / max(1, count - 1)) for i in range(count)]
+        self.videos = [found.videos[i] for i in chosen]
+        self.captions = [clean_caption(found.captions[found.video_truth[i][0]]) for i in chosen]
+        self._clips: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """R@1, 5, 10 (percent) both ways, the same on all ranks."""
+        from vtr.eval.metrics import retrieval_metrics
+
+        model, accelerator = self.model, self.accelerator
+        rank, world = accelerator.process_index, accelerator.num_processes
+        own = range(rank, len(self.videos), world)
+        if self._clips is None:
+            self._clips = [self._clip(i) for i in own]  # small: a thousand clips of 8 frames are 1.2 GB over all ranks
+        model.eval()
+        video, text = [], []
+        for start in range(0, len(own), 32):
+            part = self._clips[start : start + 32]
+            with accelerator.autocast():
+                video.append(model.encode_video(torch.stack(part)).embedding.float().cpu())
+                text.append(model.encode_text([self.captions[i] for i in own[start : start + 32]]).embedding.cpu())
+        mine = (list(own), torch.cat(video) if video else None, torch.cat(text) if text else None)
+        model.train()
+        parts: list[Any] = [mine]
+        if world > 1:
+            import torch.distributed as dist
+
+            parts = [None] * world
+            dist.all_gather_object(parts, mine)
+        order = [i for places, _, _ in parts for i in places]
+        back = torch.tensor(order).argsort()
+        videos = torch.cat([v for _, v, _ in parts if v is not None])[back]
+        texts = torch.cat([t for _, _, t in parts if t is not None])[back]
+        similarity = (texts @ videos.T).float().numpy()
+        result = {}
+        for way, matrix in (("t2v", similarity), ("v2t", similarity.T)):
+            found = retrieval_metrics(matrix)
+            result.update({f"{way}_r{k}": round(float(getattr(found, f"r{k}")), 2) for k in (1, 5, 10)})
+        return result
+
+    def _clip(self, index: int) -> Tensor:
+        video = self.model.config.video
+        try:
+            clip = read_frames(self.videos[index], lambda n: middle_frames(n, video.num_frames))
+        except (DecodeError, OSError) as error:
+            raise VtrError(f"validation: {error}") from error
+        return eval_frames(clip.frames, video.image_size, antialias=self.model.config.antialias)

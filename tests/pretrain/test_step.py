@@ -1,0 +1,171 @@
+"""The training step: the same losses and gradients in one piece, in many, and on several ranks."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from vtr.data.text import Tokenizer
+from vtr.encoders import draws
+from vtr.encoders.bert import BertConfig
+from vtr.encoders.clip_teacher import ClipTeacher
+from vtr.encoders.masking import KINDS
+from vtr.encoders.videomamba import VideoMambaConfig
+from vtr.errors import VtrError
+from vtr.model import ModelConfig, VideoTextModel
+from vtr.pretrain.recipes import Stage
+from vtr.pretrain.step import PretrainStep
+from vtr.pretrain.teacher import small_clip
+
+WORDS = "a red blue green circle square triangle moves left right up down and grows shrinks".split()
+
+
+def build(align_layers: int = 1, dropout: float = 0.1) -> tuple[VideoTextModel, ClipTeacher]:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train([" ".join(WORDS)], 80)
+    video = VideoMambaConfig(
+        image_size=32, patch_size=16, num_frames=4, dim=32, depth=3, pool_norm=True, align_dim=64,
+        align_layers=align_layers,
+    )  # fmt: skip
+    text = BertConfig(
+        vocab_size=tokenizer.vocab_size, hidden=32, layers=3, fusion_layer=2, heads=2, intermediate=64,
+        max_positions=32, dropout=dropout, vision_width=32,
+    )  # fmt: skip
+    model = VideoTextModel(ModelConfig(video=video, text=text, embed_dim=16), tokenizer)
+    clip = small_clip(32, 16, tokenizer.vocab_size, 16, tokenizer.pad_id)
+    return model.train(), ClipTeacher.from_open_clip(clip)
+
+
+def batch(count: int, frames: int = 4) -> tuple[torch.Tensor, list[str], torch.Tensor, list[dict]]:
+    g = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (count, frames, 3, 32, 32), generator=g, dtype=torch.uint8)
+    texts = [" ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (3 + k % 5,), generator=g)) for k in range(count)]
+    ids = torch.randint(2**62, (count,), generator=g)
+    ids[count // 2] = ids[0]  # one sample twice: a second positive
+    meta = [{"paraphrase": t[::-1], "sibling_caption": "a circle" if k % 3 else ""} for k, t in enumerate(texts)]
+    return pixels, texts, ids, meta
+
+
+STAGE = Stage(
+    mask="attention", uta=0.7, vtc=1.0, vtm=1.0, mlm=0.5, text=0.3, sibling_negatives=True, drop_path=0.3, match_group=16,
+)  # fmt: skip
+
+
+def losses_and_gradients(
+    stage: Stage, count: int, micro: int, rank: int = 0, world: int = 1, checkpointing: bool = False, frames: int = 4
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    model, teacher = build()
+    model.vision_encoder.set_drop_path(stage.drop_path)
+    model.vision_encoder.checkpointing = model.text_encoder.checkpointing = checkpointing
+    step = PretrainStep(model, stage, seed=3, micro_batch=micro)
+    pixels, texts, ids, meta = batch(count, frames)
+    own = slice(rank * count // world, (rank + 1) * count // world)
+    found = step(pixels[own], texts[own], ids[own], meta[own], teacher if stage.uta else None, 7)
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {k: v.item() for k, v in found.items()}, gradients
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert one[0].keys() == other[0].keys()
+    for name, value in one[0].items():
+        assert other[0][name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    assert one[1].keys() == other[1].keys()
+    scale = max(g.abs().max().item() for g in one[1].values())
+    for name, gradient in one[1].items():
+        torch.testing.assert_close(other[1][name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def whole() -> Any:
+    return losses_and_gradients(STAGE, 64, 0)
+
+
+def test_eight_pieces_of_eight_are_the_batch_of_64(whole: Any) -> None:
+    assert set(whole[0]) == {"uta", "vtc", "text", "vtm", "mlm", "loss"}
+    assert_same(whole, losses_and_gradients(STAGE, 64, 8))
+
+
+def test_recomputed_activations_change_nothing(whole: Any) -> None:
+    assert_same(whole, losses_and_gradients(STAGE, 64, 0, checkpointing=True))
+
+
+def test_pieces_of_unequal_size_and_images_are_the_same_batch() -> None:
+    stage = Stage(vtc=1.0, vtm=1.0, mlm=1.0, drop_path=0.2, keep_temporal=True)
+    assert_same(losses_and_gradients(stage, 10, 0, frames=1), losses_and_gradients(stage, 10, 4, frames=1))
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def one_rank(rank: int, world: int, port: int, folder: str, stages: list[Stage]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    for number, stage in enumerate(stages):
+        torch.save(losses_and_gradients(stage, 64, 8, rank, world), f"{folder}/{number}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_with_four_pieces_of_eight_are_the_batch_of_64(whole: Any, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    wide = replace(STAGE, match_group=0)  # wrong partners come from the other rank too
+    mp.spawn(one_rank, (2, free_port(), str(tmp_path), [STAGE, wide]), nprocs=2)
+    for number, expected in enumerate((whole, losses_and_gradients(wide, 64, 0))):
+        for rank in range(2):
+            assert_same(expected, torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "none"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_masked_stage_aligns_with_every_mask_and_number_of_layers(kind: str, layers: int) -> None:
+    model, teacher = build(align_layers=layers)
+    step = PretrainStep(model, Stage(uta=1.0, mask=kind, video_mask_ratio=0.5), seed=1)
+    pixels, texts, ids, meta = batch(8)
+    optimizer = torch.optim.AdamW(step.parameters(), lr=3e-3)
+    history = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        losses = step(pixels, texts, ids, meta, teacher, 0)
+        optimizer.step()
+        history.append(losses["uta"].item())
+    assert history[-1] < history[0]
+    assert model.vision_encoder.layers[-1].mixer.out_proj.weight.grad is not None
+    assert model.text_proj.weight.grad is None
+
+
+def test_a_batch_of_one_sample_has_no_wrong_partner_and_says_so() -> None:
+    model, _ = build()
+    step = PretrainStep(model, Stage(vtm=1.0))
+    pixels, texts, ids, meta = batch(2)
+    with pytest.raises(VtrError, match="two different samples"):
+        step(pixels, texts, torch.zeros_like(ids), meta, None, 0)
+
+
+def test_the_official_gather_weakens_the_encoders_gradient_but_not_the_temperatures() -> None:
+    gradients = []
+    for ranks in (1, 16):
+        model, _ = build(dropout=0.0)
+        step = PretrainStep(model, Stage(vtc=1.0), gather_ranks=ranks)
+        pixels, texts, ids, meta = batch(8)
+        step(pixels, texts, ids, meta, None, 0)
+        gradients.append((model.vision_proj.weight.grad, model.temp.grad))
+    torch.testing.assert_close(gradients[0][0], 16 * gradients[1][0])
+    torch.testing.assert_close(gradients[0][1], gradients[1][1])
+
+
+def test_row_noise_follows_the_sample_not_its_place() -> None:
+    seeds = torch.arange(6) * 12345
+    noise = draws.row_uniform(seeds, (6, 1000))
+    back = draws.row_uniform(seeds.flip(0), (6, 1000)).flip(0)
+    assert torch.equal(noise, back)
+    assert not torch.equal(noise, draws.row_uniform(seeds, (6, 1000), 1))
+    assert abs(noise.mean().item() - 0.5) < 0.02
+    assert abs(torch.corrcoef(noise)[0, 1].item()) < 0.15
