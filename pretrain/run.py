@@ -66,6 +66,8 @@ class RunSettings:
     """Samples encoded at once on each rank; the losses still see the whole global batch (0 = all of the rank's)."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    fsdp: bool = False
+    """Share the blocks' weights and optimiser state among the ranks (FSDP2); accelerate's FSDP configuration asks for it too."""
     precision: str = "auto"
     """bf16 (autocast; parameters stay fp32), fp32, or auto: bf16 on a GPU."""
     workers: int = 1
@@ -217,6 +219,11 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
         for value in model.state_dict().values():  # the same start on all ranks, to the last bit
             torch.distributed.broadcast(value, 0)
     model.vision_encoder.checkpointing = model.text_encoder.checkpointing = settings.checkpointing
+    if accelerator.num_processes > 1 and (settings.fsdp or accelerator.distributed_type == "FSDP"):
+        from vtr.pretrain.sharding import shard_blocks
+
+        plugin = getattr(accelerator.state, "fsdp_plugin", None)
+        shard_blocks(model, accelerator.device, reshard=getattr(plugin, "reshard_after_forward", True) is not False)
     log = RunLog(out / "log.jsonl" if main_process and not settings.dry_run else None)
     if not settings.dry_run:
         if main_process:
@@ -251,6 +258,9 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
             print(expectation(measured, accelerator.device))
         return out
     accelerator.wait_for_everyone()
+    from vtr.pretrain.sharding import portable
+
+    model = portable(model)
     run.main_only(lambda: model.save_pretrained(out / "model"))
     if main_process:
         print(f"model: {out / 'model'}", file=sys.stderr)
@@ -324,7 +334,7 @@ class _Run:
         self, name: str, index: int, steps: int, done_before: int, resumed: dict[str, Any] | None
     ) -> tuple[float, int]:
         """Run one stage, or what a checkpoint has left of it; returns (seconds, steps done)."""
-        from vtr.pretrain import loop
+        from vtr.pretrain import loop, sharding
         from vtr.pretrain.optim import build_optimizer
         from vtr.pretrain.step import PretrainStep
 
@@ -343,11 +353,11 @@ class _Run:
         optimizer = build_optimizer(model, stage.optim)
         first_step, positions = 0, None
         if resumed is not None:
-            model.load_state_dict(resumed["model"])
+            sharding.load_state(model, resumed["model"])
             first_step = resumed["stage_step"]
             if first_step:
                 positions = resumed["positions"]
-                optimizer.load_state_dict(resumed["optimizer"])
+                sharding.load_optimizer(optimizer, resumed["optimizer"])
         if first_step >= steps:
             return 0.0, 0
         model.train()
@@ -360,8 +370,8 @@ class _Run:
             parts = _gathered(batch.positions if batch is not None else {}, accelerator)
             path = self.out / "checkpoints" / f"step-{done_before + stage_step:08d}.pt"
             state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "model": sharding.whole_state(model),
+                "optimizer": sharding.whole_optimizer(optimizer),
                 "step": done_before + stage_step,
                 "stage": name,
                 "stage_index": index,

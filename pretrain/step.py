@@ -26,6 +26,7 @@ from vtr.encoders.masking import make_mask
 from vtr.errors import UsageError, VtrError
 from vtr.pretrain import objectives as obj
 from vtr.pretrain.recipes import Stage
+from vtr.pretrain.sharding import is_sharded
 
 # Salts of the row noise, one per use.
 _VIDEO, _TEXT, _MASK, _PAIR, _WRONG, _MLM = 0, 10, 20, 30, 40, 50
@@ -393,7 +394,11 @@ class PretrainStep:
         """Sum the gradients of all ranks: each holds its rows' share of the global batch's gradient."""
         if self.world == 1:
             return
-        found = [p.grad for p in self.model.parameters() if p.grad is not None]
+        every = [p.grad for p in self.model.parameters() if p.grad is not None]
+        found = [g for g in every if not is_sharded(g)]
+        for gradient in every:
+            if is_sharded(gradient):
+                gradient.mul_(self.world)  # FSDP has taken the mean over the ranks
         bucket: list[Tensor] = []
         size = 0
         for gradient in [*found, None]:
