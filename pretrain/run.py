@@ -40,6 +40,8 @@ class RunSettings:
     """Only this stage: masked, multimodal or unmasked."""
     model: str | None = None
     """tiny, small, middle (default; the paper's), base, or demo: 64 pixels, text side from scratch."""
+    text: str = "bert"
+    """Text side of tiny to base: bert (bert-base-uncased), or scratch (six layers of 384, words of the corpus)."""
     recipe: str = "clean"
     """clean (ours) or official (what the released scripts do)."""
     out: Path | None = None
@@ -202,9 +204,12 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
             return out
     elif main_process:
         print(corpus.table(), file=sys.stderr)
+    from vtr.pretrain.plan import check_stages
+
+    check_stages(corpus, chosen, stages, accelerator.num_processes)
     set_seed(chosen.seed)
     size = settings.model or ("demo" if settings.corpus == "demo" else "middle")
-    model = build.build_model(size, corpus, settings.data_root, chosen)
+    model = build.build_model(size, corpus, settings.data_root, chosen, settings.text)
     identity = {"recipe": _plain(chosen), "corpus": corpus.fingerprint(), "model": _plain(model.config)}
     resumed = None if settings.dry_run else _resume_state(settings, out, stages, identity, accelerator)
     if settings.init:
@@ -212,9 +217,9 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
         from vtr.pretrain.export import initial_weights
 
         load_strictly(model, initial_weights(settings.init), settings.init)
+    model.to(accelerator.device)
     if resumed is None and not settings.init:
         build.warm_up(model, chosen)
-    model.to(accelerator.device)
     if accelerator.num_processes > 1:
         for value in model.state_dict().values():  # the same start on all ranks, to the last bit
             torch.distributed.broadcast(value, 0)
@@ -499,7 +504,8 @@ def _teacher(settings: RunSettings, chosen: Recipe, stage: Stage, model: Any, co
 
     name = settings.teacher
     if name is None and settings.corpus == "demo":
-        folder = settings.data_root / "demo" / "teacher"
+        size = model.config.video.image_size
+        folder = settings.data_root / "demo" / ("teacher" if size == 64 else f"teacher-{size}")
         if accelerator.is_main_process and not (folder / "teacher.safetensors").is_file():
             from vtr.data.stream import Stream, StreamSettings
 
