@@ -20,6 +20,7 @@ from vtr.errors import VtrError
 from vtr.pretrain.objectives import gathered, world_size
 from vtr.pretrain.optim import learning_rate
 from vtr.pretrain.recipes import Stage
+from vtr.pretrain.sharding import clip_gradients
 
 
 class RunLog:
@@ -166,7 +167,7 @@ def train_stage(
             done_before + step,
             step >= stage.vtm_from * steps,
         )
-        norm = torch.nn.utils.clip_grad_norm_(
+        norm = clip_gradients(
             step_function.parameters(), stage.optim.clip_grad if stage.optim.clip_grad > 0 else float("inf")
         )
         # Losses and summed gradients are the same on all ranks: all of them stop here, or none.

@@ -15,6 +15,7 @@ from vtr.data.shard_reader import remote_is_there
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
 from vtr.errors import VtrError
 from vtr.pretrain.recipes import Recipe, Stage
+from vtr.pretrain.step import match_reach
 
 
 def _missing_remote(corpus: Corpus) -> list[str]:
@@ -91,6 +92,38 @@ def plan_media(corpus: Corpus, settings: StreamSettings, media: str, epoch: int 
     )
 
 
+def _reads(recipe: Recipe, stage: Stage, workers: int) -> StreamSettings:
+    share = stage.video_share
+    return StreamSettings(
+        batch_size=stage.batch_size,
+        streams=recipe.streams,
+        workers=workers,
+        block=stage.block,
+        seed=recipe.seed,
+        media_weights={"video": share, "image": 1 - share} if share else None,
+    )
+
+
+def check_stages(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int) -> None:
+    """Refuse before the first step what would stop a later stage.
+
+    Raises:
+        UsageError: Streams, batch, groups of wrong partners and ranks do not divide; the message says what to set.
+        VtrError: The corpus lacks a media type, or samples for as many streams.
+    """
+    for name in stages:
+        stage: Stage = getattr(recipe, name)
+        settings = _reads(recipe, stage, 1)
+        try:
+            owned_streams(settings, 0, ranks)
+            for media in media_weights(corpus, settings):
+                MediaOrder([m for m in corpus.members if m.media in (media, "auto")], settings, media)
+            if stage.vtm > 0:
+                match_reach(stage, stage.batch_size // ranks, ranks)
+        except VtrError as error:
+            raise type(error)(f"stage {name}: {error}") from None
+
+
 def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, workers: int) -> str:
     """The division of labour of every stage as text.
 
@@ -103,15 +136,7 @@ def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, wo
     counted: dict[tuple, MediaPlan] = {}
     for name in stages:
         stage: Stage = getattr(recipe, name)
-        share = stage.video_share
-        settings = StreamSettings(
-            batch_size=stage.batch_size,
-            streams=recipe.streams,
-            workers=workers,
-            block=stage.block,
-            seed=recipe.seed,
-            media_weights={"video": share, "image": 1 - share} if share else None,
-        )
+        settings = _reads(recipe, stage, workers)
         own = [len(owned_streams(settings, rank, ranks)) for rank in range(ranks)]
         used_workers = min(workers, own[0])
         steps = stage_steps(stage, corpus)

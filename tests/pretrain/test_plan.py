@@ -12,7 +12,7 @@ from vtr.data.manifests import Corpus, CorpusMember, corpus_entries, load_corpus
 from vtr.data.shards import ShardWriter
 from vtr.data.stream import StreamSettings
 from vtr.errors import VtrError
-from vtr.pretrain.plan import check_complete, plan, plan_media
+from vtr.pretrain.plan import check_complete, check_stages, plan, plan_media
 from vtr.pretrain.recipes import recipe
 
 
@@ -92,3 +92,17 @@ def test_the_manifests_add_up_to_the_published_counts(name: str, items: float, t
     assert sum(e["items"] for e in entries) / 1e6 == pytest.approx(items, abs=0.01)
     assert sum(e["texts"] for e in entries) / 1e6 == pytest.approx(texts, abs=0.01)
     assert all(e["licence"] and e["source"] and "2dataset" in e["make"] for e in entries)
+
+
+def test_a_stage_that_could_not_be_read_is_refused_before_the_first_step() -> None:
+    few = CorpusMember(name="few", media="image", shards=("0.tar",), sizes=(48,))
+    videos = CorpusMember(name="videos", media="video", shards=("1.tar",), sizes=(5000,))
+    chosen = recipe("clean", "demo")
+    chosen = replace(chosen, streams=64, unmasked=replace(chosen.unmasked, batch_size=64))
+    corpus = Corpus(name="c", members=(few, videos))
+    check_stages(corpus, chosen, ("masked",), 2)
+    with pytest.raises(VtrError, match=r"stage unmasked: 48 image samples do not fill 64 streams"):
+        check_stages(corpus, chosen, ("masked", "unmasked"), 2)
+    grouped = replace(chosen, streams=8, unmasked=replace(chosen.unmasked, match_group=24))
+    with pytest.raises(VtrError, match="match_group"):
+        check_stages(Corpus(name="c", members=(videos, few)), grouped, ("unmasked",), 2)
