@@ -365,6 +365,11 @@ def test_without_a_network_one_line_says_which_file_to_put_where(tmp_path: Path)
     assert vtr.load(RETRIEVAL, "cpu").registered == RETRIEVAL
 
 
+def test_a_file_named_by_analogy_that_cannot_be_had_says_so() -> None:
+    with pytest.raises(VtrError, match=r"mask_ft_f16_res224\.pth; known of this row: the zoo's table names the file"):
+        vtr.load("videomamba_middle.k400_mask_ft_f16")
+
+
 def test_without_a_network_the_vocabulary_is_named_too(tmp_path: Path) -> None:
     state = official(RETRIEVAL)
     (tmp_path / "cache" / "tokenizer.json").unlink()
