@@ -20,6 +20,7 @@ VERBS = {
     "index remove": ("vtr.library.commands", "forget videos of a library"),
     "index info": ("vtr.library.commands", "what a library holds, what could not be read"),
     "search": ("vtr.library.commands", "find moments in words"),
+    "serve": ("vtr.library.commands", "search a library in a browser, and a REST API"),
     "doctor": ("vtr.doctor", "what is installed, which kernel runs and why"),
     "demo": ("vtr.demo", "train a small search engine from nothing and query it"),
 }

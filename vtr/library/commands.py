@@ -1,8 +1,9 @@
-"""The verbs of the library: `vtr index build|add|remove|info` and `vtr search`."""
+"""The verbs of the library: `vtr index build|add|remove|info`, `vtr search` and `vtr serve`."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,27 @@ class SearchSettings:
     """The library's model, where it has moved since."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Search a library in a browser: one page and a REST API, until Ctrl-C."""
+
+    library: tyro.conf.Positional[Path]
+    host: str = "127.0.0.1"
+    """Address to listen on; elsewhere than on this machine a token is asked for."""
+    port: int = 8000
+    """0: any free one."""
+    token: str | None = None
+    """What clients must know; "" for nothing. Default: the variable VTR_TOKEN; a random one where --host is public."""
+    allow_host: tuple[str, ...] = ()
+    """Further host names that the server answers under."""
+    follow_links: bool = False
+    """Also serve symbolic links that lead out of their folder."""
+    max_upload: str = "64M"
+    """Largest clip to search by."""
+    model: str | None = None
+    """The library's model, where it has moved since."""
+
+
 def build(settings: BuildSettings) -> int:
     """`vtr index build`."""
     _need(settings.paths)
@@ -153,6 +175,25 @@ def search(settings: SearchSettings) -> int:
     return 0
 
 
+def serve(settings: ServeSettings) -> int:
+    """`vtr serve`."""
+    try:
+        from vtr.library import serve as server
+    except ModuleNotFoundError as error:
+        raise VtrError(f"vtr serve needs {error.name}: pip install 'vtr[serve]'") from error
+    token = os.environ.get("VTR_TOKEN") if settings.token is None else settings.token
+    return server.serve(
+        settings.library,
+        host=settings.host,
+        port=settings.port,
+        token=token,
+        model=settings.model,
+        follow_links=settings.follow_links,
+        allow_hosts=settings.allow_host,
+        max_upload=settings.max_upload,
+    )
+
+
 def _need(paths: tuple[Path, ...]) -> None:
     if not paths:
         raise UsageError("no paths: name at least one folder or file")
@@ -176,4 +217,5 @@ COMMANDS: dict[str, tuple[Any, Any]] = {
     "index remove": (RemoveSettings, remove),
     "index info": (InfoSettings, info),
     "search": (SearchSettings, search),
+    "serve": (ServeSettings, serve),
 }
