@@ -231,7 +231,10 @@ def make_app(path: str | Path, model: Any | None = None, options: ServerOptions 
 def _handle_errors(app: FastAPI) -> None:
     def failed(_: Request, error: Exception) -> Response:
         headers = {"retry-after": "1"} if isinstance(error, queries.Busy) else None
-        return JSONResponse({"error": " ".join(str(error).split())}, _status(error), headers)
+        text = " ".join(str(error).split())
+        if isinstance(error, UsageError):
+            text = text.removeprefix("--")  # what is a flag there is a parameter here
+        return JSONResponse({"error": text}, _status(error), headers)
 
     def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -505,9 +508,8 @@ def serve(
     upload_bytes = _size(max_upload)
     listening = _listen(host, port)
     with listening:
-        hosts = frozenset({*_LOCAL, host, *allow_hosts} - {""}) if local or not token else None
-        if host in ("0.0.0.0", "::") and not allow_hosts:
-            hosts = None
+        # Behind a token a foreign name does no harm, and which names lead to a public address cannot be known.
+        hosts = {*_LOCAL, host, *allow_hosts} if local or allow_hosts else None
         options = ServerOptions(
             token=token or None,
             hosts=None if hosts is None else frozenset(h.lower() for h in hosts),
