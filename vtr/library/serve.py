@@ -42,7 +42,7 @@ from vtr.errors import UsageError, VtrError
 from vtr.library import serve_queries as queries
 from vtr.library.files import shown
 from vtr.library.library import Hit, hit_dict
-from vtr.library.serve_guard import Guard, cookie_name, cookie_value
+from vtr.library.serve_guard import FAULT, Guard, cookie_name, cookie_value
 from vtr.library.serve_media import TYPES, Files, Refused, Thumbnails, Video, byte_range
 
 MAX_K = 100
@@ -120,9 +120,7 @@ class Login(BaseModel):
 
 
 K = Annotated[int, Query(ge=1, le=MAX_K, description="number of hits")]
-Where = Annotated[
-    str | None, Query(max_length=MAX_WHERE, description='filter, as in: duration < 60 and path ~ "dog"')
-]
+Where = Annotated[str | None, Query(max_length=MAX_WHERE, description='filter, as in: duration < 60 and path ~ "dog"')]
 AllMoments = Annotated[bool, Query(description="several moments of one video")]
 Id = Annotated[int, InPath(ge=1, le=2**63 - 1)]
 
@@ -132,7 +130,10 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _PICTURE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "a JPEG picture"}
+    200: {
+        "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
+        "description": "a JPEG picture",
+    }
 }
 _BYTES = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
 _FILE: dict[int | str, dict[str, Any]] = {
@@ -246,6 +247,10 @@ def _handle_errors(app: FastAPI) -> None:
         assert isinstance(error, StarletteHTTPException)
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
+    def broken(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": FAULT}, 500)  # the guard logs it
+
+    app.add_exception_handler(Exception, broken)
     app.add_exception_handler(VtrError, failed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(StarletteHTTPException, http)
@@ -557,9 +562,5 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.bind(address)
     except OSError as error:
         listening.close()
-        raise VtrError(
-            f"{host}:{port} cannot be listened on ({error.strerror}); choose another with --port"
-        ) from error
+        raise VtrError(f"{host}:{port} cannot be listened on ({error.strerror}); choose another with --port") from error
     return listening
-
-

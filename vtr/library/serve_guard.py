@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 log = logging.getLogger("vtr.serve")
 
+FAULT = "the server failed at this request; its log says why"
 SMALL_BODY = 64 << 10  # bytes, for requests that carry no clip
 _QUIET = 30.0  # seconds without a byte of a body
 _WHOLE = 300.0  # seconds for a whole body
@@ -73,9 +74,9 @@ class Guard:
         except Exception:
             # The client learns that it failed, the log why.
             log.exception("%s %s failed", scope["method"], scope["path"])
-            if answer.started:
+            if answer.started and not answer.finished:
                 raise  # the connection is cut: a half answer must not look whole
-            await answer.error(500, "the server failed at this request; its log says why")
+            await answer.error(500, FAULT)
         finally:
             self._uploading -= upload
 
@@ -136,7 +137,7 @@ class _Answer:
 
     def __init__(self, send: Any) -> None:
         self._send = send
-        self.started = self.closed = False
+        self.started = self.finished = self.closed = False
 
     async def __call__(self, message: Any) -> None:
         if self.closed:
@@ -146,6 +147,8 @@ class _Answer:
             present = {k.lower() for k, _ in message["headers"]}
             extra = [h for h in (*_HEADERS, _POLICY) if h[0] not in present]
             message = {**message, "headers": [*message["headers"], *extra]}
+        elif message["type"] == "http.response.body":
+            self.finished = not message.get("more_body")
         await self._send(message)
 
     async def error(self, status: int, text: str, retry: int | None = None) -> None:

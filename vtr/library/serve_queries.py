@@ -176,9 +176,7 @@ def by_vector(
     unit = vector / max(float(np.linalg.norm(vector)), 1e-12)
     hits: list[Hit] = []
     seen: set[str] = set()
-    for score, similarity, _, (segment, path, start, end, duration) in library._found(
-        unit, k, 0, allowed, all_moments
-    ):
+    for score, similarity, _, (segment, path, start, end, duration) in library._found(unit, k, 0, allowed, all_moments):
         if len(hits) == k:
             break
         if all_moments or path not in seen:
