@@ -23,7 +23,7 @@ import tyro
 
 from vtr.errors import UsageError, VtrError
 
-_WORDS = "a red blue small large dog man woman circle car water moves left right runs on grass street at night".split()
+_WORDS = "a red blue small large dog man woman circle car water moves left right runs on grass street at night".split()  # noqa: SIM905
 _MIX = (("search", 50), ("thumbnail", 25), ("file", 12), ("similar", 8), ("preview", 3), ("info", 1), ("clip", 1))
 
 
