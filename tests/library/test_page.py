@@ -20,7 +20,9 @@ from tests.library.serving import make_library, running
 from vtr.library import Library
 
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
-api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
+pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
+
+from playwright.sync_api import sync_playwright
 
 from vtr.library import serve_queries
 from vtr.library.serve import ServerOptions, make_app
@@ -37,7 +39,7 @@ def browser() -> Iterator[Any]:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium: apt-get install chromium")
-    with api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         yield browser
         browser.close()

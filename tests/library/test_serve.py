@@ -413,7 +413,7 @@ def test_a_replaced_video_is_refused_until_it_is_indexed_again(
     assert statuses(client, hit) == (
         409,
         409,
-        "clip0.mp4 has changed since it was indexed; bring the library up to date",
+        "clip0.mp4 has changed since it was indexed; index it again to see it",
     )
     with Library.open(tmp_path / "lib", small_model()) as library:
         library.add(tmp_path / "videos")

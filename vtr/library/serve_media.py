@@ -110,7 +110,7 @@ class Files:
 
     def _check(self, video: Video, fd: int) -> None:
         facts = os.fstat(fd)
-        changed = Refused(409, f"{video.name} has changed since it was indexed; bring the library up to date")
+        changed = Refused(409, f"{video.name} has changed since it was indexed; index it again to see it")
         if not stat.S_ISREG(facts.st_mode) or facts.st_size != video.bytes:
             raise changed
         # A file may be touched without a change, or changed under an old date: then its content decides.
