@@ -338,9 +338,10 @@ def day_of(modified: float | None) -> str | None:
     return None if modified is None else datetime.datetime.fromtimestamp(modified).isoformat(timespec="seconds")
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """Text as `~` compares it: whatever the case, composed."""
     return unicodedata.normalize("NFC", text).casefold()
 
 
 def _contains(text: object, part: object) -> bool:
-    return text is not None and _folded(str(part)) in _folded(str(text))
+    return text is not None and folded(str(part)) in folded(str(text))

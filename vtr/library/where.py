@@ -76,10 +76,11 @@ def to_sql(node: Node, parameters: list[object]) -> str:
     if isinstance(node, Not):
         return f"(NOT {to_sql(node.part, parameters)})"
     if isinstance(node.value, tuple):
-        sign, bounds = interval(node.sign, node.value)
+        signs, bounds = interval(node.sign, node.value)
         parameters += bounds
-        inside = " AND ".join(f"videos.modified {s} ?" for s in sign)
-        return f"(NOT ({inside}))" if node.sign == "!=" else f"({inside})"
+        inside = " AND ".join(f"videos.modified {s} ?" for s in signs)
+        inside = f"NOT ({inside})" if node.sign == "!=" else inside
+        return f"(videos.modified IS NOT NULL AND {inside})"
     if not node.meta:
         parameters.append(node.value)
         column = _COLUMNS[node.column]
