@@ -93,6 +93,10 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
+def _lean() -> bool:
+    return torch.compiler.is_exporting() or os.environ.get("VTR_BIMAMBA_LEAN", "") not in ("", "0")
+
+
 def _choose(tensors: Sequence[Tensor]) -> str:
     global _warned
     forced, by = _override()
@@ -136,13 +140,18 @@ _ARGUMENTS = f"Tensor xz, {_SEVEN.format('')}, {_SEVEN.format('_b')}"
 
 
 def _forward(*tensors: Tensor) -> Tensor:
+    return _forward_keep(*tensors, keep=False)[0]
+
+
+def _forward_keep(*tensors: Tensor, keep: bool = True) -> tuple[Tensor, Tensor]:
     _check(tensors)
+    nothing = tensors[0].new_empty(0, dtype=torch.float32)
     if tensors[0].numel() == 0:
-        return tensors[0].new_zeros(*tensors[0].shape[:2], tensors[0].shape[2] // 2)
+        return tensors[0].new_zeros(*tensors[0].shape[:2], tensors[0].shape[2] // 2), nothing
     if _choose(tensors) == "c":
-        return c.forward(tensors)
+        return c.forward(tensors, keep=keep)
     with torch.no_grad():
-        return eager.bimamba(*tensors)
+        return eager.bimamba(*tensors), nothing
 
 
 def _eager_backward(grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -153,11 +162,11 @@ def _eager_backward(grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ..
     return tuple(g.contiguous() for g in grads)
 
 
-def _backward(grad: Tensor, *tensors: Tensor) -> list[Tensor]:
+def _backward(grad: Tensor, kept: Tensor, *tensors: Tensor) -> list[Tensor]:
     if tensors[0].numel() == 0:
         return [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in tensors]
     if _choose(tensors) == "c":
-        return list(c.backward(grad, tensors))
+        return list(c.backward(grad, kept, tensors))
     # Inside an operator autograd is switched off for this thread, so the recomputation runs in one of its own.
     stream = torch.cuda.current_stream(grad.device) if grad.is_cuda else None
 
@@ -170,8 +179,14 @@ def _backward(grad: Tensor, *tensors: Tensor) -> list[Tensor]:
 
 
 _forward_op = torch.library.custom_op("vtr::bimamba", _forward, mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+_keep_op = torch.library.custom_op(
+    "vtr::bimamba_keep", _forward_keep, mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)"
+)
 _backward_op = torch.library.custom_op(
-    "vtr::bimamba_backward", _backward, mutates_args=(), schema=f"(Tensor grad, {_ARGUMENTS}) -> Tensor[]"
+    "vtr::bimamba_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor kept, {_ARGUMENTS}) -> Tensor[]",
 )
 
 
@@ -182,20 +197,32 @@ def _forward_fake(*tensors: Tensor) -> Tensor:
     return xz.new_empty(xz.shape[0], xz.shape[1], tensors[1].shape[0])
 
 
+@_keep_op.register_fake
+def _keep_fake(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    kept = c.kept_numel(tensors) if _choose(tensors) == "c" else 0
+    return _forward_fake(*tensors), tensors[0].new_empty(kept, dtype=torch.float32)
+
+
 @_backward_op.register_fake
-def _backward_fake(grad: Tensor, *tensors: Tensor) -> list[Tensor]:
+def _backward_fake(grad: Tensor, kept: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(inputs[0].new_empty(0, dtype=torch.float32), *inputs)
 
 
-def _autograd(ctx, grad):
+def _setup_context_keep(ctx, inputs, output) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *inputs)
+
+
+def _autograd(ctx, grad, _=None):
     return tuple(_backward_op(grad, *ctx.saved_tensors))
 
 
 _forward_op.register_autograd(_autograd, setup_context=_setup_context)
+_keep_op.register_autograd(_autograd, setup_context=_setup_context_keep)
 
 
 def bimamba(
@@ -240,11 +267,15 @@ def bimamba(
 
     Returns:
         (B, L, E) in the dtype of xz; computed in float64 where any argument is float64, else in float32, also under
-        autocast. Differentiable once in every argument; the backward computes the states again instead of keeping them.
+        autocast. Differentiable once in every argument. Where a gradient will be asked for, the kernels keep the states
+        at tile ends for it, about twice the memory of the output; `VTR_BIMAMBA_LEAN=1`, or an activation checkpoint
+        around the call, has them computed again instead.
 
     Raises:
         ValueError: shapes that do not fit together, tensors on several devices.
     """
     forward = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
     reverse = (conv_weight_b, conv_bias_b, x_proj_b, dt_proj_b, dt_bias_b, A_log_b, D_b)
+    if not _lean() and torch.is_grad_enabled() and any(t.requires_grad for t in (xz, *forward, *reverse)):
+        return _keep_op(xz, *forward, *reverse)[0]
     return _forward_op(xz, *forward, *reverse)

@@ -20,8 +20,6 @@ from torch import Tensor
 from vtr.kernels.bimamba.build import BuildError, library_path
 
 STATES = 16  # states per pass of the kernels; others are padded with zeros
-WHOLE = 192  # up to this many tokens the backward keeps every state of a channel block in the L2 cache
-CHUNK = 64  # beyond, it goes back in chunks of this many tokens
 TASKS = 8  # work items that the backward is cut into at least; fixed, because dB and dC are summed in this grouping
 
 _POINTERS = ctypes.c_void_p * 2
@@ -31,10 +29,12 @@ class _Job(ctypes.Structure):
     """job_t of scan.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("B", "L", "E", "N", "K", "row", "groups", "chunk")),
+        *((name, ctypes.c_int64) for name in ("B", "L", "E", "N", "K", "row", "groups")),
         ("xz", ctypes.c_void_p),
         *((name, _POINTERS) for name in ("conv_w", "conv_b", "u", "dt", "Bm", "Cm", "A", "D", "bias")),
-        *((name, ctypes.c_void_p) for name in ("y", "gy", "dxz")),
+        *((name, ctypes.c_void_p) for name in ("y", "ys")),
+        ("states", _POINTERS),
+        *((name, ctypes.c_void_p) for name in ("gy", "dxz")),
         *((name, _POINTERS) for name in ("du", "ddt", "dbc", "dA", "dD", "dbias", "dconv_w", "dconv_b")),
         ("next", ctypes.c_int64),
     ]
@@ -55,7 +55,8 @@ def library() -> tuple[ctypes.CDLL, str]:
             try:
                 path, name = library_path()
                 loaded = ctypes.CDLL(str(path))
-                loaded.bimamba_job_size.restype = ctypes.c_int64
+                for function in (loaded.bimamba_job_size, loaded.bimamba_tile, loaded.bimamba_lanes):
+                    function.restype = ctypes.c_int64
                 if loaded.bimamba_job_size() != ctypes.sizeof(_Job):
                     raise BuildError("scan.c and c.py disagree about the job's layout")
                 _library = (loaded, name)
@@ -117,84 +118,156 @@ def _f32(t: Tensor) -> Tensor:
     return t.detach().to(torch.float32).contiguous()
 
 
-def _forward(tensors: Sequence[Tensor]) -> tuple[_State, dict[str, Any]]:
-    """Conv and projections of both directions; the job is ready for the scan."""
+def _aligned(count: int) -> int:
+    return -(-count // 16) * 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """The sizes of a call, from the shapes of its arguments."""
+
+    batch: int
+    length: int
+    width: int
+    taps: int
+    rank: int
+    n: int
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> _Sizes:
+        batch, length, _ = tensors[0].shape
+        width, taps = tensors[1].shape
+        return cls(batch=batch, length=length, width=width, taps=taps, rank=tensors[4].shape[1], n=tensors[6].shape[1])
+
+    @property
+    def padded(self) -> int:
+        return -(-self.n // STATES) * STATES
+
+    def kept(self) -> dict[str, int]:
+        """Floats of each thing that the forward may keep for the backward, in their order in one flat tensor."""
+        lanes, tile = library()[0].bimamba_lanes(), library()[0].bimamba_tile()
+        blocks, ends = -(-self.width // lanes), -(-self.length // tile) - 1
+        tokens = self.batch * self.length
+        return {
+            "low": 2 * tokens * (self.rank + 2 * self.n),
+            "ys": tokens * self.width,
+            "states_forward": self.batch * blocks * ends * self.padded * lanes,
+            "states_reverse": self.batch * blocks * ends * self.padded * lanes,
+        }
+
+
+def kept_numel(tensors: Sequence[Tensor]) -> int:
+    """Floats that `forward(tensors, keep=True)` keeps for the backward: under twice its output at real sizes."""
+    return sum(_aligned(count) for count in _Sizes.of(tensors).kept().values())
+
+
+def _split(kept: Tensor, sizes: _Sizes) -> dict[str, Tensor]:
+    parts, start = {}, 0
+    for name, count in sizes.kept().items():
+        parts[name] = kept[start : start + count]
+        start += _aligned(count)
+    return parts
+
+
+def _prepare(tensors: Sequence[Tensor], sizes: _Sizes, low: Tensor, has_low: bool) -> tuple[_State, dict[str, Any]]:
+    """Conv and projections of both directions; the job is ready for the scan. `low` is filled unless it is there."""
     xz = _f32(tensors[0])
     ways = [[_f32(t) for t in tensors[1 + 7 * i : 8 + 7 * i]] for i in (0, 1)]
-    batch, length, _ = xz.shape
-    width, taps = ways[0][0].shape
-    rank, n = ways[0][3].shape[1], ways[0][5].shape[1]
-    padded = -(-n // STATES) * STATES
-    job = _Job(B=batch, L=length, E=width, N=padded, K=taps)
+    rank, n, padded, width = sizes.rank, sizes.n, sizes.padded, sizes.width
+    job = _Job(B=sizes.batch, L=sizes.length, E=width, N=padded, K=sizes.taps)
     state = _State(job=job)
     state.point("xz", xz)
-    conv_w = [w[0].t().contiguous() for w in ways]
-    u = [xz.new_empty(batch, length, width) for _ in ways]
-    state.point("conv_w", *conv_w)
+    u = [xz.new_empty(sizes.batch, sizes.length, width) for _ in ways]
+    state.point("conv_w", *(w[0].t().contiguous() for w in ways))
     state.point("conv_b", *(w[1] for w in ways))
     state.point("u", *u)
-    _run("bimamba_conv_forward", job, batch * -(-width // 16))
-    # Products of plain matrices: F.linear copies a strided input of three dimensions first.
-    low = [torch.mm(ui.view(-1, width), w[2].t()) for ui, w in zip(u, ways)]  # (B L, R + 2N)
-    dt = [torch.mm(x[:, :rank], w[3].t()) for x, w in zip(low, ways)]
+    _run("bimamba_conv_forward", job, sizes.batch * -(-width // 16))
+    lows = list(low.view(2, -1, rank + 2 * n).unbind())
+    if not has_low:
+        for ui, w, out in zip(u, ways, lows):
+            # a product of plain matrices: F.linear copies a strided input of three dimensions first
+            torch.mm(ui.view(-1, width), w[2].t(), out=out)
+    dt = [torch.mm(x[:, :rank], w[3].t()) for x, w in zip(lows, ways)]
     a = [F.pad(-torch.exp(w[5]), (0, padded - n)).t().contiguous() for w in ways]
     if padded == n:
         job.row = rank + 2 * n
-        state.point("Bm", *low, offset=(rank, rank))
-        state.point("Cm", *low, offset=(rank + n, rank + n))
+        state.point("Bm", *lows, offset=(rank, rank))
+        state.point("Cm", *lows, offset=(rank + n, rank + n))
     else:
         job.row = padded
-        state.point("Bm", *(F.pad(x[:, rank : rank + n], (0, padded - n)).contiguous() for x in low))
-        state.point("Cm", *(F.pad(x[:, rank + n :], (0, padded - n)).contiguous() for x in low))
+        state.point("Bm", *(F.pad(x[:, rank : rank + n], (0, padded - n)).contiguous() for x in lows))
+        state.point("Cm", *(F.pad(x[:, rank + n :], (0, padded - n)).contiguous() for x in lows))
     state.point("dt", *dt)
     state.point("A", *a)
     state.point("D", *(w[6] for w in ways))
     state.point("bias", *(w[4] for w in ways))
-    return state, {"xz": xz, "ways": ways, "u": u, "low": low, "a": a, "rank": rank, "n": n}
+    return state, {"xz": xz, "ways": ways, "u": u, "low": lows, "a": a}
 
 
-def forward(tensors: Sequence[Tensor]) -> Tensor:
-    """y (B, L, E) in the dtype of xz, computed in float32.
+def _scan(state: _State, sizes: _Sizes, y: Tensor, kept: dict[str, Tensor] | None) -> None:
+    state.point("y", y)
+    if kept is not None:
+        state.point("ys", kept["ys"])
+        state.point("states", kept["states_forward"], kept["states_reverse"])
+    _run("bimamba_scan_forward", state.job, sizes.batch * -(-sizes.width // 16))
+
+
+def forward(tensors: Sequence[Tensor], keep: bool = False) -> tuple[Tensor, Tensor]:
+    """Both in one pass: the output, and what makes the backward cheaper.
 
     Args:
         tensors: The fifteen arguments of `bimamba`, on the CPU.
+        keep: Keep the states at the end of every tile, the projections and the output before the gate.
+
+    Returns:
+        y (B, L, E) in the dtype of xz, computed in float32; a flat float32 tensor, empty unless `keep`.
     """
     with torch.autocast("cpu", enabled=False), torch.no_grad():
-        state, parts = _forward(tensors)
-        y = torch.empty_like(parts["u"][0])
-        if y.numel():
-            state.point("y", y)
-            _run("bimamba_scan_forward", state.job, y.shape[0] * -(-y.shape[2] // 16))
-        return y.to(tensors[0].dtype)
+        sizes = _Sizes.of(tensors)
+        kept = tensors[0].new_empty(kept_numel(tensors) if keep else 0, dtype=torch.float32)
+        parts = _split(kept, sizes) if keep else None
+        low = parts["low"] if parts else kept.new_empty(sizes.kept()["low"])
+        state, _ = _prepare(tensors, sizes, low, has_low=False)
+        y = kept.new_empty(sizes.batch, sizes.length, sizes.width)
+        _scan(state, sizes, y, parts)
+        return y.to(tensors[0].dtype), kept
 
 
-def backward(grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, kept: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The gradients of the fifteen arguments, each in its argument's dtype.
 
     Args:
         grad: (B, L, E) gradient of y.
+        kept: What the forward kept; an empty tensor has it computed again.
         tensors: The fifteen arguments of `bimamba`, on the CPU.
     """
     with torch.autocast("cpu", enabled=False), torch.no_grad():
-        state, parts = _forward(tensors)
+        sizes = _Sizes.of(tensors)
+        lean = kept.numel() == 0
+        if lean:
+            kept = kept.new_empty(kept_numel(tensors), dtype=torch.float32)
+        saved = _split(kept, sizes)
+        state, parts = _prepare(tensors, sizes, saved["low"], has_low=not lean)
         job, xz, ways, u, low = state.job, parts["xz"], parts["ways"], parts["u"], parts["low"]
-        rank, n = parts["rank"], parts["n"]
-        batch, length, width, padded, taps = job.B, job.L, job.E, job.N, job.K
+        rank, n, batch, length, width = sizes.rank, sizes.n, sizes.batch, sizes.length, sizes.width
+        if lean:
+            _scan(state, sizes, torch.empty_like(u[0]), saved)
+        state.point("ys", saved["ys"])
+        state.point("states", saved["states_forward"], saved["states_reverse"])
 
         def pair(*shape: int) -> list[Tensor]:
             return [xz.new_empty(*shape) for _ in ways]
 
         job.groups = max(1, min(-(-width // 16), -(-TASKS // max(batch, 1))))
-        job.chunk = length if length <= WHOLE else CHUNK
         dxz = torch.empty_like(xz)
         out = {
             "du": pair(batch, length, width),
             "ddt": pair(batch, length, width),
-            "dbc": pair(job.groups, batch, length, 2, padded),
-            "dA": pair(batch, padded, width),
+            "dbc": pair(job.groups, batch, length, 2, sizes.padded),
+            "dA": pair(batch, sizes.padded, width),
             "dD": pair(batch, width),
             "dbias": pair(batch, width),
-            "dconv_w": pair(batch, taps, width),
+            "dconv_w": pair(batch, sizes.taps, width),
             "dconv_b": pair(batch, width),
         }
         for name, tensors_of in out.items():
@@ -208,7 +281,7 @@ def backward(grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
             dlow = xz.new_empty(batch * length, rank + 2 * n)
             # this way round: a product that ends up narrow is several times slower
             dlow[:, :rank].copy_(torch.mm(dt_proj.t(), ddt.t()).t())
-            bc = out["dbc"][i].view(job.groups, -1, 2, padded)
+            bc = out["dbc"][i].view(job.groups, -1, 2, sizes.padded)
             bc = bc[0] if job.groups == 1 else bc.sum(0)
             dlow[:, rank:].view(-1, 2, n).copy_(bc[..., :n])
             out["du"][i].view(-1, width).addmm_(dlow, x_proj)

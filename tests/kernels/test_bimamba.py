@@ -71,6 +71,10 @@ SHAPES = [
     *[{"length": 9, "taps": k} for k in (1, 2, 7, 12)],
     {"batch": 1, "length": 200, "width": 70, "rank": 1},
     {"batch": 5, "length": 65, "width": 33, "states": 17, "taps": 3},
+    # around the kernels' tiles of 64 tokens and their sets of channel blocks
+    *[{"length": n, "width": 40} for n in (63, 64, 65, 128, 129, 200)],
+    {"batch": 1, "length": 130, "width": 100, "states": 33},
+    {"batch": 7, "length": 70, "width": 161, "rank": 5},
 ]
 
 
@@ -135,6 +139,34 @@ def test_two_runs_are_bitwise_equal(shape):
         assert all(torch.equal(a, b) for a, b in zip(first, with_gradients(bimamba, values)))
         torch.set_num_threads(1)  # the projections are torch's, so only closeness is promised across thread counts
         assert_close(with_gradients(bimamba, values), first, 1e-6)
+
+
+@needs_c
+@pytest.mark.parametrize("length", [1, 64, 150])
+def test_the_lean_mode_gives_the_same_gradients_bit_for_bit(length, monkeypatch):
+    values = arguments(length=length, width=40)
+    with use_backend("c"):
+        kept = with_gradients(bimamba, values)
+        monkeypatch.setenv("VTR_BIMAMBA_LEAN", "1")
+        assert all(torch.equal(a, b) for a, b in zip(kept, with_gradients(bimamba, values)))
+
+
+@needs_c
+def test_only_a_call_that_will_be_differentiated_keeps_states(monkeypatch):
+    seen = []
+    forward = c.forward
+    monkeypatch.setattr(c, "forward", lambda tensors, keep=False: seen.append(keep) or forward(tensors, keep))
+    values = arguments(length=70)
+    with use_backend("c"):
+        bimamba(*values)
+        with torch.no_grad():
+            bimamba(*[v.clone().requires_grad_() for v in values])
+        with torch.inference_mode():
+            bimamba(*values)
+        bimamba(*[v.clone().requires_grad_() for v in values])
+        monkeypatch.setenv("VTR_BIMAMBA_LEAN", "1")
+        bimamba(*[v.clone().requires_grad_() for v in values])
+    assert seen == [False, False, False, True, False]
 
 
 @needs_c
