@@ -306,8 +306,8 @@ def test_a_slow_answer_shows_that_it_is_under_way_and_can_be_cancelled(
     import threading
 
     go = threading.Event()
-    real = serve_queries.by_text
-    monkeypatch.setattr(serve_queries, "by_text", lambda *a: go.wait(30) and real(*a))
+    real = serve_queries.search
+    monkeypatch.setattr(serve_queries, "search", lambda *a, **kw: go.wait(30) and real(*a, **kw))
     page = visit(address)
     page.fill("#q", "a dog")
     page.keyboard.press("Enter")

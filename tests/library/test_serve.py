@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ import pytest
 
 from tests.helpers import small_model, video_bytes, write_videos
 from tests.library.serving import make_library, running
+from vtr.data import decode
 from vtr.errors import VtrError
 from vtr.library import Library
 
@@ -30,6 +33,7 @@ pytest.importorskip("httpx", reason="pip install -e '.[dev]'")
 from fastapi.testclient import TestClient
 
 from vtr.library import serve, serve_queries
+from vtr.library.embed import build_from, embed
 from vtr.library.load import LoadSettings
 from vtr.library.load import run as put_load_on
 from vtr.library.serve import ServerOptions, make_app
@@ -73,6 +77,15 @@ def video_named(client: TestClient, name: str) -> dict[str, Any]:
     return hits[0]
 
 
+def write_shard(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
@@ -87,6 +100,45 @@ def test_a_search_answers_as_the_library_does(client: TestClient, made: Path) ->
     ]
     assert [h["rank"] for h in answer["hits"]] == [1, 2, 3, 4, 5]
     assert {h["kind"] for h in answer["hits"]} == {"video"}
+
+
+def test_several_texts_unwanted_ones_and_moments_of_a_video_are_asked_for_as_in_the_library(
+    client: TestClient, made: Path
+) -> None:
+    with Library.open(made / "lib", small_model()) as library:
+        expected = library.search(["a dog", "a red car"], k=2, minus=["water"], moments=2)
+    params: dict[str, Any] = {"q": ["a dog", "a red car"], "minus": "water", "k": 2, "moments": 2}
+    answer = client.get("/api/search", params=params).json()
+    assert answer["query"] == "a dog + a red car − water"
+    assert [(h["segment"], h["rank"], h["moment"], h["score"]) for h in answer["hits"]] == [
+        (h.segment, h.rank, h.moment, pytest.approx(h.score, abs=1e-4)) for h in expected
+    ]
+    assert {h["moment"] for h in answer["hits"]} == {1, 2}
+
+
+def test_metadata_comes_with_the_hits_and_filters_them(start: Callable[..., TestClient], tmp_path: Path) -> None:
+    with Library.open(tmp_path / "lib", small_model()) as library:
+        library.add(tmp_path / "videos", metadata={str(tmp_path / "videos" / "clip1.mp4"): {"author": "Ada <b>"}})
+    client = start()
+    assert client.get("/api/info").json()["columns"] == ["author"]
+    hits = client.get("/api/search", params={"q": "a", "where": 'author ~ "ada"'}).json()["hits"]
+    assert [(h["name"], h["metadata"]) for h in hits] == [("clip1.mp4", {"author": "Ada <b>"})]
+
+
+def test_samples_of_a_shard_are_shown_and_played_out_of_it(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", {"one.mp4": video_bytes(1, frames=30), "two.mp4": video_bytes(2, frames=30)})
+    embed([str(shard)], tmp_path / "embedded", small_model(), model_path=None, window=2.0, stride=1.0)
+    build_from(tmp_path / "embedded", tmp_path / "lib")
+    with TestClient(make_app(tmp_path / "lib", small_model()), base_url="http://127.0.0.1") as client:
+        hit = video_named(client, "two")
+        url = f"/api/videos/{hit['video']}/file"
+        assert statuses(client, hit)[:2] == (200, 200)
+        assert client.get(url).content == video_bytes(2, frames=30)
+        assert client.get(url, headers={"range": "bytes=-5"}).content == video_bytes(2, frames=30)[-5:]
+        write_shard(shard, {"one.mp4": video_bytes(1, frames=30)})
+        status, picture, error = statuses(client, hit)
+        assert (status, picture) == (410, 410)
+        assert "no longer in its shard" in error
 
 
 def test_careful_ranking_says_so(client: TestClient) -> None:
@@ -128,8 +180,6 @@ def test_filters_hold_for_uploads_and_for_more_like_this(client: TestClient) -> 
 
 
 def test_pictures_are_jpeg_and_previews_six_frames_wide(client: TestClient) -> None:
-    import io
-
     from PIL import Image
 
     segment = video_named(client, "clip0")["segment"]
@@ -227,6 +277,9 @@ def test_the_schema_describes_every_answer_and_its_errors(client: TestClient) ->
     ("params", "status", "words"),
     [
         ({"q": ""}, 422, "q: "),
+        ({"q": ["a"] * 9}, 422, "at most 8"),
+        ({"q": "a", "minus": " "}, 400, "empty query"),
+        ({"q": "a", "moments": 2, "all_moments": True}, 400, "all_moments and moments exclude each other"),
         ({"q": "a" * 501}, 422, "at most 500"),
         ({"q": "a", "k": 0}, 422, "k: "),
         ({"q": "a", "k": 101}, 422, "100"),
@@ -291,10 +344,16 @@ def test_hostile_uploads_are_refused_with_the_cause(client: TestClient, body: by
 
 def test_uploads_are_decoded_in_a_process_of_their_own(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    real = serve.read_frames
-    monkeypatch.setattr(serve, "read_frames", lambda *a, **kw: seen.append(kw["isolated"]) or real(*a, **kw))
+    real = decode.read_frames
+    monkeypatch.setattr(decode, "read_frames", lambda *a, **kw: seen.append(kw["isolated"]) or real(*a, **kw))
     assert client.post("/api/search/clip", files={"clip": ("x", video_bytes(1))}).status_code == 200
     assert seen == [True]
+
+
+def test_an_upload_needs_no_room_on_a_disk(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")  # as a full disk: no file can be made
+    clip = video_bytes(1) + b"\0" * (3 << 20)
+    assert client.post("/api/search/clip", files={"clip": ("x.mp4", clip)}).status_code == 200
 
 
 def test_bodies_over_the_limit_are_refused_with_and_without_a_declared_length(start: Callable[..., TestClient]) -> None:
@@ -321,12 +380,12 @@ def test_more_requests_than_may_wait_are_told_to_come_back(
     client = start()
     go, began = threading.Event(), threading.Event()
 
-    def slow(*_: Any) -> list[Any]:
+    def slow(*_: Any, **__: Any) -> list[Any]:
         began.set()
         go.wait(20)
         return []
 
-    monkeypatch.setattr(serve_queries, "by_text", slow)
+    monkeypatch.setattr(serve_queries, "search", slow)
     first = threading.Thread(target=client.get, args=("/api/search?q=a",))
     first.start()
     began.wait(20)
@@ -342,10 +401,10 @@ def test_a_fault_of_the_server_is_logged_there_and_not_shown(
 ) -> None:
     client = start()
 
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret of the machine")
 
-    monkeypatch.setattr(serve_queries, "by_text", broken)
+    monkeypatch.setattr(serve_queries, "search", broken)
     answer = client.get("/api/search?q=a")
     assert answer.status_code == 500
     assert "secret" not in answer.text
@@ -584,7 +643,7 @@ def test_pictures_are_decoded_once_and_memory_is_bounded(made: Path, monkeypatch
 
     made_of: list[int] = []
 
-    def strip(moment: serve_media.Moment, *_: int) -> bytes:
+    def strip(_: Any, moment: serve_media.Moment, *__: int) -> bytes:
         made_of.append(moment.id)
         time.sleep(0.05)
         return b"x" * 400
@@ -653,7 +712,7 @@ def test_a_public_address_gets_a_token_without_being_asked(made: Path, tmp_path:
         process.communicate(timeout=30)
 
 
-@pytest.mark.parametrize("size", ["", "0", "64 MB!", "-1", "1e9"])
+@pytest.mark.parametrize("size", ["", "0", "64 MB!", "-1", "nan", "2G"])
 def test_a_size_that_is_none_is_a_usage_error(size: str) -> None:
     with pytest.raises(VtrError, match="--max-upload"):
         serve._size(size)

@@ -2,7 +2,7 @@
 
 GET  /                                   the page
 GET  /api/info                           what the library holds, and the limits
-GET  /api/search?q=…&k=…&where=…         moments for a text
+GET  /api/search?q=…&minus=…&where=…      moments for texts
 POST /api/search/clip                    moments like an uploaded clip or image (multipart, field `clip`)
 GET  /api/segments/ID/similar            moments like one of the library
 GET  /api/segments/ID/thumbnail.jpg      its middle frame; preview.jpg: six frames side by side
@@ -34,26 +34,28 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.formparsers import MultiPartParser
 
 import vtr
-from vtr.data.decode import DecodeError, read_frames
-from vtr.data.sampling import middle_frames
+from vtr.data.decode import DecodeError
 from vtr.errors import UsageError, VtrError
 from vtr.library import serve_queries as queries
 from vtr.library.files import shown
-from vtr.library.library import Hit, hit_dict
+from vtr.library.search import Hit, hit_dict
 from vtr.library.serve_guard import FAULT, Guard, cookie_name, cookie_value
-from vtr.library.serve_media import TYPES, Files, Refused, Thumbnails, Video, byte_range
+from vtr.library.serve_media import TYPES, Files, Opened, Refused, Thumbnails, Video, byte_range
 
 MAX_K = 100
 MAX_QUERY = 500  # characters
+MAX_TEXTS = 8  # wanted, and as many unwanted
+MAX_MOMENTS = 20  # of one video
 MAX_WHERE = 1000  # characters
 MAX_RERANK = 50  # segments
 MAX_CONNECTIONS = 256
 UPLOADS = 4  # that are received, decoded or waiting for it
 DECODERS = 2  # processes that decode uploads
-_CLIP_SECONDS = 20.0  # that decoding an upload may take
 _PART = 256 << 10  # bytes of a file that are read at once
+_MOST_UPLOAD = 1 << 30  # bytes: uploads are kept in memory
 _UPLOAD_PATH = "/api/search/clip"
 _LOCAL = {"127.0.0.1", "localhost", "::1"}
 
@@ -72,6 +74,8 @@ class Moment(BaseModel):
     start: float
     end: float
     duration: float
+    moment: Annotated[int, Field(description="1 for the best moment of its video")]
+    metadata: dict[str, str | int | float | bool]
     kind: Literal["video", "image", "file"]
 
 
@@ -88,8 +92,10 @@ class Limits(BaseModel):
 
     k: int = MAX_K
     query: int = MAX_QUERY
+    texts: int = MAX_TEXTS
     where: int = MAX_WHERE
     rerank: int = MAX_RERANK
+    moments: int = MAX_MOMENTS
     upload_bytes: int
 
 
@@ -103,6 +109,7 @@ class Info(BaseModel):
     unreadable: int
     window: float
     stride: float
+    columns: Annotated[list[str], Field(description="metadata that filters may use")]
     version: str
     limits: Limits
 
@@ -121,7 +128,9 @@ class Login(BaseModel):
 
 K = Annotated[int, Query(ge=1, le=MAX_K, description="number of hits")]
 Where = Annotated[str | None, Query(max_length=MAX_WHERE, description='filter, as in: duration < 60 and path ~ "dog"')]
-AllMoments = Annotated[bool, Query(description="several moments of one video")]
+AllMoments = Annotated[bool, Query(description="several moments of one video, each with a rank of its own")]
+Moments = Annotated[int, Query(ge=1, le=MAX_MOMENTS, description="up to so many moments of a video, together")]
+Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY)]
 Id = Annotated[int, InPath(ge=1, le=2**63 - 1)]
 
 
@@ -179,7 +188,8 @@ class Engine:
         self.thumbnails = Thumbnails(self.files)
         try:
             self.info = self.quick.now(queries.warm_up)
-            self.model = self.quick.now(lambda library: library.model)
+            self.library = self.quick.now(lambda library: library)  # for what needs no database
+            self.model = self.library.model
         except BaseException:
             self.close()
             raise
@@ -197,6 +207,8 @@ def make_app(path: str | Path, model: Any | None = None, options: ServerOptions 
     """
     options = options or ServerOptions()
     path = Path(path)
+    # Uploads stay in memory (the guard bounds how large and how many): a full disk does no harm, and nothing is kept.
+    MultiPartParser.spool_max_size = _MOST_UPLOAD << 1
     engine = Engine(path, model, options)
 
     @asynccontextmanager
@@ -234,13 +246,14 @@ def _handle_errors(app: FastAPI) -> None:
         headers = {"retry-after": "1"} if isinstance(error, queries.Busy) else None
         text = " ".join(str(error).split())
         if isinstance(error, UsageError):
-            text = text.removeprefix("--")  # what is a flag there is a parameter here
+            # What is a flag there is a parameter here.
+            text = re.sub(r"(?<![\w-])-{1,2}([a-z][a-z-]*)", lambda m: m[1].replace("-", "_"), text)
         return JSONResponse({"error": text}, _status(error), headers)
 
     def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"][1:])
+        place = ".".join(p for p in first["loc"][1:] if isinstance(p, str))
         return JSONResponse({"error": f"{place}: {first['msg']}" if place else first["msg"]}, 422)
 
     def http(_: Request, error: Exception) -> Response:
@@ -300,23 +313,28 @@ def _queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions) -
             unreadable=len(values["unreadable"]),
             window=values["window"],
             stride=values["stride"],
+            columns=await engine.lookup.ask(lambda library: library.columns()),
             version=vtr.__version__,
             limits=limits,
         )
 
     @app.get("/api/search", response_model=Answer, responses=_problems(400))
     async def search(
-        q: Annotated[str, Query(min_length=1, max_length=MAX_QUERY, description="what to look for, in words")],
+        q: Annotated[list[Words], Query(max_length=MAX_TEXTS, description="what to look for; several count the same")],
+        minus: Annotated[list[Words] | None, Query(max_length=MAX_TEXTS, description="texts that are unwanted")] = None,
         k: K = 24,
         rerank: Annotated[
             int, Query(ge=0, le=MAX_RERANK, description="best segments that the cross-modal decoder looks at again")
         ] = 0,
         where: Where = None,
         all_moments: AllMoments = False,
+        moments: Moments = 1,
     ) -> Answer:
-        """Moments for a text."""
+        """Moments for a text, or for several."""
         lane = engine.slow if rerank else engine.quick
-        return await _answer(q, lambda: lane.ask(queries.by_text, q, k, rerank, where or None, all_moments))
+        options = {"rerank": rerank, "minus": minus or [], "moments": moments, **_common(where, all_moments)}
+        shown_query = " + ".join(q) + "".join(f" \u2212 {text}" for text in minus or [])
+        return await _answer(shown_query, lambda: lane.ask(queries.search, q, k, **options))
 
     @app.post(_UPLOAD_PATH, response_model=Answer, responses=_problems(400, 408))
     async def search_clip(
@@ -324,6 +342,7 @@ def _queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions) -
         k: Annotated[int, Form(ge=1, le=MAX_K)] = 24,
         where: Annotated[str | None, Form(max_length=MAX_WHERE)] = None,
         all_moments: Annotated[bool, Form()] = False,
+        moments: Annotated[int, Form(ge=1, le=MAX_MOMENTS)] = 1,
     ) -> Answer:
         """Moments like a clip or an image. It is decoded in a process of its own and not kept."""
         body = await clip.read()
@@ -331,19 +350,26 @@ def _queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions) -
             raise HTTPException(413, f"the clip is too large: at most {options.upload_bytes} bytes")
 
         async def found() -> list[tuple[Hit, int]]:
-            frames = await engine.uploads.run(_clip_frames, body, engine.info["frames"], engine.model.config)
-            return await engine.slow.ask(queries.by_frames, frames, k, where or None, all_moments)
+            frames = await engine.uploads.run(queries.clip_frames, engine.library, body)
+            options = {"like": frames, "moments": moments, **_common(where, all_moments)}
+            return await engine.slow.ask(queries.search, (), k, **options)
 
         return await _answer(shown(clip.filename or "clip")[:200], found)
 
     @app.get("/api/segments/{segment}/similar", response_model=Answer, responses=_problems(400, 404))
-    async def similar(segment: Id, k: K = 24, where: Where = None, all_moments: AllMoments = False) -> Answer:
+    async def similar(
+        segment: Id, k: K = 24, where: Where = None, all_moments: AllMoments = False, moments: Moments = 1
+    ) -> Answer:
         """Moments like one of the library; of other videos, unless `all_moments`."""
         own = await engine.lookup.ask(queries.moment_of, segment)
+        options = {"more": segment, "moments": moments, **_common(where, all_moments)}
         return await _answer(
-            f"{own.video.name}, {own.start:.1f} s",
-            lambda: engine.quick.ask(queries.by_moment, segment, k, where or None, all_moments),
+            f"{own.video.name}, {own.start:.1f} s", lambda: engine.quick.ask(queries.search, (), k, **options)
         )
+
+
+def _common(where: str | None, all_moments: bool) -> dict[str, Any]:
+    return {"where": where if where and where.strip() else None, "all_moments": all_moments}
 
 
 async def _answer(query: str, found: Callable[[], Any]) -> Answer:
@@ -355,14 +381,6 @@ async def _answer(query: str, found: Callable[[], Any]) -> Answer:
         values = {**hit_dict(hit), "path": shown(hit.path), "name": shown(Path(hit.path).name)}
         moments.append(Moment(**values, video=video, kind=kind if kind in ("video", "image") else "file"))
     return Answer(query=query, hits=moments, milliseconds=round(1000 * (time.perf_counter() - started), 1))
-
-
-def _clip_frames(body: bytes, frames: int, config: Any) -> Any:
-    """Frames of an uploaded clip as the model takes them, decoded in a process of its own."""
-    from vtr.data.transforms import eval_frames
-
-    clip = read_frames(body, lambda n: middle_frames(n, frames), timeout=_CLIP_SECONDS, isolated=True)
-    return eval_frames(clip.frames, config.video.image_size, antialias=config.antialias)
 
 
 def _media(app: FastAPI, engine: Engine) -> None:
@@ -391,11 +409,11 @@ def _media(app: FastAPI, engine: Engine) -> None:
     ) -> Response:
         """The file, whole or one byte range of it, if it is still the one that was indexed."""
         known = await engine.lookup.ask(queries.video_of, video)
-        fd = await engine.opening.run(engine.files.open, known)
+        opened = await engine.opening.run(engine.files.open, known)
         try:
-            return _FileAnswer(request, fd, known, range, download)
+            return _FileAnswer(request, opened, known, range, download)
         except BaseException:
-            os.close(fd)
+            opened.close()
             raise
 
     responses = {**_problems(404, 409, 410, 416), **_FILE}
@@ -406,10 +424,10 @@ def _media(app: FastAPI, engine: Engine) -> None:
 class _FileAnswer(Response):
     """One open file, or a range of it, in parts; closed at the end whatever happens."""
 
-    def __init__(self, request: Request, fd: int, video: Video, wanted: str | None, download: bool) -> None:
-        size = os.fstat(fd).st_size
+    def __init__(self, request: Request, opened: Opened, video: Video, wanted: str | None, download: bool) -> None:
+        size = opened.size
         kind = TYPES.get(Path(video.path).suffix.lower(), "application/octet-stream")
-        tag = f'"{video.sha256[:32]}"'
+        tag = f'"{opened.tag}"'
         headers = {
             "accept-ranges": "bytes",
             "etag": tag,
@@ -434,7 +452,7 @@ class _FileAnswer(Response):
                 headers["content-range"] = f"bytes {self._first}-{self._end - 1}/{size}"
         if status != 304:
             headers["content-length"] = str(self._end - self._first)
-        self._fd, self._request = fd, request
+        self._opened, self._request = opened, request
         super().__init__(None, status, headers, kind)
         if status == 304:
             del self.headers["content-length"]
@@ -444,8 +462,7 @@ class _FileAnswer(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             at = self._end if scope["method"] == "HEAD" else self._first
             while at < self._end:
-                # pread has a place of its own, so that nothing is shared with other readers.
-                part = await asyncio.to_thread(os.pread, self._fd, min(_PART, self._end - at), at)
+                part = await asyncio.to_thread(self._opened.read, min(_PART, self._end - at), at)
                 if not part:
                     raise OSError(f"a file became shorter while it was served ({self._end - at} bytes are missing)")
                 at += len(part)
@@ -455,7 +472,7 @@ class _FileAnswer(Response):
             if self._first == self._end or scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b""})
         finally:
-            os.close(self._fd)
+            self._opened.close()
 
 
 def _login(app: FastAPI, token: str | None) -> None:
@@ -545,10 +562,15 @@ def serve(
 
 
 def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,12})([KMG]?)B?", text.strip(), re.ASCII | re.IGNORECASE)
-    if not found or int(found[1]) == 0:
-        raise UsageError(f"--max-upload {text!r}: expected a size such as 64M")
-    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
+    from vtr.library.index import parse_size
+
+    try:
+        size = parse_size(text)
+    except UsageError as error:
+        raise UsageError(f"--max-upload: {error}") from None
+    if size > _MOST_UPLOAD:
+        raise UsageError(f"--max-upload {text}: at most {_MOST_UPLOAD >> 30}G, as uploads are kept in memory")
+    return size
 
 
 def _listen(host: str, port: int) -> socket.socket:

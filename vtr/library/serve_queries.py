@@ -1,4 +1,4 @@
-"""Queries of the server: a library that belongs to one thread, and searches by clip and by moment."""
+"""Queries of the server: a library that belongs to one thread, and what it is asked."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from vtr.errors import VtrError
-from vtr.library import index as indexes
-from vtr.library.library import Hit, Library
+from vtr.library.library import Library
+from vtr.library.search import Hit
 from vtr.library.serve_media import Moment, Refused, Video
-from vtr.library.where import parse_where
 
 T = TypeVar("T")
 
@@ -36,8 +34,8 @@ class Pool:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="vtr-serve")
         self._waiting, self._queued = waiting, 0
 
-    async def run(self, function: Callable[..., T], *values: Any) -> T:
-        """`function(*values)` in one of the threads.
+    async def run(self, function: Callable[..., T], *values: Any, **more: Any) -> T:
+        """`function(*values, **more)` in one of the threads.
 
         Raises:
             Busy: The queue is full.
@@ -46,7 +44,7 @@ class Pool:
             raise Busy("too many requests at once; try again in a moment")
         self._queued += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *values)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *values, **more))
         finally:
             self._queued -= 1
 
@@ -69,19 +67,19 @@ class Lane(Pool):
         self._path, self._model = path, model
         self._library: Library | None = None
 
-    async def ask(self, function: Callable[..., T], *values: Any) -> T:
-        """`function(library, *values)` in the lane's thread; Busy as from `run`."""
-        return await self.run(self._call, function, *values)
+    async def ask(self, function: Callable[..., T], *values: Any, **more: Any) -> T:
+        """`function(library, *values, **more)` in the lane's thread; Busy as from `run`."""
+        return await self.run(self._call, function, *values, **more)
 
     def now(self, function: Callable[..., T], *values: Any) -> T:
         """As `ask`, for the time before the server answers."""
         return self._threads.submit(self._call, function, *values).result()
 
-    def _call(self, function: Callable[..., T], *values: Any) -> T:
+    def _call(self, function: Callable[..., T], *values: Any, **more: Any) -> T:
         try:
             if self._library is None:
                 self._library = Library.open(self._path, self._model())
-            return function(self._library, *values)
+            return function(self._library, *values, **more)
         except sqlite3.Error as error:
             raise VtrError(f"{self._path}/library.db cannot be read ({error})") from error
 
@@ -128,66 +126,23 @@ def _video(row: Sequence[Any]) -> Video:
     return Video(id=row[0], path=row[1], bytes=row[2], modified=row[3], sha256=row[4])
 
 
-def by_text(
-    library: Library, text: str, k: int, rerank: int, where: str | None, all_moments: bool
-) -> list[tuple[Hit, int]]:
-    """Hits for a text, each with the id of its video."""
-    return _with_videos(library, library.search(text, k, rerank=rerank, where=where, all_moments=all_moments))
+def search(library: Library, words: Sequence[str] = (), k: int = 10, **options: Any) -> list[tuple[Hit, int]]:
+    """`Library.search`, each hit with the id of its video.
 
-
-def by_frames(library: Library, frames: Any, k: int, where: str | None, all_moments: bool) -> list[tuple[Hit, int]]:
-    """Hits for a clip given as its frames, uint8 (T, 3, S, S)."""
-    import torch
-
-    with torch.inference_mode():
-        vector = library.model.eval().encode_video(frames[None]).embedding.float().cpu().numpy()
-    return _with_videos(library, by_vector(library, vector, k, where, all_moments))
-
-
-def by_moment(library: Library, segment: int, k: int, where: str | None, all_moments: bool) -> list[tuple[Hit, int]]:
-    """Moments like one of the library; without it, and without others of its video unless `all_moments`."""
-    moment = moment_of(library, segment)
-    row = library.store.db.execute("SELECT row FROM segments WHERE id = ?", (segment,)).fetchone()[0]
-    vector = np.array(library.store.vectors()[row : row + 1])
-    own = "segments.id != ?" if all_moments else "videos.id != ?"
-    hidden = (own, [segment if all_moments else moment.video.id])
-    return _with_videos(library, by_vector(library, vector, k, where, all_moments, hidden))
-
-
-def by_vector(
-    library: Library,
-    vector: np.ndarray,
-    k: int,
-    where: str | None,
-    all_moments: bool,
-    hidden: tuple[str, list[object]] | None = None,
-) -> list[Hit]:
-    """The moments nearest to a vector (1, width) by cosine similarity, as `Library.search` orders them.
-
-    Args:
-        hidden: A condition over videos and segments that hits must also meet, with its parameters.
+    Raises:
+        Refused: `more` names a moment that there is not.
     """
-    parts = [p for p in (None if where is None else parse_where(where), hidden) if p]
-    allowed = None
-    if parts:
-        allowed = library._allowed(" AND ".join(f"({c})" for c, _ in parts), [v for _, values in parts for v in values])
-    if library.store.segments() == 0 or (allowed is not None and len(allowed) == 0):
-        return []
-    unit = vector / max(float(np.linalg.norm(vector)), 1e-12)
-    hits: list[Hit] = []
-    seen: set[str] = set()
-    for score, similarity, _, (segment, path, start, end, duration) in library._found(unit, k, 0, allowed, all_moments):
-        if len(hits) == k:
-            break
-        if all_moments or path not in seen:
-            seen.add(path)
-            hits.append(
-                Hit(
-                    score=score, path=path, start=start, end=end, duration=duration, segment=segment,
-                    rank=len(hits) + 1, similarity=similarity,
-                )
-            )  # fmt: skip
-    return hits
+    if options.get("more") is not None:
+        moment_of(library, options["more"])
+    return _with_videos(library, library.search(words, k, **options))
+
+
+def clip_frames(library: Library, clip: bytes) -> Any:
+    """Frames of an uploaded clip, uint8 (T, 3, S, S), decoded in a bounded process of its own.
+
+    Uses the library's settings and model, not its database: any thread may call it.
+    """
+    return library.frames_of(clip, isolated=True)
 
 
 def _with_videos(library: Library, hits: list[Hit]) -> list[tuple[Hit, int]]:
@@ -202,12 +157,6 @@ def _with_videos(library: Library, hits: list[Hit]) -> list[tuple[Hit, int]]:
 
 def warm_up(library: Library) -> dict[str, Any]:
     """Load what a query needs, so that everything that is wrong is said before the server answers."""
-    import torch
-
     library.model.eval()
-    if library.store.segments():
-        with torch.inference_mode():
-            vector = library.model.encode_text(["warm up"]).embedding.float().cpu().numpy()
-        indexes.nearest(library._ready_index(), vector, 1, None)
-        library.store.vectors()
+    library.search("warm up", 1)
     return library.info()
