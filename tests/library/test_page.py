@@ -290,7 +290,7 @@ def test_a_filter_that_does_not_parse_and_a_clip_that_is_none_are_explained(
 ) -> None:
     page = visit(address + "/?q=a+dog&where=lenght+%3C+3")
     page.wait_for_selector(".state.bad")
-    assert "unknown column in --where: 'lenght'" in page.inner_text(".state")
+    assert "unknown column in where: 'lenght'" in page.inner_text(".state")
     (tmp_path / "notes.mp4").write_text("no video at all, but words")
     page.fill("#q", "")
     page.click("#filters summary")

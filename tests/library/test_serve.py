@@ -728,7 +728,7 @@ def test_many_clients_at_once_are_all_answered(client: TestClient, made: Path) -
     assert set(tally.statuses) <= {200, 206, 416, 429}
 
 
-def test_no_request_that_the_schema_allows_or_forbids_breaks_the_server(client: TestClient) -> None:
+def test_no_request_that_the_schema_allows_or_forbids_breaks_the_server(client: TestClient, tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("schemathesis")
     if not program.exists():
         pytest.skip("pip install -e '.[dev]'")
@@ -737,6 +737,6 @@ def test_no_request_that_the_schema_allows_or_forbids_breaks_the_server(client: 
             # Which texts are filters, and which bytes are videos, a schema cannot say.
             [program, "run", f"{address}/openapi.json", "--checks", "all", "--max-examples", "8", "--exclude-checks",
              "positive_data_acceptance", "--generation-database", "none", "--no-color", "--seed", "1"],
-            capture_output=True, text=True, timeout=300,
+            capture_output=True, text=True, timeout=300, cwd=tmp_path,
         )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
