@@ -132,7 +132,9 @@ def walk(page: Any, words: str, path_filter: str, clip: Path) -> None:
 
     page.click("summary")
     page.fill("#f-path", path_filter)
-    page.check("#f-all")
+    page.press("#f-path", "Tab")
+    page.select_option("#f-group", "all")
+    page.wait_for_function("() => document.querySelectorAll('.card:not(.ghost)').length > 1 && !running")
     page.wait_for_function(
         "part => [...document.querySelectorAll('.card:not(.ghost) .text b')].length &&"
         " [...document.querySelectorAll('.card:not(.ghost) .text b')].every(b => b.textContent.includes(part))",
@@ -163,7 +165,7 @@ def walk(page: Any, words: str, path_filter: str, clip: Path) -> None:
 
     page.set_input_files("#file", str(clip))
     page.wait_for_function("name => document.querySelector('#chip').textContent.includes(name)", arg=clip.name)
-    page.wait_for_function("() => /moments? in/.test(document.querySelector('#status').textContent)")
+    page.wait_for_function("() => /moments? .*in/.test(document.querySelector('#status').textContent)")
     assert names(page)[0] == clip.name
 
 
@@ -231,6 +233,31 @@ def test_everything_can_be_done_with_the_keyboard(visit: Callable[..., Any], add
     assert page.evaluate(place) == 1
     page.keyboard.press("m")
     page.wait_for_selector("#chip:not([hidden])")
+
+
+def test_two_wishes_and_what_is_not_wanted_are_asked_for_together(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address + "/?minus=water&group=4")
+    with page.expect_response("**/api/search?*") as answer:
+        ask(page, "a dog + a red car")
+    assert answer.value.json()["query"] == "a dog + a red car − water"
+    assert {h["moment"] for h in answer.value.json()["hits"]} > {1}
+    assert page.locator(".card.further").count() > 0
+
+
+def test_names_and_metadata_are_shown_as_text_whatever_they_hold(visit: Callable[..., Any], tmp_path: Path) -> None:
+    evil = "<img src=x onerror=document.title='broken'>"
+    write_videos(tmp_path / "videos", 1)
+    file = (tmp_path / "videos" / "clip0.mp4").rename(tmp_path / "videos" / f"{evil}.mp4")
+    with Library.create(tmp_path / "lib", small_model()) as library:
+        library.add(tmp_path / "videos", metadata={str(file): {"caption": f"{evil} a caption"}})
+    with running(make_app(tmp_path / "lib", small_model())) as address:
+        page = visit(address)
+        ask(page, "a dog")
+        assert names(page) == [f"{evil}.mp4"]
+        page.locator(f"{MOMENTS} .play").click()
+        page.wait_for_selector("#facts p")
+        assert page.inner_text("#facts p") == f"{evil} a caption"
+        assert "broken" not in page.title()
 
 
 def test_the_pointer_over_a_picture_shows_its_frames_one_after_the_other(

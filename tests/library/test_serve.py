@@ -126,7 +126,9 @@ def test_metadata_comes_with_the_hits_and_filters_them(start: Callable[..., Test
 
 
 def test_samples_of_a_shard_are_shown_and_played_out_of_it(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "a.tar", {"one.mp4": video_bytes(1, frames=30), "two.mp4": video_bytes(2, frames=30)})
+    shard = write_shard(
+        tmp_path / "a.tar", {"one.mp4": video_bytes(1, frames=30), "two.mp4": video_bytes(2, frames=30)}
+    )
     embed([str(shard)], tmp_path / "embedded", small_model(), model_path=None, window=2.0, stride=1.0)
     build_from(tmp_path / "embedded", tmp_path / "lib")
     with TestClient(make_app(tmp_path / "lib", small_model()), base_url="http://127.0.0.1") as client:
