@@ -121,9 +121,7 @@ def _build(out: Path, memory: str | None) -> dict[str, Any]:
     for name in ("build", "tune", "write"):
         _timed(indexes, name, times)
     before, start = _peak(), time.perf_counter()
-    library = build_from(
-        out / "embeddings", out / "library", max_memory=indexes.parse_size(memory) if memory else None
-    )
+    library = build_from(out / "embeddings", out / "library", max_memory=indexes.parse_size(memory) if memory else None)
     total = time.perf_counter() - start
     return {
         "build_s": total,
@@ -232,7 +230,9 @@ def _cold(out: Path, repeats: int = 5) -> dict[str, Any]:
     for _ in range(repeats):
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "vtr.cli", "search", str(out / "library"), _QUESTION], check=True, capture_output=True
+            [sys.executable, "-m", "vtr.cli", "search", str(out / "library"), _QUESTION],
+            check=True,
+            capture_output=True,
         )
         times.append(time.perf_counter() - start)
     return {"cold_search_s": sorted(times)[len(times) // 2], "cold_search_most_s": max(times)}
