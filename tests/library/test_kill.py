@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 
 from tests.helpers import small_model, write_videos
+from tests.library.test_library import indexed_above
 from vtr.errors import VtrError
 from vtr.library import Library
 from vtr.library import index as indexes
+from vtr.library.verify import verify
 
 # The process kills itself at a chosen call of a chosen function: before or after it has done its work.
 _VICTIM = """
@@ -27,6 +30,7 @@ place, when, count, lib, videos = sys.argv[1], sys.argv[2], int(sys.argv[3]), sy
 owner, name = {"append": (Store, "append"), "count": (Store, "_count"), "write": (index, "write"),
                "settings": (Library, "_write_settings")}[place]
 real, calls = getattr(owner, name), [0]
+index.EXACT_UP_TO, index.TAIL_UP_TO = 2, 0  # an index as large libraries have one
 library = Library.open(lib, small_model())
 def killed(*words):
     calls[0] += 1
@@ -47,12 +51,14 @@ library.add(videos)
         ("append", "after", 1, 2),
         ("append", "after", 3, 4),
         ("count", "before", 4, 3),
-        ("write", "after", 1, 5),
-        ("settings", "after", 1, 5),
+        ("write", "before", 1, 3),  # the index is made while videos are added, and at the end
+        ("write", "after", 1, 3),
+        ("write", "after", 2, 5),
+        ("settings", "after", 2, 5),
     ],
 )
 def test_a_killed_add_goes_on_with_nothing_lost_and_nothing_twice(
-    tmp_path: Path, repo: Path, place: str, when: str, count: int, kept: int
+    tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch, place: str, when: str, count: int, kept: int
 ) -> None:
     clips = write_videos(tmp_path / "source", 5)
     (tmp_path / "videos").mkdir()
@@ -69,7 +75,9 @@ def test_a_killed_add_goes_on_with_nothing_lost_and_nothing_twice(
         text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+    indexed_above(monkeypatch, 2)
     again = Library.open(tmp_path / "lib", small_model())
+    assert verify(again) == []
     assert again.info()["segments"] == kept
     assert len(again.search("a dog runs")) == kept  # a reader sees what was committed, whatever index.faiss holds
     report = again.add(tmp_path / "videos")
@@ -82,7 +90,8 @@ def test_a_killed_add_goes_on_with_nothing_lost_and_nothing_twice(
     assert [(h.path, round(h.score, 5)) for h in again.search("a dog runs")] == expected
     stored = indexes.read(tmp_path / "lib" / "index.faiss")
     assert stored is not None
-    assert stored.ntotal == 5
+    assert stored.faiss.ntotal == 5
+    assert verify(again) == []
 
 
 def test_rows_are_never_given_out_again_so_a_readers_map_stays_valid(tmp_path: Path) -> None:
@@ -98,7 +107,10 @@ def test_rows_are_never_given_out_again_so_a_readers_map_stays_valid(tmp_path: P
     assert library.store.rows() == 3
 
 
-def test_an_index_of_equal_size_but_an_older_generation_is_not_used(tmp_path: Path) -> None:
+def test_an_index_of_equal_size_but_an_older_generation_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexed_above(monkeypatch, 1)
     videos = write_videos(tmp_path / "videos", 3)
     library = Library.create(tmp_path / "lib", small_model())
     library.add(videos[:2])
@@ -107,8 +119,26 @@ def test_an_index_of_equal_size_but_an_older_generation_is_not_used(tmp_path: Pa
     library.add(videos[2])
     (tmp_path / "lib" / "index.faiss").write_bytes(old[0])  # as a kill before the index was written leaves it
     (tmp_path / "lib" / "library.json").write_text(old[1])
-    hits = Library.open(tmp_path / "lib", small_model()).search("a dog runs")
-    assert {Path(h.path).name for h in hits} == {"clip1.mp4", "clip2.mp4"}
+    again = Library.open(tmp_path / "lib", small_model())
+    assert verify(again) == []
+    assert {Path(h.path).name for h in again.search("a dog runs")} == {"clip1.mp4", "clip2.mp4"}
+
+
+def test_an_index_newer_than_a_restored_database_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    indexed_above(monkeypatch, 1)
+    videos = write_videos(tmp_path / "videos", 4)
+    with Library.create(tmp_path / "lib", small_model()) as library:
+        library.add(videos[:2])
+    shutil.copytree(tmp_path / "lib", tmp_path / "backup")
+    with Library.open(tmp_path / "lib", small_model()) as library:
+        library.add(videos[2:])
+    shutil.copy(tmp_path / "lib" / "index.faiss", tmp_path / "backup" / "index.faiss")
+    restored = Library.open(tmp_path / "backup", small_model())
+    assert len(restored.search("a dog runs")) == 2
+    assert any("newer than library.db" in line for line in verify(restored))
+    restored.add(videos)
+    assert verify(restored) == []
+    assert len(restored.search("a dog runs")) == 4
 
 
 @pytest.mark.parametrize(
@@ -125,7 +155,6 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path: Path, name: str, con
     write_videos(tmp_path / "videos", 1)
     with Library.create(tmp_path / "lib", small_model()) as library:
         library.add(tmp_path / "videos")
-    (tmp_path / "lib" / "index.faiss").unlink()
     if content is None:
         (tmp_path / "lib" / name).unlink()
     else:

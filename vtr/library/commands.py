@@ -245,10 +245,13 @@ def sync(settings: SyncSettings) -> int:
 
 def verify(settings: VerifySettings) -> int:
     """`vtr index verify`; exit code 1 when something is wrong."""
+    from vtr.library.verify import advice
     from vtr.library.verify import verify as check
 
     library = Library.open(settings.library)
     problems = check(library, files=settings.files)
+    for line in [] if problems else advice(library):
+        print(f"advice: {line}", file=sys.stderr)
     if settings.json:
         print(json.dumps({"path": str(library.path), "segments": library.store.segments(), "problems": problems}))
     else:

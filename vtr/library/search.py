@@ -134,8 +134,9 @@ class Searcher(ABC):
         """Vectors (n, w) of frames: n uint8 tensors (T, 3, S, S)."""
         import torch
 
+        model = self.model.eval()  # loaded outside: parameters made in inference mode could never be trained
         with torch.inference_mode():
-            out = self.model.eval().encode_video(torch.stack(list(batch))).embedding.float().cpu().numpy()
+            out = model.encode_video(torch.stack(list(batch))).embedding.float().cpu().numpy()
         if not np.isfinite(out).all():
             raise VtrError(f"the model {self._model_path} gives embeddings that are not finite: is it a trained one?")
         return out
@@ -259,8 +260,9 @@ class Searcher(ABC):
             frames = source if isinstance(source, torch.Tensor) else self.frames_of(source)
             wanted.append(_unit(self.encoded([frames])[0]))
         if texts or against:
+            model = self.model.eval()
             with torch.inference_mode():
-                features = self.model.eval().encode_text([*texts, *against])
+                features = model.encode_text([*texts, *against])
             vectors = features.embedding.float().cpu().numpy()
             wanted += list(vectors[: len(texts)])
             unwanted += list(vectors[len(texts) :])

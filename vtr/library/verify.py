@@ -40,6 +40,16 @@ def verify(library: Library, *, files: bool = False) -> list[str]:
     return problems
 
 
+def advice(library: Library) -> list[str]:
+    """One line for each thing that is right but could be better."""
+    count, path = library.store.segments(), library.path / "index.faiss"
+    described = indexes.describe(path)
+    tail = count - (described["count"] if described else 0)
+    if tail > indexes.TAIL_UP_TO and count > indexes.EXACT_UP_TO:
+        return [f"{tail} segments are not in index.faiss and searched one by one: vtr index compact {library.path}"]
+    return []
+
+
 def _some(lines: list[str], what: str) -> list[str]:
     return lines[:_MOST] + ([f"and {len(lines) - _MOST} more {what}"] if len(lines) > _MOST else [])
 
@@ -101,8 +111,8 @@ def _index(library: Library) -> list[str]:
     mend = f"vtr index compact {library.path} makes it anew"
     count = library.store.segments()
     if not path.is_file():
-        # Exact search serves; a large library is slow that way.
-        return [f"index.faiss is missing: {mend}"] if count > indexes.EXACT_UP_TO + indexes.TAIL_UP_TO else []
+        lost = (library.settings.get("index") or {}).get("type", "flat") != "flat" and count > indexes.EXACT_UP_TO
+        return [f"index.faiss is missing: {mend}"] if lost else []
     described = indexes.describe(path)
     if described is None:
         return [f"index.faiss is damaged, or of an older vtr: {mend}"] if count > indexes.EXACT_UP_TO else []
