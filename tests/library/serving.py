@@ -26,11 +26,14 @@ def running(app: Any, lifespan: Literal["on", "off"] = "on") -> Iterator[str]:
     """Serve an ASGI application; gives its address. With lifespan "off" the application outlives it."""
     import uvicorn
 
+    from vtr.library.serve import server_config
+
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(128)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="h11", ws="none", lifespan=lifespan))
-        server.config.timeout_graceful_shutdown = 3
+        config = server_config(app)
+        config.lifespan = lifespan
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -396,6 +397,19 @@ def test_more_requests_than_may_wait_are_told_to_come_back(
     first.join()
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "1"
+
+
+def test_a_connection_that_never_ends_its_headers_is_closed(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "HEADER_SECONDS", 0.5)
+    with running(client.app, lifespan="off") as address:
+        with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port), timeout=20) as slow:
+            slow.sendall(b"GET /api/info HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert slow.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            slow.sendall(b"GET /api/info HTTP/1.1\r\nX-Slow:")  # the next one on the same connection
+            while slow.recv(1 << 16):
+                pass  # ends when the server closes; the socket's own limit would raise
 
 
 def test_a_fault_of_the_server_is_logged_there_and_not_shown(

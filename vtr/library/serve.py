@@ -51,6 +51,7 @@ MAX_MOMENTS = 20  # of one video
 MAX_WHERE = 1000  # characters
 MAX_RERANK = 50  # segments
 MAX_CONNECTIONS = 256
+HEADER_SECONDS = 30.0  # for a request line and headers
 UPLOADS = 4  # that are received, decoded or waiting for it
 DECODERS = 2  # processes that decode uploads
 _PART = 256 << 10  # bytes of a file that are read at once
@@ -538,26 +539,66 @@ def serve(
             upload_bytes=upload_bytes,
         )
         app = make_app(path, model, options)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=3,
-            h11_max_incomplete_event_size=16 << 10,
-            http="h11",
-            ws="none",
-            lifespan="on",
-        )
         listening.listen(128)
         shown_host = f"[{host}]" if ":" in host else host
         key = f"#token={quote(token, safe='')}" if token else ""
         print(f"http://{shown_host}:{listening.getsockname()[1]}/{key}", flush=True)
         print("Ctrl-C stops", file=sys.stderr)
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(server_config(app)).run(sockets=[listening])
     return 0
+
+
+def server_config(app: Any) -> Any:
+    """The uvicorn.Config of the server: bounds on connections, on headers and on waiting for them."""
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        """Closes a connection whose request line and headers do not arrive in time; uvicorn waits for ever."""
+
+        _limit: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._unwatch()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._unwatch()  # a request is being answered
+            elif self._limit is None:
+                self._limit = self.loop.call_later(HEADER_SECONDS, self._late)
+
+        def _unwatch(self) -> None:
+            if self._limit is not None:
+                self._limit.cancel()
+                self._limit = None
+
+        def _late(self) -> None:
+            self._limit = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=16 << 10,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+    )
 
 
 def _size(text: str) -> int:

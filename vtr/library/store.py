@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import json
 import os
+import shutil
 import sqlite3
 import unicodedata
 import zlib
@@ -34,6 +35,7 @@ CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NU
 CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS imports (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, modified REAL NOT NULL);
 """
+_ROOM = 64 << 10  # bytes that SQLite needs beside a database to open it
 _LATER = {"crc": "INTEGER", "meta": "TEXT", "origin": "TEXT"}  # columns of `videos` that older libraries lack
 
 
@@ -67,6 +69,8 @@ class Store:
                     f"{path} is of an older vtr (no column {', '.join(lacking)}): open it once where it can be written"
                 )
         except sqlite3.DatabaseError as error:
+            if shutil.disk_usage(folder).free < _ROOM:
+                raise VtrError(f"{path} cannot be opened: the disk is full, and readers need some room too") from error
             raise VtrError(f"{path} cannot be opened ({error}); restore it, or build the library anew") from error
         self.db.create_function("contains", 2, _contains, deterministic=True)
 
