@@ -138,6 +138,8 @@ def test_samples_of_a_shard_are_shown_and_played_out_of_it(tmp_path: Path) -> No
         assert statuses(client, hit)[:2] == (200, 200)
         assert client.get(url).content == video_bytes(2, frames=30)
         assert client.get(url, headers={"range": "bytes=-5"}).content == video_bytes(2, frames=30)[-5:]
+        write_shard(shard, {"one.mp4": video_bytes(1, frames=30), "two.mp4": video_bytes(3, frames=30)})
+        assert statuses(client, hit)[:2] == (409, 409)
         write_shard(shard, {"one.mp4": video_bytes(1, frames=30)})
         status, picture, error = statuses(client, hit)
         assert (status, picture) == (410, 410)

@@ -1,7 +1,8 @@
 """Embeddings of shards as files, one a shard, and libraries made from them.
 
 A folder of embeddings: embeddings.json (model, windows), and one NAME.npz a shard: `vectors` (n, w) float32, `start`,
-`end` (n,) seconds, `video` (n,) index into `videos`, and `videos`, JSON lines of path, duration, reason and metadata.
+`end` (n,) seconds, `video` (n,) index into `videos`, and `videos`, JSON lines of path, size, content hash, duration,
+reason and metadata.
 w width of the embedding.
 """
 
@@ -164,6 +165,7 @@ def _embed_shard(shard: str, path: Path, model: Any, settings: Mapping[str, Any]
         try:
             if not sample.media:
                 raise VtrError(f"{own}: no video or image in the sample")
+            video.update(bytes=len(sample.media), sha256=hashlib.sha256(sample.media).hexdigest())
             for window in read_windows(
                 sample.media,
                 window=settings["window"],
@@ -311,14 +313,17 @@ def _import(library: Library, part: Path, values: Mapping[str, Any]) -> None:
         reason = video["reason"] or (None if high > low else f"{video['path']}: no segment")
         text = json.dumps(meta, ensure_ascii=False, sort_keys=True) if meta else None
         crc = checksum(vectors[low:high])
-        videos.append((number, video["path"], video["duration"], reason, crc, text, part.name))
+        content = video.get("bytes"), video.get("sha256")
+        videos.append((number, video["path"], *content, video["duration"], reason, crc, text, part.name))
         segments += [(number, start[i], end[i], first + i) for i in range(low, high)]
     taken = {v[1] for v in videos}
     if len(taken) < len(videos):
         raise VtrError(f"{part}: two samples of the same key; mend the shard")
     try:
         db.executemany(
-            "INSERT INTO videos (id, path, duration, reason, crc, meta, origin) VALUES (?, ?, ?, ?, ?, ?, ?)", videos
+            "INSERT INTO videos (id, path, bytes, sha256, duration, reason, crc, meta, origin) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            videos,
         )
     except sqlite3.IntegrityError as error:
         raise VtrError(f"{part}: a sample is in the library from another file ({error})") from error

@@ -131,7 +131,7 @@ Where = Annotated[str | None, Query(max_length=MAX_WHERE, description='filter, a
 AllMoments = Annotated[bool, Query(description="several moments of one video, each with a rank of its own")]
 Moments = Annotated[int, Query(ge=1, le=MAX_MOMENTS, description="up to so many moments of a video, together")]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY)]
-Id = Annotated[int, InPath(ge=1, le=2**63 - 1)]
+Id = Annotated[int, InPath(ge=1, le=2**63 - 1, examples=[1])]
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -320,7 +320,10 @@ def _queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions) -
 
     @app.get("/api/search", response_model=Answer, responses=_problems(400))
     async def search(
-        q: Annotated[list[Words], Query(max_length=MAX_TEXTS, description="what to look for; several count the same")],
+        q: Annotated[
+            list[Words],
+            Query(max_length=MAX_TEXTS, description="what to look for; several count the same", examples=[["a dog"]]),
+        ],
         minus: Annotated[list[Words] | None, Query(max_length=MAX_TEXTS, description="texts that are unwanted")] = None,
         k: K = 24,
         rerank: Annotated[

@@ -118,6 +118,8 @@ class Files:
         """
         shard, sign, sample = video.path.partition(".tar/")
         in_shard = bool(sign) and video.modified is None
+        if in_shard and "://" in shard:
+            raise Refused(410, f"{video.name} lies in a shard on another machine and is not served")
         path = Path(f"{shard}.tar" if in_shard else video.path)
         if path.is_symlink() and not self.follow_links:
             target, folder = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent))
