@@ -754,7 +754,7 @@ def test_no_request_that_the_schema_allows_or_forbids_breaks_the_server(client: 
         done = subprocess.run(
             # Which texts are filters, and which bytes are videos, a schema cannot say.
             [program, "run", f"{address}/openapi.json", "--checks", "all", "--max-examples", "8", "--exclude-checks",
-             "positive_data_acceptance", "--generation-database", "none", "--no-color", "--seed", "1"],
+             "positive_data_acceptance", "--max-response-time", "60", "--request-timeout", "60", "--generation-database", "none", "--no-color", "--seed", "1"],
             capture_output=True, text=True, timeout=300, cwd=tmp_path,
         )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]

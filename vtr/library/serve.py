@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import logging
 import re
 import secrets
 import socket
@@ -127,7 +128,7 @@ class Login(BaseModel):
 
 
 K = Annotated[int, Query(ge=1, le=MAX_K, description="number of hits")]
-Where = Annotated[str | None, Query(max_length=MAX_WHERE, description='filter, as in: duration < 60 and path ~ "dog"')]
+Where = Annotated[str, Query(max_length=MAX_WHERE, description='filter, as in: duration < 60 and path ~ "dog"')]
 AllMoments = Annotated[bool, Query(description="several moments of one video, each with a rank of its own")]
 Moments = Annotated[int, Query(ge=1, le=MAX_MOMENTS, description="up to so many moments of a video, together")]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY)]
@@ -324,26 +325,28 @@ def _queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions) -
             list[Words],
             Query(max_length=MAX_TEXTS, description="what to look for; several count the same", examples=[["a dog"]]),
         ],
-        minus: Annotated[list[Words] | None, Query(max_length=MAX_TEXTS, description="texts that are unwanted")] = None,
+        minus: Annotated[
+            list[Words], Query(default_factory=list, max_length=MAX_TEXTS, description="texts that are unwanted")
+        ],
         k: K = 24,
         rerank: Annotated[
             int, Query(ge=0, le=MAX_RERANK, description="best segments that the cross-modal decoder looks at again")
         ] = 0,
-        where: Where = None,
+        where: Where = "",
         all_moments: AllMoments = False,
         moments: Moments = 1,
     ) -> Answer:
         """Moments for a text, or for several."""
         lane = engine.slow if rerank else engine.quick
-        options = {"rerank": rerank, "minus": minus or [], "moments": moments, **_common(where, all_moments)}
-        shown_query = " + ".join(q) + "".join(f" \u2212 {text}" for text in minus or [])
+        options = {"rerank": rerank, "minus": minus, "moments": moments, **_common(where, all_moments)}
+        shown_query = " + ".join(q) + "".join(f" \u2212 {text}" for text in minus)
         return await _answer(shown_query, lambda: lane.ask(queries.search, q, k, **options))
 
     @app.post(_UPLOAD_PATH, response_model=Answer, responses=_problems(400, 408))
     async def search_clip(
         clip: Annotated[UploadFile, File(description="a video or an image")],
         k: Annotated[int, Form(ge=1, le=MAX_K)] = 24,
-        where: Annotated[str | None, Form(max_length=MAX_WHERE)] = None,
+        where: Annotated[str, Form(max_length=MAX_WHERE)] = "",
         all_moments: Annotated[bool, Form()] = False,
         moments: Annotated[int, Form(ge=1, le=MAX_MOMENTS)] = 1,
     ) -> Answer:
@@ -361,7 +364,7 @@ def _queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions) -
 
     @app.get("/api/segments/{segment}/similar", response_model=Answer, responses=_problems(400, 404))
     async def similar(
-        segment: Id, k: K = 24, where: Where = None, all_moments: AllMoments = False, moments: Moments = 1
+        segment: Id, k: K = 24, where: Where = "", all_moments: AllMoments = False, moments: Moments = 1
     ) -> Answer:
         """Moments like one of the library; of other videos, unless `all_moments`."""
         own = await engine.lookup.ask(queries.moment_of, segment)
@@ -371,8 +374,8 @@ def _queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions) -
         )
 
 
-def _common(where: str | None, all_moments: bool) -> dict[str, Any]:
-    return {"where": where if where and where.strip() else None, "all_moments": all_moments}
+def _common(where: str, all_moments: bool) -> dict[str, Any]:
+    return {"where": where if where.strip() else None, "all_moments": all_moments}
 
 
 async def _answer(query: str, found: Callable[[], Any]) -> Answer:
@@ -525,6 +528,7 @@ def serve(
     """
     import uvicorn
 
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of every malformed upload
     local = host in _LOCAL
     if token is None and not local:
         token = secrets.token_urlsafe(16)
