@@ -132,9 +132,7 @@ print(count)
 """
 
 
-def test_several_processes_search_while_one_writes(
-    tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_search_while_one_writes(tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     indexed_above(monkeypatch, 10)
     write_videos(tmp_path / "kept", 3, frames=16)
     more = write_videos(tmp_path / "more", 8, frames=16)

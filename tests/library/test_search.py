@@ -148,7 +148,11 @@ def described(tmp_path: Path) -> Library:
     for day, video in enumerate(videos, 1):
         os.utime(video, (1704067200 + day * 86400, 1704067200 + day * 86400))  # from 2024-01-02 UTC on
     library = Library.create(tmp_path / "lib", small_model())
-    metadata = [{"views": 10, "channel": "Zoo"}, {"views": 200, "channel": "zoo two", "upload day": "x"}, {"views": "10"}]
+    metadata = [
+        {"views": 10, "channel": "Zoo"},
+        {"views": 200, "channel": "zoo two", "upload day": "x"},
+        {"views": "10"},
+    ]
     library.add(tmp_path / "videos", metadata={str(v): m for v, m in zip(videos, metadata)})
     return library
 
@@ -244,7 +248,10 @@ def test_listings_of_metadata_are_read(tmp_path: Path, suffix: str, capsys: pyte
     else:
         sign = "," if suffix == "csv" else "\t"
         lines = [sign.join(["path", "views", "title", "rate"])]
-        lines += [sign.join(["videos/clip0.mp4", "12", '"a, b"', "1.5"]), sign.join(["videos/clip1.mp4", "", "007", ""])]
+        lines += [
+            sign.join(["videos/clip0.mp4", "12", '"a, b"', "1.5"]),
+            sign.join(["videos/clip1.mp4", "", "007", ""]),
+        ]
     (tmp_path / f"list.{suffix}").write_text("\n".join(lines))
     assert run("index build", tmp_path / "videos", "--model", tmp_path / "model", "--out", tmp_path / "lib",
                "--metadata", tmp_path / f"list.{suffix}") == 0  # fmt: skip
@@ -253,7 +260,9 @@ def test_listings_of_metadata_are_read(tmp_path: Path, suffix: str, capsys: pyte
     assert found == {"clip0": {"views": 12, "title": "a, b", "rate": 1.5}, "clip1": {"title": "007"}}
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.csv", "name,views\nx,1"), ("a.jsonl", "{"), ("a.csv", b"\xff\xfe\0")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", "name,views\nx,1"), ("a.jsonl", "{"), ("a.csv", b"\xff\xfe\0")]
+)
 def test_a_listing_that_cannot_be_read_is_one_line(library: Library, tmp_path: Path, name: str, content: Any) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(VtrError, match="--metadata") as error:
@@ -287,9 +296,7 @@ def test_reranking_of_several_texts_adds_their_odds(library: Library, tmp_path: 
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 20])
-def test_tokens_that_are_kept_spare_the_decoding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_tokens_that_are_kept_spare_the_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     write_videos(tmp_path / "videos", 3)
     Image.new("RGB", (40, 40), "red").save(tmp_path / "videos" / "red.png")
     library = Library.create(tmp_path / "lib", small_model(), token_cache=limit or None)
