@@ -172,6 +172,22 @@ def test_a_filter_finds_what_it_allows_rare_or_not(monkeypatch: pytest.MonkeyPat
     assert np.mean(hits) > 0.9
 
 
+@pytest.mark.parametrize("memory", [FLAT_MEMORY, 1 << 19])
+def test_as_many_as_are_asked_for_are_found_though_they_lie_in_many_lists(memory: int) -> None:
+    vectors, pairs = clustered(4000), pairs_of(4000)
+    index = indexes.build(vectors, pairs, max_memory=memory)
+    shot, rows = snapshot(index, vectors, pairs)
+    looked_up = lambda ids: np.array([rows[int(i)] for i in ids])  # noqa: E731
+    assert index.description["nprobe"] * 4 < index.description["lists"]
+    every = shot.nearest(vectors[:1], 4000, None, looked_up)[1]
+    assert sorted(every.tolist()) == pairs[:, 0].tolist()
+    half = shot.nearest(vectors[:1], 4000, pairs[:2000], looked_up)[1]
+    assert sorted(half.tolist()) == pairs[:2000, 0].tolist()
+    best = shot.nearest(vectors[:1], 400, None, looked_up)[1]
+    assert len(best) == 400
+    assert len({rows[int(i)] for i in best} & set(brute(vectors, vectors[0], 400))) > 360
+
+
 def test_no_index_is_read_from_a_missing_foreign_or_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "index.faiss"
     assert indexes.read(path) is None

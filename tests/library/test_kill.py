@@ -94,6 +94,75 @@ def test_a_killed_add_goes_on_with_nothing_lost_and_nothing_twice(
     assert verify(again) == []
 
 
+def test_writers_killed_at_random_moments_leave_a_consistent_library(repo: Path) -> None:
+    """VTR_KILLS=50 for more moments."""
+    count = os.environ.get("VTR_KILLS", "8")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.library.killing", "-n", count, "--seed", os.environ.get("VTR_SEED", "0")],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(f"{count} moments, 0 wrong\n")
+
+
+_READER = """
+import sys
+from pathlib import Path
+from tests.helpers import small_model
+from vtr.library import Library, index
+index.EXACT_UP_TO, index.TAIL_UP_TO = 10, 5
+lib, stop = Path(sys.argv[1]), Path(sys.argv[2])
+library = Library.open(lib, small_model())
+seen, count = set(), 0
+print("ready", flush=True)
+while not stop.exists():
+    hits = library.search("a dog runs", k=100, all_moments=True, where="duration < 100" if count % 2 else None)
+    assert len({h.segment for h in hits}) == len(hits)
+    assert len({(h.path, h.start) for h in hits}) == len(hits)
+    assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+    always = [h for h in hits if "/kept/" in h.path]
+    assert len(always) == 9, len(always)
+    for hit in always:
+        seen.add((hit.path, hit.start, round(hit.score, 4)))
+    count += 1
+assert len(seen) == 9, seen  # the same answer, whatever was written meanwhile
+print(count)
+"""
+
+
+def test_several_processes_search_while_one_writes(tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    indexed_above(monkeypatch, 10)
+    write_videos(tmp_path / "kept", 3, frames=16)
+    more = write_videos(tmp_path / "more", 8, frames=16)
+    library = Library.create(tmp_path / "lib", small_model(), window=1.0, stride=0.5)
+    library.add(tmp_path / "kept")
+    command = [sys.executable, "-c", _READER, str(tmp_path / "lib"), str(tmp_path / "stop")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    readers = [
+        subprocess.Popen(command, cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    try:
+        for reader in readers:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "ready\n"
+        for _ in range(6):
+            library.add(tmp_path / "more")
+            library.remove([more[0], more[1]])
+            library.compact()
+            library.add(more[:2])
+            library.remove([tmp_path / "more"])
+            library.compact()
+    finally:
+        (tmp_path / "stop").touch()
+        answers = [reader.communicate(timeout=60) for reader in readers]
+    assert [reader.returncode for reader in readers] == [0, 0, 0], [a[1] for a in answers]
+    assert all(int(a[0]) >= 5 for a in answers)
+    assert verify(library) == []
+
+
 def test_rows_are_never_given_out_again_so_a_readers_map_stays_valid(tmp_path: Path) -> None:
     write_videos(tmp_path / "videos", 2)
     library = Library.create(tmp_path / "lib", small_model())

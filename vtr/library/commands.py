@@ -448,6 +448,8 @@ def _need(paths: tuple[Path, ...]) -> None:
 def _report(report: AddReport, library: Library) -> int:
     for line in report.failed:
         print(f"unreadable: {line}", file=sys.stderr)
+    for line in report.notes:
+        print(f"note: {line}", file=sys.stderr)
     more = {"moved": report.moved, "removed": report.removed, "of known content": report.known}
     print(
         f"{library.path}: {report.added} added ({report.segments} segments), {report.unchanged} unchanged, "

@@ -22,7 +22,11 @@ MEDIA = frozenset(f"{_VIDEOS} {_IMAGES}".split())
 
 
 def find_media(
-    paths: Iterable[str | Path], *, may_be_empty: bool = False, unlisted: list[str] | None = None
+    paths: Iterable[str | Path],
+    *,
+    may_be_empty: bool = False,
+    unlisted: list[str] | None = None,
+    links: list[str] | None = None,
 ) -> list[Path]:
     """Media files under folders (by extension), and files named outright whatever their extension.
 
@@ -30,6 +34,7 @@ def find_media(
         paths: Folders and files. Symbolic links to folders inside folders are not followed.
         may_be_empty: A folder without media files is no error.
         unlisted: Gets the folders that cannot be listed; without it they are left out.
+        links: Gets the links to folders that were not followed.
 
     Raises:
         VtrError: A path does not exist, or a folder holds no media file.
@@ -37,7 +42,7 @@ def find_media(
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(_inside(path, [] if unlisted is None else unlisted))
+            inside = sorted(_inside(path, [] if unlisted is None else unlisted, [] if links is None else links))
             if not inside and not may_be_empty:
                 raise VtrError(f"{path}: no video or image files in this folder")
             found += inside
@@ -48,8 +53,14 @@ def find_media(
     return list({os.path.abspath(p): p for p in found}.values())
 
 
-def _inside(folder: Path, unlisted: list[str]) -> Iterator[Path]:
-    for place, _, names in os.walk(folder, onerror=lambda error: unlisted.append(str(error.filename))):
+def leads_out(file: Path) -> bool:
+    """Whether a file is a symbolic link to something outside its folder."""
+    return file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(file.parent))
+
+
+def _inside(folder: Path, unlisted: list[str], links: list[str]) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(str(error.filename))):
+        links += [name for name in (os.path.join(place, f) for f in folders) if os.path.islink(name)]
         yield from (Path(place, name) for name in names if Path(name).suffix.lower() in MEDIA)
 
 

@@ -31,6 +31,7 @@ ITERATIONS = 10  # of k-means: more gives no measurable recall
 _REFINES = (1, 2, 4, 8, 16, 32, 64)  # candidates for each hit that IVF-PQ has re-scored exactly
 _QUERIES = 256  # half of them to choose by, half to measure with
 _BLOCK = 32 << 20  # bytes of vectors that are handled at a time
+_CHOICE = 4  # segments looked at for each that is wanted
 _MAGIC = b"vtrindex"
 
 
@@ -418,18 +419,29 @@ class Snapshot:
     ) -> tuple[np.ndarray, np.ndarray]:
         import faiss
 
-        parameters: Any = None
         chosen: Any = None
+        inside, lists = base.faiss.ntotal, base.faiss.nlist
+        possible = inside
         if allowed is not None:
             bits = np.zeros(int(allowed[-1, 0]) + 1, bool)
             bits[allowed[:, 0]] = True
             chosen = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
-            # Few of the allowed ones may lie in the nearest lists: the rarer they are, the more lists are looked at.
-            probes = min(base.faiss.nlist, int(base.faiss.nprobe * max(1.0, base.faiss.ntotal / len(allowed))))
+            possible = min(inside, int(np.searchsorted(allowed[:, 0], base.description["last"], side="right")))
+        wanted = min(count * base.description["refine"], possible)
+        if not wanted:
+            return np.zeros(0, np.float32), np.zeros(0, np.int64)
+        # nprobe was chosen for ten hits. Where more are wanted, or few of the nearest lists' are allowed, so many lists
+        # are looked at that there is something to choose from.
+        share = max(1.0, inside / max(1, possible))
+        probes = int(share * max(base.faiss.nprobe, _CHOICE * wanted * lists / max(1, inside)))
+        while True:
+            probes = min(probes, lists)
             parameters = faiss.SearchParametersIVF(sel=chosen, nprobe=probes)  # type: ignore[call-arg]
-        wanted = min(count * base.description["refine"], base.faiss.ntotal)
-        scores, ids = base.faiss.search(query, wanted, params=parameters)
-        scores, ids = scores[0][ids[0] >= 0], ids[0][ids[0] >= 0]
+            scores, ids = base.faiss.search(query, wanted, params=parameters)
+            scores, ids = scores[0][ids[0] >= 0], ids[0][ids[0] >= 0]
+            if len(ids) == wanted or probes == lists:
+                break
+            probes *= 4
         if base.description["type"] == "ivf-pq":
             rows = rows_of(ids)
             ids, rows = ids[rows >= 0], rows[rows >= 0]

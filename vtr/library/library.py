@@ -21,7 +21,7 @@ import numpy as np
 
 from vtr.errors import UsageError, VtrError
 from vtr.library import index as indexes
-from vtr.library.files import clean_metadata, find_media, sha256, shown
+from vtr.library.files import clean_metadata, find_media, leads_out, sha256, shown
 from vtr.library.search import BATCH, Found, Hit, Searcher, hit_dict
 from vtr.library.store import MissingVectors, Store, checksum
 from vtr.library.tokens import TokenCache
@@ -39,7 +39,7 @@ class AddReport:
     """What an `add` or `sync` did; `failed` holds one line for each file that could not be read.
 
     `moved` files were found again under another name, `known` ones have the content of a file that is in the library:
-    neither is encoded again.
+    neither is encoded again. `notes` say what was done otherwise than one might expect.
     """
 
     added: int = 0
@@ -49,6 +49,7 @@ class AddReport:
     known: int = 0
     removed: int = 0
     failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Library(Searcher):
@@ -230,8 +231,9 @@ class Library(Searcher):
             window, stride: Seconds; those of the library unless it is still empty.
             metadata: {path: {column: number or text}}; replaces what a video had.
         """
-        report, unlisted = AddReport(), list[str]()
-        files = find_media([paths] if isinstance(paths, str | Path) else paths, unlisted=unlisted)
+        report, unlisted, links = AddReport(), list[str](), list[str]()
+        files = find_media([paths] if isinstance(paths, str | Path) else paths, unlisted=unlisted, links=links)
+        report.notes = _notes(files, links)
         with self.store.writing():
             self._set_windows(window, stride)
             self._add_all(files, report, metadata or {})
@@ -265,8 +267,9 @@ class Library(Searcher):
         for folder in folders:
             if not folder.is_dir():
                 raise VtrError(f"{folder}: no such folder; to forget what was in it: vtr index remove")
-        report, unlisted = AddReport(), list[str]()
-        files = find_media(folders, may_be_empty=True, unlisted=unlisted)
+        report, unlisted, links = AddReport(), list[str](), list[str]()
+        files = find_media(folders, may_be_empty=True, unlisted=unlisted, links=links)
+        report.notes = _notes(files, links)
         there = {os.path.abspath(f) for f in files if f.exists()}
         with self.store.writing():
             self._set_windows(None, None)
@@ -360,6 +363,7 @@ class Library(Searcher):
         if self._taken_over(name, known, seen, metadata, vanished, report):
             return
         reason: str | None = None
+        _ = self.model  # a wrong or missing model is no fault of the file
         spans: list[tuple[float, float]] = []
         vectors: list[np.ndarray] = []
         try:
@@ -704,6 +708,17 @@ class Library(Searcher):
 def _check_windows(window: float, stride: float) -> None:
     if not (0 < window < float("inf") and 0 < stride < float("inf")):
         raise UsageError(f"--window {window:g} --stride {stride:g}: expected positive seconds")
+
+
+def _notes(files: Sequence[Path], links: Sequence[str]) -> list[str]:
+    notes = [shown(f"{link}: a link to a folder is not followed; name the folder itself") for link in links]
+    out = [f for f in files if leads_out(f)]
+    if out:
+        notes.append(
+            shown(f"{len(out)} files are links that lead out of their folders ({out[0]}): indexed, ")
+            + "but vtr serve shows them only with --follow-links"
+        )
+    return notes
 
 
 def _below(path: str, folder: str | Path) -> bool:

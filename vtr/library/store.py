@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NU
 CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS imports (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, modified REAL NOT NULL);
 """
-_ROOM = 64 << 10  # bytes that SQLite needs beside a database to open it
+_ROOM = 64 << 10  # bytes that SQLite needs for the locks beside a database
 _LATER = {"crc": "INTEGER", "meta": "TEXT", "origin": "TEXT"}  # columns of `videos` that older libraries lack
 
 
@@ -53,26 +53,64 @@ class Store:
         path = folder / "library.db"
         if not create and not path.is_file():
             raise VtrError(f"{folder}: library.db is missing; restore it, or build the library in another folder")
+        self._frozen = False  # opened as a file that nobody changes
         try:
             if os.access(folder, os.W_OK) and os.access(path if path.exists() else folder, os.W_OK):
-                self.db = sqlite3.connect(path, timeout=30)
-                self.db.execute("PRAGMA journal_mode=WAL")
-                self.db.execute("PRAGMA foreign_keys=ON")
-                self._migrate()
-                self.db.executescript(_SCHEMA)
+                try:
+                    self._open_writable()
+                except sqlite3.OperationalError:
+                    if create or self._pending() or shutil.disk_usage(folder).free >= _ROOM:
+                        raise
+                    self._open_read_only()  # a full disk: searching needs no room
             else:
-                # A read-only place: nobody writes there, so SQLite needs no lock files beside the database.
-                self.db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
-            self.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM videos LIMIT 1)").fetchone()
+                self._open_read_only()
             if lacking := self._lacking():
                 raise VtrError(
                     f"{path} is of an older vtr (no column {', '.join(lacking)}): open it once where it can be written"
                 )
         except sqlite3.DatabaseError as error:
             if shutil.disk_usage(folder).free < _ROOM:
-                raise VtrError(f"{path} cannot be opened: the disk is full, and readers need some room too") from error
+                raise VtrError(
+                    f"{path} cannot be opened ({error}): the disk is full, make room and call again"
+                ) from error
             raise VtrError(f"{path} cannot be opened ({error}); restore it, or build the library anew") from error
+
+    def _open_writable(self) -> None:
+        self.db = sqlite3.connect(self.folder / "library.db", timeout=30)
+        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db.execute("PRAGMA foreign_keys=ON")
+        self._migrate()
+        self.db.executescript(_SCHEMA)
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.db.create_function("contains", 2, _contains, deterministic=True)
+        self.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM videos LIMIT 1)").fetchone()
+
+    def _open_read_only(self) -> None:
+        """In a place where SQLite cannot make the lock files that it otherwise needs beside the database.
+
+        Those of a writer, who may be at work under another name, serve; without one the database is a file like others.
+        """
+        uri = f"{(self.folder / 'library.db').resolve().as_uri()}?mode=ro"
+        self._frozen = not self._pending()
+        self.db = sqlite3.connect(uri + ("&immutable=1" if self._frozen else ""), timeout=30, uri=True)
+        try:
+            self._prepare()
+        except sqlite3.OperationalError as error:
+            if self._frozen or not self._pending():
+                raise
+            raise VtrError(
+                f"{self.folder}: library.db-wal holds what a stopped writer left, which cannot be put into library.db "
+                f"where nothing can be written ({error}): open the library once where it can be"
+            ) from error
+
+    def _pending(self) -> bool:
+        """Whether the database's last changes stand in a file beside it."""
+        try:
+            return (self.folder / "library.db-wal").stat().st_size > 0
+        except OSError:
+            return False
 
     def _lacking(self) -> list[str]:
         known = {r[1] for r in self.db.execute("PRAGMA table_info(videos)")}
@@ -135,6 +173,9 @@ class Store:
         if self.db.in_transaction:
             yield
             return
+        if self._frozen and self._pending():  # a writer has come
+            self.db.close()
+            self._open_read_only()
         self.db.execute("BEGIN")
         try:
             yield
