@@ -186,7 +186,7 @@ def test_a_walk_through_real_clips_with_the_demo_model(visit: Callable[..., Any]
     if not (demo / "model").is_dir():
         pytest.skip("no demo model: make demo")
     model = vtr.model.load(demo)
-    with Library.create(tmp_path / "lib", model, window=2.0, stride=1.0) as library:
+    with Library.create(tmp_path / "lib", model, window=4.0, stride=4.0) as library:
         library.add(shared / "data" / "real_clips")
     with running(make_app(tmp_path / "lib", model)) as address:
         page = visit(address)
