@@ -364,6 +364,8 @@ def info(settings: InfoSettings) -> int:
 
 def search(settings: SearchSettings) -> int:
     """`vtr search`."""
+    if not (settings.text or settings.like or settings.more is not None):
+        raise UsageError("an empty query: ask with a text, --like FILE or --more SEGMENT")
     if settings.html is not None and not settings.html.absolute().parent.is_dir():
         raise VtrError(f"--html {settings.html}: the folder {settings.html.parent} does not exist")
     for file in settings.like:
