@@ -147,9 +147,12 @@ def walk(page: Any, words: str, path_filter: str, clip: Path) -> None:
     starts = [start_of(page, i) for i in range(len(filtered))]
     later = starts.index(max(starts))
     assert starts[later] > 0
+    parts: list[int] = []
+    page.on("response", lambda answer: parts.append(answer.status) if answer.url.endswith("/file") else None)
     page.locator(f"{MOMENTS} .play").nth(later).click()
     at = wait_until_playing(page, starts[later])
     assert at < starts[later] + 5
+    assert set(parts) == {206}  # the browser asks for byte ranges, and gets them
     page.keyboard.press("Escape")
     page.wait_for_selector("#player", state="hidden")
     assert page.evaluate("() => document.activeElement.className") == "play"

@@ -24,6 +24,7 @@ import pytest
 
 from tests.helpers import small_model, video_bytes, write_videos
 from tests.library.serving import make_library, running
+from vtr import cli
 from vtr.data import decode
 from vtr.errors import VtrError
 from vtr.library import Library
@@ -715,6 +716,18 @@ def test_the_command_prints_its_address_answers_and_ends_with_ctrl_c(made: Path,
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", ["fastapi", "uvicorn", "python_multipart"])
+def test_without_a_package_it_says_how_to_install_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in [m for m in sys.modules if m.startswith("vtr.library.serve") or m.split(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr("vtr.library.serve", raising=False)
+    monkeypatch.setitem(sys.modules, name, None)
+    assert cli.main(["serve", "any.library"]) == 1
+    assert capsys.readouterr().err == f"vtr: vtr serve needs {name}: pip install 'vtr[serve]'\n"
 
 
 def test_a_public_address_gets_a_token_without_being_asked(made: Path, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
+import python_multipart  # noqa: F401 - FastAPI asks for it late, and not in one line
+import uvicorn
 from fastapi import FastAPI, File, Form, Header, HTTPException, Query, Request, Response, UploadFile
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +37,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import vtr
 from vtr.data.decode import DecodeError
@@ -526,8 +529,6 @@ def serve(
     Args:
         token: None: none on this machine's own addresses, a random one elsewhere; "": none at all.
     """
-    import uvicorn
-
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of every malformed upload
     local = host in _LOCAL
     if token is None and not local:
@@ -557,8 +558,6 @@ def serve(
 
 def server_config(app: Any) -> Any:
     """The uvicorn.Config of the server: bounds on connections, on headers and on waiting for them."""
-    import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):
         """Closes a connection whose request line and headers do not arrive in time; uvicorn waits for ever."""
