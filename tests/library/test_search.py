@@ -328,6 +328,22 @@ def test_kept_tokens_stay_within_their_limit_and_damaged_ones_are_not_used(tmp_p
     assert [fresh.get(segment) for segment in (0, 3, 4)] == [None, None, None]
 
 
+@pytest.mark.parametrize("limit", [0, 1, 3000])
+def test_files_that_are_no_tokens_are_never_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    (tmp_path / "mine.npy").write_text("keep")
+    (tmp_path / "7.npy").write_text("older")
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, Path()) if limit else (tmp_path, Path(), None):
+        cache = TokenCache(folder, limit)
+        cache.put(1, np.ones((10, 50), np.float16))
+        cache.trim()
+    assert {p.name for p in tmp_path.iterdir()} >= {"mine.txt", "mine.npy"}
+    assert (tmp_path / "7.npy").exists() == (limit != 1)
+
+
 # -- the command line ---------------------------------------------------------------------------------------------------
 
 

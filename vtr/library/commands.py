@@ -328,6 +328,10 @@ def embed(settings: EmbedSettings) -> int:
         f"{len(report.failed)} samples unreadable",
         file=sys.stderr,
     )
+    if report.damaged:
+        raise VtrError(
+            f"{len(report.damaged)} shards are damaged and left out ({report.damaged[0]}); mend them and call again"
+        )
     return 0
 
 

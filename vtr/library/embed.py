@@ -33,12 +33,17 @@ _KEPT = ("model", "fingerprint", "width", "window", "stride", "frames")
 
 @dataclass(kw_only=True)
 class EmbedReport:
-    """What an `embed` did; `failed` holds one line for each sample that could not be read."""
+    """What an `embed` did; `failed` holds one line for each sample that could not be read, `damaged` for each shard."""
 
     shards: int = 0
     skipped: int = 0
     segments: int = 0
     failed: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+class _Damaged(VtrError):
+    """A shard that cannot be read to its end."""
 
 
 def place() -> tuple[int, int]:
@@ -49,7 +54,7 @@ def place() -> tuple[int, int]:
 def embed(
     shards: Sequence[str], out: Path, model: Any, *, model_path: str | None, window: float, stride: float
 ) -> EmbedReport:
-    """Embed every sample of the shards; shards that are done are skipped.
+    """Embed every sample of the shards; shards that are done are skipped, damaged ones left for the next call.
 
     Each process of a launch takes every n-th of the shards that are left. No process waits for another, and a killed
     one loses the shard it was at.
@@ -81,8 +86,11 @@ def embed(
     own = [shard for number, shard in enumerate(shards) if number % world == rank and shard in set(left)]
     often = 0.1 if sys.stderr.isatty() else 30.0
     for shard in tqdm(own, desc="embed", unit="shard", file=sys.stderr, mininterval=often, disable=rank != 0):
-        report.segments += _embed_shard(shard, out / names[shard], model, settings, report.failed)
-        report.shards += 1
+        try:
+            report.segments += _embed_shard(shard, out / names[shard], model, settings, report.failed)
+            report.shards += 1
+        except (_Damaged, FileNotFoundError) as error:
+            report.damaged.append(shown(str(error)))
     return report
 
 
@@ -143,7 +151,6 @@ def _embed_shard(shard: str, path: Path, model: Any, settings: Mapping[str, Any]
     import torch
 
     from vtr.data.decode import read_windows
-    from vtr.data.shards import iterate_samples
 
     facts = _facts(shard)
     root = shard if "://" in shard else os.path.abspath(shard)
@@ -159,7 +166,7 @@ def _embed_shard(shard: str, path: Path, model: Any, settings: Mapping[str, Any]
                 vectors.append(model.eval().encode_video(torch.stack(batch)).embedding.float().cpu().numpy())
             batch.clear()
 
-    for sample in iterate_samples(shard):
+    for sample in _samples(shard):
         own = f"{root}/{sample.key}.{sample.extension or 'none'}"
         video: dict[str, Any] = {"path": own, "duration": 0.0, "reason": None, "meta": _meta(sample)}
         try:
@@ -202,6 +209,15 @@ def _embed_shard(shard: str, path: Path, model: Any, settings: Mapping[str, Any]
         source=facts,
     )
     return len(spans)
+
+
+def _samples(shard: str) -> Iterator[Any]:
+    from vtr.data.shards import iterate_samples
+
+    try:
+        yield from iterate_samples(shard)
+    except VtrError as error:
+        raise _Damaged(str(error)) from error
 
 
 def _meta(sample: Any) -> dict[str, Any]:

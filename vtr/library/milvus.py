@@ -81,9 +81,9 @@ def _settings_of(client: Any, uri: str, name: str) -> dict[str, Any] | None:
     """What a collection's description says, or None where there is no such collection."""
     if not _call(uri, lambda: client.has_collection(name)):
         return None
-    described = _call(uri, lambda: client.describe_collection(name)).get("description", "")
+    described = _call(uri, lambda: client.describe_collection(name))
     try:
-        values = json.loads(described)["vtr"]
+        values = json.loads(described.get("description") or described.get("properties", {})["vtr"])["vtr"]
         if not all(k in values for k in _SETTINGS):
             raise ValueError
     except (ValueError, KeyError, TypeError) as error:
@@ -109,7 +109,7 @@ def push(library: Library, address: str) -> dict[str, int]:
     own = {**{k: library.settings[k] for k in _SETTINGS}, "id": library.settings.get("id")}
     there = _settings_of(client, uri, name)
     if there is None:
-        _call(uri, lambda: _create(client, name, own))
+        _call(uri, lambda: _create(client, uri, name, own))
     elif there != own:
         raise VtrError(f"{uri}: the collection {name} holds another library (or other windows); choose another name")
     _call(uri, lambda: client.load_collection(name))
@@ -146,10 +146,11 @@ def push(library: Library, address: str) -> dict[str, int]:
     return counts
 
 
-def _create(client: Any, name: str, settings: dict[str, Any]) -> None:
+def _create(client: Any, uri: str, name: str, settings: dict[str, Any]) -> None:
     from pymilvus import DataType
 
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=json.dumps({"vtr": settings}))
+    described = json.dumps({"vtr": settings})
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=described)
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=settings["width"])
     for field in ("path", "path_folded"):
@@ -162,7 +163,9 @@ def _create(client: Any, name: str, settings: dict[str, Any]) -> None:
     schema.add_field("stamp", DataType.INT64)
     index = client.prepare_index_params()
     index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
-    client.create_collection(name, schema=schema, index_params=index)
+    # Milvus Lite (3.2) forgets descriptions, but keeps properties.
+    properties = {"vtr": described} if uri.startswith("/") else None
+    client.create_collection(name, schema=schema, index_params=index, properties=properties)
 
 
 def _entity(row: tuple[Any, ...], vector: np.ndarray) -> dict[str, Any]:
@@ -275,7 +278,7 @@ class MilvusLibrary(Searcher):
         _call(self._uri, lambda: self._client.load_collection(self._name))
         self.settings = settings
         self._model, self._model_path = None, settings["model"]
-        self._cache = TokenCache(Path(), 0)
+        self._cache = TokenCache()
         if isinstance(model, str | Path):
             self._model_path = str(model)
         elif model is not None:

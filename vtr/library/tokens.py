@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -18,11 +19,13 @@ class TokenCache:
     A segment's id is never used twice, so what is kept never grows stale.
 
     Args:
-        folder: Where files go, one a segment; made when first needed.
-        limit: Bytes on disk; 0: memory only.
+        folder: Where files go, one a segment; made when first needed. Nothing else may be in it.
+        limit: Bytes on disk; 0: memory only, and the folder is not looked at.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, folder: Path | None = None, limit: int = 0) -> None:
+        if limit and folder is None:
+            raise ValueError("tokens on disk need a folder")
         self.folder, self.limit = folder, limit
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._bytes = 0
@@ -32,7 +35,7 @@ class TokenCache:
         if segment in self._kept:
             self._kept.move_to_end(segment)
             return self._kept[segment]
-        if not self.limit:
+        if self.folder is None or not self.limit:
             return None
         try:
             tokens = np.load(self.folder / f"{segment}.npy", allow_pickle=False)
@@ -47,7 +50,7 @@ class TokenCache:
         """Keep the tokens of a segment; a place that cannot be written is no error."""
         tokens = np.ascontiguousarray(tokens, np.float16)
         self._remember(segment, tokens)
-        if not self.limit:
+        if self.folder is None or not self.limit:
             return
         partial = self.folder / f"{segment}.{os.getpid()}.tmp"
         try:
@@ -60,10 +63,14 @@ class TokenCache:
                 partial.unlink(missing_ok=True)
 
     def trim(self) -> None:
-        """Delete the oldest files until the rest is no larger than the limit."""
+        """Delete the oldest files of tokens until the rest is no larger than the limit."""
+        if self.folder is None or not self.limit:
+            return
         files = []
         with contextlib.suppress(OSError):
             for entry in os.scandir(self.folder):
+                if not re.fullmatch(r"\d+\.(npy|\d+\.tmp)", entry.name):
+                    continue  # not one of ours
                 with contextlib.suppress(OSError):
                     facts = entry.stat()
                     files.append((facts.st_mtime, facts.st_size, entry.path))

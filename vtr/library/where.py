@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from vtr.errors import UsageError, unknown_name
@@ -51,7 +51,7 @@ class Comparison:
 Node = Joined | Not | Comparison
 
 
-def parse(text: str, columns: Iterable[str] = ()) -> Node:
+def parse(text: str, columns: Collection[str] = ()) -> Node:
     """Return the tree of a filter.
 
     Args:
@@ -64,7 +64,7 @@ def parse(text: str, columns: Iterable[str] = ()) -> Node:
     return _Parser(text, columns).parse()
 
 
-def parse_where(text: str, columns: Iterable[str] = ()) -> tuple[str, list[object]]:
+def parse_where(text: str, columns: Collection[str] = ()) -> tuple[str, list[object]]:
     """Return an SQL condition with placeholders, and its parameters; arguments and errors as in `parse`."""
     parameters: list[object] = []
     return to_sql(parse(text, columns), parameters), parameters
@@ -122,9 +122,9 @@ def _day(text: str) -> tuple[float, float] | None:
 
 
 class _Parser:
-    def __init__(self, text: str, columns: Iterable[str]) -> None:
+    def __init__(self, text: str, columns: Collection[str]) -> None:
         self.text = text
-        self.columns = list(columns)
+        self.columns = columns
         self.tokens = _tokens(text)
         self.place = 0
 
