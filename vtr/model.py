@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vtr.encoders.bert import Bert, BertConfig, KeysValues
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
@@ -92,6 +93,18 @@ def combined_scores(similarity: Tensor, match_logits: Tensor, temperature: float
     """
     odds = match_logits[..., 1].float() - match_logits[..., 0].float()
     return similarity.float() / temperature + weight * odds
+
+
+class _Undrawn(TorchFunctionMode):
+    """Weights that are about to be loaded are not drawn at random first: that takes longer than all the rest."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_):
+            return args[0] if args else kwargs["tensor"]
+        if func in (Tensor.uniform_, Tensor.normal_):
+            return args[0].zero_()  # trunc_normal_ draws again what is out of bounds
+        return func(*args, **kwargs)
 
 
 class VideoTextModel(nn.Module):
@@ -202,7 +215,8 @@ class VideoTextModel(nn.Module):
             config = ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
             raise VtrError(f"{folder}/config.json is not a model configuration: {error}") from error
-        model = cls(config, Tokenizer.load(folder / "tokenizer.json"))
+        with _Undrawn():
+            model = cls(config, Tokenizer.load(folder / "tokenizer.json"))
         try:
             state = load_file(folder / "model.safetensors")
         except (SafetensorError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 
 from tests.helpers import small_model, write_videos
+from tests.library.test_library import indexed_above
 from vtr.errors import VtrError
 from vtr.library import Library
 from vtr.library import index as indexes
+from vtr.library.verify import verify
 
 # The process kills itself at a chosen call of a chosen function: before or after it has done its work.
 _VICTIM = """
@@ -27,6 +30,7 @@ place, when, count, lib, videos = sys.argv[1], sys.argv[2], int(sys.argv[3]), sy
 owner, name = {"append": (Store, "append"), "count": (Store, "_count"), "write": (index, "write"),
                "settings": (Library, "_write_settings")}[place]
 real, calls = getattr(owner, name), [0]
+index.EXACT_UP_TO, index.TAIL_UP_TO = 2, 0  # an index as large libraries have one
 library = Library.open(lib, small_model())
 def killed(*words):
     calls[0] += 1
@@ -47,12 +51,14 @@ library.add(videos)
         ("append", "after", 1, 2),
         ("append", "after", 3, 4),
         ("count", "before", 4, 3),
-        ("write", "after", 1, 5),
-        ("settings", "after", 1, 5),
+        ("write", "before", 1, 3),  # the index is made while videos are added, and at the end
+        ("write", "after", 1, 3),
+        ("write", "after", 2, 5),
+        ("settings", "after", 2, 5),
     ],
 )
 def test_a_killed_add_goes_on_with_nothing_lost_and_nothing_twice(
-    tmp_path: Path, repo: Path, place: str, when: str, count: int, kept: int
+    tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch, place: str, when: str, count: int, kept: int
 ) -> None:
     clips = write_videos(tmp_path / "source", 5)
     (tmp_path / "videos").mkdir()
@@ -69,7 +75,9 @@ def test_a_killed_add_goes_on_with_nothing_lost_and_nothing_twice(
         text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+    indexed_above(monkeypatch, 2)
     again = Library.open(tmp_path / "lib", small_model())
+    assert verify(again) == []
     assert again.info()["segments"] == kept
     assert len(again.search("a dog runs")) == kept  # a reader sees what was committed, whatever index.faiss holds
     report = again.add(tmp_path / "videos")
@@ -82,7 +90,77 @@ def test_a_killed_add_goes_on_with_nothing_lost_and_nothing_twice(
     assert [(h.path, round(h.score, 5)) for h in again.search("a dog runs")] == expected
     stored = indexes.read(tmp_path / "lib" / "index.faiss")
     assert stored is not None
-    assert stored.ntotal == 5
+    assert stored.faiss.ntotal == 5
+    assert verify(again) == []
+
+
+def test_writers_killed_at_random_moments_leave_a_consistent_library(repo: Path) -> None:
+    """VTR_KILLS=50 for more moments."""
+    count = os.environ.get("VTR_KILLS", "8")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.library.killing", "-n", count, "--seed", os.environ.get("VTR_SEED", "0")],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(f"{count} moments, 0 wrong\n")
+
+
+_READER = """
+import sys
+from pathlib import Path
+from tests.helpers import small_model
+from vtr.library import Library, index
+index.EXACT_UP_TO, index.TAIL_UP_TO = 10, 5
+lib, stop = Path(sys.argv[1]), Path(sys.argv[2])
+library = Library.open(lib, small_model())
+seen, count = set(), 0
+print("ready", flush=True)
+while not stop.exists():
+    hits = library.search("a dog runs", k=100, all_moments=True, where="duration < 100" if count % 2 else None)
+    assert len({h.segment for h in hits}) == len(hits)
+    assert len({(h.path, h.start) for h in hits}) == len(hits)
+    assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+    always = [h for h in hits if "/kept/" in h.path]
+    assert len(always) == 9, len(always)
+    for hit in always:
+        seen.add((hit.path, hit.start, round(hit.score, 4)))
+    count += 1
+assert len(seen) == 9, seen  # the same answer, whatever was written meanwhile
+print(count)
+"""
+
+
+def test_several_processes_search_while_one_writes(tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    indexed_above(monkeypatch, 10)
+    write_videos(tmp_path / "kept", 3, frames=16)
+    more = write_videos(tmp_path / "more", 8, frames=16)
+    library = Library.create(tmp_path / "lib", small_model(), window=1.0, stride=0.5)
+    library.add(tmp_path / "kept")
+    command = [sys.executable, "-c", _READER, str(tmp_path / "lib"), str(tmp_path / "stop")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    readers = [
+        subprocess.Popen(command, cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    try:
+        for reader in readers:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "ready\n"
+        for _ in range(6):
+            library.add(tmp_path / "more")
+            library.remove([more[0], more[1]])
+            library.compact()
+            library.add(more[:2])
+            library.remove([tmp_path / "more"])
+            library.compact()
+    finally:
+        (tmp_path / "stop").touch()
+        answers = [reader.communicate(timeout=60) for reader in readers]
+    assert [reader.returncode for reader in readers] == [0, 0, 0], [a[1] for a in answers]
+    assert all(int(a[0]) >= 5 for a in answers)
+    assert verify(library) == []
 
 
 def test_rows_are_never_given_out_again_so_a_readers_map_stays_valid(tmp_path: Path) -> None:
@@ -98,7 +176,10 @@ def test_rows_are_never_given_out_again_so_a_readers_map_stays_valid(tmp_path: P
     assert library.store.rows() == 3
 
 
-def test_an_index_of_equal_size_but_an_older_generation_is_not_used(tmp_path: Path) -> None:
+def test_an_index_of_equal_size_but_an_older_generation_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexed_above(monkeypatch, 1)
     videos = write_videos(tmp_path / "videos", 3)
     library = Library.create(tmp_path / "lib", small_model())
     library.add(videos[:2])
@@ -107,8 +188,26 @@ def test_an_index_of_equal_size_but_an_older_generation_is_not_used(tmp_path: Pa
     library.add(videos[2])
     (tmp_path / "lib" / "index.faiss").write_bytes(old[0])  # as a kill before the index was written leaves it
     (tmp_path / "lib" / "library.json").write_text(old[1])
-    hits = Library.open(tmp_path / "lib", small_model()).search("a dog runs")
-    assert {Path(h.path).name for h in hits} == {"clip1.mp4", "clip2.mp4"}
+    again = Library.open(tmp_path / "lib", small_model())
+    assert verify(again) == []
+    assert {Path(h.path).name for h in again.search("a dog runs")} == {"clip1.mp4", "clip2.mp4"}
+
+
+def test_an_index_newer_than_a_restored_database_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    indexed_above(monkeypatch, 1)
+    videos = write_videos(tmp_path / "videos", 4)
+    with Library.create(tmp_path / "lib", small_model()) as library:
+        library.add(videos[:2])
+    shutil.copytree(tmp_path / "lib", tmp_path / "backup")
+    with Library.open(tmp_path / "lib", small_model()) as library:
+        library.add(videos[2:])
+    shutil.copy(tmp_path / "lib" / "index.faiss", tmp_path / "backup" / "index.faiss")
+    restored = Library.open(tmp_path / "backup", small_model())
+    assert len(restored.search("a dog runs")) == 2
+    assert any("newer than library.db" in line for line in verify(restored))
+    restored.add(videos)
+    assert verify(restored) == []
+    assert len(restored.search("a dog runs")) == 4
 
 
 @pytest.mark.parametrize(
@@ -125,7 +224,6 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path: Path, name: str, con
     write_videos(tmp_path / "videos", 1)
     with Library.create(tmp_path / "lib", small_model()) as library:
         library.add(tmp_path / "videos")
-    (tmp_path / "lib" / "index.faiss").unlink()
     if content is None:
         (tmp_path / "lib" / name).unlink()
     else:

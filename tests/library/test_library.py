@@ -12,8 +12,16 @@ import pytest
 from tests.helpers import small_model, write_videos
 from vtr.errors import UsageError, VtrError
 from vtr.library import Hit, Library
+from vtr.library import index as indexes
 from vtr.library.html import write_contact_sheet
+from vtr.library.verify import verify
 from vtr.library.where import parse_where
+
+
+def indexed_above(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """An index.faiss as large libraries have one."""
+    monkeypatch.setattr(indexes, "EXACT_UP_TO", count)
+    monkeypatch.setattr(indexes, "TAIL_UP_TO", 0)
 
 
 @pytest.fixture
@@ -101,10 +109,26 @@ def test_a_crash_between_vectors_and_database_loses_nothing_else(
     assert again.store.vectors().shape[0] == 8
 
 
-def test_the_index_is_rebuilt_when_it_is_gone_or_behind(library: Library, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"not an index", "flipped"])
+def test_a_missing_or_damaged_index_changes_no_answer_and_compact_mends_it(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | str | None
+) -> None:
     expected = library.search("a dog runs")
-    (tmp_path / "lib" / "index.faiss").unlink()
-    assert Library.open(tmp_path / "lib", small_model()).search("a dog runs") == expected
+    assert not (tmp_path / "lib" / "index.faiss").exists()  # exact search needs none
+    indexed_above(monkeypatch, 2)
+    library.compact()
+    path = tmp_path / "lib" / "index.faiss"
+    assert library.search("a dog runs") == expected
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(whole[:200] + b"flipped" + whole[207:] if isinstance(content, str) else content)
+    again = Library.open(tmp_path / "lib", small_model())
+    assert again.search("a dog runs") == expected
+    assert any("vtr index compact" in line for line in verify(again))
+    again.compact()
+    assert verify(again) == []
+    assert again.search("a dog runs") == expected
 
 
 def test_another_model_is_refused_in_one_line(library: Library, tmp_path: Path) -> None:

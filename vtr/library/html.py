@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from vtr.errors import VtrError
-from vtr.library.files import shown
+from vtr.library.files import media_source, shown
 
 if TYPE_CHECKING:
-    from vtr.library.library import Hit, Library
+    from vtr.library.search import Hit, Searcher
 
 _STYLE = """
 :root{color-scheme:light dark;--back:#f5f5f2;--card:#fff;--ink:#1c1c1a;--soft:#66665f;--line:#dddcd5;--hole:#ecebe6}
@@ -45,7 +45,7 @@ small{display:block;color:var(--soft);font-size:.78rem;line-height:1.35;overflow
 """
 
 
-def write_contact_sheet(path: str | Path, answers: Sequence[tuple[str, Sequence[Hit]]], library: Library) -> None:
+def write_contact_sheet(path: str | Path, answers: Sequence[tuple[str, Sequence[Hit]]], library: Searcher) -> None:
     """Write queries and hits to one HTML file, with three frames of each moment.
 
     Raises:
@@ -56,7 +56,7 @@ def write_contact_sheet(path: str | Path, answers: Sequence[tuple[str, Sequence[
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>{_text(answers[0][0] if answers else 'no query')} - vtr</title><style>{_STYLE}</style></head><body>",
-        f"<header>{_text(os.path.abspath(library.path))}<br>model {_text(str(model))} "
+        f"<header>{_text(_place(library))}<br>model {_text(str(model))} "
         f"({_text(str(library.settings['fingerprint'])[:12])})</header><main>",
     ]
     for query, hits in answers:
@@ -70,6 +70,10 @@ def write_contact_sheet(path: str | Path, answers: Sequence[tuple[str, Sequence[
         os.replace(partial, path)
     except OSError as error:
         raise VtrError(f"--html {path}: cannot be written ({error.strerror})") from error
+
+
+def _place(library: Searcher) -> str:
+    return os.path.abspath(library.path) if isinstance(library.path, Path) else str(library.path)
 
 
 def _text(text: str) -> str:
@@ -106,7 +110,7 @@ def _frames(hit: Hit) -> list[str]:
     still = hit.end <= hit.start
     try:
         clip = read_frames(
-            Path(hit.path),
+            media_source(hit.path),
             lambda n: middle_frames(n, 3),
             start=None if still else hit.start,
             end=None if still else hit.end,

@@ -1,97 +1,456 @@
-"""The FAISS index of a library: exact while it is small, IVF with a measured recall above."""
+"""Nearest segments of a library: exact while it is small, IVF-flat or IVF-PQ in index.faiss above, recall measured.
+
+index.faiss holds the segments up to an id (`last`); later ones, its tail, are searched exactly from the file of
+vectors, so that a library can be searched at any moment of an `add`. The description of the index (JSON) stands behind
+FAISS's own bytes in the same file: both are replaced at once, and FAISS does not read that far.
+n vectors, w their width, Q queries.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import mmap
 import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vtr.errors import VtrError
+from vtr.errors import UsageError, VtrError
 
-EXACT_UP_TO = 50_000  # segments; exact search takes about 10 ms on one core there
-RECALL = 0.95  # recall@10 against exact search that nprobe is raised to
+EXACT_UP_TO = 50_000  # segments; exact search of 512-d vectors takes about 5 ms on two cores there
+TAIL_UP_TO = 25_000  # segments behind an index before they are put into it
+RECALL = 0.95  # recall@10 against exact search that nprobe and the re-scoring are raised to
+SAMPLE_OF_LIST = 64  # vectors of the training sample for each list
+ITERATIONS = 10  # of k-means: more gives no measurable recall
+_REFINES = (1, 2, 4, 8, 16, 32, 64)  # candidates for each hit that IVF-PQ has re-scored exactly
+_QUERIES = 256  # half of them to choose by, half to measure with
+_BLOCK = 32 << 20  # bytes of vectors that are handled at a time
+_CHOICE = 4  # segments looked at for each that is wanted
+_MAGIC = b"vtrindex"
 
 
-def build(vectors: np.ndarray, ids: np.ndarray, *, exact_up_to: int = EXACT_UP_TO) -> tuple[Any, dict[str, Any]]:
-    """Inner-product index over vectors (n, width) with these ids (n,); returns it and a description.
+@dataclass
+class Index:
+    """index.faiss in memory or mapped, with its description.
 
-    Above `exact_up_to` vectors it is an IVF index whose nprobe is the smallest power of two that reaches RECALL for
-    recall@10, measured with means of two random vectors of the library as queries.
+    The description's keys: type, count (segments), last (the highest segment id it may hold), lists, nprobe, refine
+    (IVF-PQ: candidates for each hit that are re-scored exactly), code_bytes, trained_on (segments when it was trained),
+    recall_at_10, generation.
+    """
+
+    faiss: Any
+    description: dict[str, Any]
+
+
+def default_memory() -> int:
+    """Bytes an index may take unless told otherwise: half of the machine's."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 512M, 4G or 1.5GiB (powers of 1024).
+
+    Raises:
+        UsageError: It is none.
+    """
+    words = text.strip().upper().removesuffix("IB").removesuffix("B")
+    unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(words[-1:], 0)
+    with contextlib.suppress(ValueError, OverflowError):
+        size = int(float(words[:-1] if unit else words) * (unit or 1))
+        if size > 0:
+            return size
+    raise UsageError(f"{text!r} is no size: expected as in 512M or 4G")
+
+
+def plan(count: int, width: int, max_memory: int) -> dict[str, Any]:
+    """Type and sizes of the index for `count` vectors, within `max_memory` bytes while it is built and searched.
+
+    IVF-flat keeps the vectors themselves (its lists grow by doubling: twice the size while it is built). Where that
+    does not fit, IVF-PQ keeps codes of the largest size that takes no more than a third of the memory; hits are
+    re-scored from the memory-mapped file of vectors.
+    """
+    if count <= EXACT_UP_TO:
+        return {"type": "flat"}
+    lists = max(1, int(2 * count**0.5))
+    if 2 * count * width * 4 <= max_memory:
+        return {"type": "ivf-flat", "lists": lists}
+    sizes = [width // part for part in (4, 8, 16, 32) if width % part == 0] or [1]
+    fitting = [size for size in sizes if 2 * count * (size + 8) <= max_memory // 3 * 2]
+    if not fitting:
+        need = 3 * count * (sizes[-1] + 8)
+        raise VtrError(
+            f"--max-memory {max_memory >> 20}M is too little for an index of {count} segments: at least {(need >> 20) + 1}M"
+        )
+    return {"type": "ivf-pq", "lists": lists, "code_bytes": fitting[0]}
+
+
+def build(vectors: np.ndarray, pairs: np.ndarray, *, max_memory: int | None = None) -> Index:
+    """Train and fill an IVF index.
+
+    Args:
+        vectors: (rows, w) float32, usually memory-mapped; read in blocks.
+        pairs: (n, 2) ids and rows of the segments, by id; more than EXACT_UP_TO.
+        max_memory: Bytes; see `plan`.
     """
     import faiss
 
-    count, width = vectors.shape
-    data = np.ascontiguousarray(vectors, dtype=np.float32)
-    if count <= exact_up_to:
-        index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(width))
-        if count:
-            index.add_with_ids(data, ids)
-        return index, {"type": "flat", "recall_at_10": 1.0}
-    lists = max(16, int(4 * count**0.5))
+    budget = max_memory or default_memory()
+    count, width = len(pairs), vectors.shape[1]
+    described = plan(count, width, budget)
     random = np.random.default_rng(0)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-    index.train(data[np.sort(random.choice(count, min(count, 40 * lists), replace=False))])
-    index.add_with_ids(data, ids)
-    # Texts lie between the videos rather than on them: the mean of two vectors is a harder, fairer query than one.
-    queries = data[random.choice(count, 256, replace=False)] + data[random.choice(count, 256, replace=False)]
-    _, exact = faiss.knn(queries, data, 10, metric=faiss.METRIC_INNER_PRODUCT)
-    truth = ids[exact]
-    probes, recall = 1, 0.0
+    size = int(min(count, SAMPLE_OF_LIST * described["lists"], max(1024, budget // 4 // (width * 4))))
+    lists = described["lists"] = max(1, min(described["lists"], size // 16))
+    coarse = faiss.IndexFlatIP(width)
+    index: Any
+    if described["type"] == "ivf-flat":
+        index = faiss.IndexIVFFlat(coarse, width, lists, faiss.METRIC_INNER_PRODUCT)
+    else:
+        index = faiss.IndexIVFPQ(coarse, width, lists, described["code_bytes"], 8, faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.min_points_per_centroid = 1
+    index.cp.niter = ITERATIONS
+    index.cp.min_points_per_centroid = 1  # a smaller sample is the memory's wish: no warning
+    on_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0
+    if on_gpu:  # faiss-gpu: k-means there, it is most of the work
+        index.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(width))
+    sample = np.sort(random.choice(count, size, replace=False))
+    index.train(_taken(vectors, pairs[sample, 1]))
+    built = Index(index, {**described, "trained_on": count, "sample": size, "count": 0, "last": 0})
+    extend(built, vectors, pairs)
+    tune(built, vectors, pairs)
+    return built
+
+
+def extend(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
+    """Add segments (n, 2) ids and rows, all with ids above the index's last one."""
+    step = _step(vectors)
+    for start in range(0, len(pairs), step):
+        block = pairs[start : start + step]
+        index.faiss.add_with_ids(_taken(vectors, block[:, 1]), np.ascontiguousarray(block[:, 0]))
+    if len(pairs):
+        index.description["last"] = int(pairs[-1, 0])
+    index.description["count"] = int(index.faiss.ntotal)
+
+
+def ids_of(index: Any) -> np.ndarray:
+    """All ids (n,) in an IVF index, in no order."""
+    import faiss
+
+    lists = index.invlists
+    parts = []
+    for number in range(index.nlist):
+        size = lists.list_size(number)
+        if size:
+            pointer = lists.get_ids(number)
+            parts.append(faiss.rev_swig_ptr(pointer, size).copy())
+            lists.release_ids(number, pointer)
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def remove(index: Index, ids: np.ndarray) -> None:
+    """Take ids out of an index that is in memory."""
+    import faiss
+
+    if len(ids):
+        index.faiss.remove_ids(faiss.IDSelectorBatch(np.ascontiguousarray(ids)))
+    index.description["count"] = int(index.faiss.ntotal)
+
+
+def tune(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
+    """Choose the smallest nprobe (and re-scoring) with recall@10 >= RECALL against exact search; write it down.
+
+    Queries are means of two random vectors of the library: texts lie between the videos rather than on them, which is
+    harder than a vector itself. Half of them choose, the other half measures; both must reach RECALL.
+
+    Args:
+        index: Holds exactly the segments `pairs`.
+        vectors: (rows, w).
+        pairs: (n, 2) ids and rows, by id.
+    """
+    random = np.random.default_rng(1)
+    number = min(_QUERIES, len(pairs))
+    picks = [np.sort(random.choice(len(pairs), number, replace=False)) for _ in range(2)]
+    queries = _taken(vectors, pairs[picks[0], 1]) + _taken(vectors, pairs[random.permutation(picks[1]), 1])
+    top = min(10, len(pairs))
+    truth = pairs[exact(queries, vectors, pairs[:, 1], top)[1], 0]
+    lists, coded = index.faiss.nlist, index.description["type"] == "ivf-pq"
+    index.faiss.parallel_mode = 0  # many queries: a thread for each
+    probes, refine, recalls = 1, 1, np.zeros(2)
     while True:
-        index.nprobe = probes
-        found = index.search(queries, 10)[1]
-        recall = float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(truth, found)]) / 10)
-        if recall >= RECALL or probes >= lists:
+        index.faiss.nprobe = probes
+        for refine in _REFINES if coded else (1,):
+            found = index.faiss.search(queries, top * refine)[1]
+            if coded:
+                found = _rescored(queries, found, vectors, pairs, top)
+            hits = np.array([len(np.intersect1d(a, b)) / top for a, b in zip(truth, found)])
+            recalls = np.array([hits[0::2].mean(), hits[1::2].mean()])
+            if recalls.min() >= RECALL:
+                break
+        if recalls.min() >= RECALL or probes >= lists:
             break
         probes = min(2 * probes, lists)
-    return index, {"type": "ivf-flat", "lists": lists, "nprobe": probes, "recall_at_10": round(recall, 4)}
+    index.description.update(nprobe=probes, refine=refine, recall_at_10=round(float(recalls[1]), 4))
 
 
-def write(index: Any, path: Path) -> None:
-    """Write the index atomically."""
+def _rescored(
+    queries: np.ndarray, found: np.ndarray, vectors: np.ndarray, pairs: np.ndarray, count: int
+) -> list[np.ndarray]:
+    out = []
+    for query, ids in zip(queries, found):
+        ids = ids[ids >= 0]
+        rows = pairs[np.searchsorted(pairs[:, 0], ids), 1]
+        scores = vectors[rows] @ query
+        out.append(ids[np.argsort(-scores, kind="stable")[:count]])
+    _release(vectors)
+    return out
+
+
+# -- exact search -----------------------------------------------------------------------------------------------------
+
+
+def exact(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best `count` of the given rows for each query: scores and places in `rows`, (Q, count), best first."""
+    import faiss
+
+    count = min(count, len(rows))
+    scores = np.full((len(queries), 0), -np.inf, np.float32)
+    places = np.zeros((len(queries), 0), np.int64)
+    for start, block in _blocks(vectors, rows):
+        best, own = faiss.knn(queries, block, min(count, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        scores = np.concatenate([scores, best], axis=1)
+        places = np.concatenate([places, own + start], axis=1)
+        if scores.shape[1] > count:
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+            scores, places = np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1)
+    return scores, places
+
+
+def _step(vectors: np.ndarray) -> int:
+    return max(1, _BLOCK // (vectors.shape[1] * 4))
+
+
+def _blocks(vectors: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(place of the first, vectors) of runs of rows; neighbours in the file are not copied."""
+    step = _step(vectors)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        if part[-1] - part[0] == len(part) - 1 and (len(part) < 2 or bool((np.diff(part) == 1).all())):
+            yield start, np.asarray(vectors[part[0] : part[-1] + 1])
+        else:
+            yield start, np.ascontiguousarray(vectors[part])
+        if len(rows) > step:
+            _release(vectors)
+
+
+def _taken(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A copy of these rows, read in blocks."""
+    out = np.empty((len(rows), vectors.shape[1]), np.float32)
+    step = _step(vectors)
+    for start in range(0, len(rows), step):
+        out[start : start + step] = vectors[rows[start : start + step]]
+        if len(rows) > step:
+            _release(vectors)
+    return out
+
+
+def _release(vectors: np.ndarray) -> None:
+    """Let go of the pages of a mapped file that were read: they would count as this process's memory."""
+    mapped = getattr(vectors, "_mmap", None)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+def write(index: Index, path: Path) -> None:
+    """Write index and description atomically and durably.
+
+    Raises:
+        VtrError: It cannot be written; the index that was there stays.
+    """
     import faiss
 
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        faiss.write_index(index, str(partial))
+        faiss.write_index(index.faiss, str(partial))
+        size, crc = partial.stat().st_size, _crc(partial)
+        text = json.dumps({**index.description, "crc": crc}).encode()
+        with partial.open("ab") as file:
+            file.write(text + struct.pack("<QQ8s", size, len(text), _MAGIC))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     except (RuntimeError, OSError) as error:  # FAISS raises RuntimeError when the disk is full
         partial.unlink(missing_ok=True)
         raise VtrError(
-            f"{path} cannot be written ({str(error).splitlines()[-1][:200]}); the vectors are safe"
+            f"{path} cannot be written ({str(error).splitlines()[-1][-200:]}); the vectors are safe and searched "
+            "exactly, make room and call: vtr index compact"
         ) from error
 
 
-def read(path: Path) -> Any | None:
-    """The index, or None where the file is missing or damaged: it can be derived again."""
+def _crc(path: Path, size: int | None = None) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        left = path.stat().st_size if size is None else size
+        while left > 0 and (part := file.read(min(left, 1 << 22))):
+            crc, left = zlib.crc32(part, crc), left - len(part)
+    return crc
+
+
+def describe(path: Path) -> dict[str, Any] | None:
+    """The description in index.faiss; None where the file is missing, cut short or none of ours."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 24))
+            size, length, magic = struct.unpack("<QQ8s", file.read(24))
+            if magic != _MAGIC or size + length + 24 != end:
+                return None
+            file.seek(size)
+            described = json.loads(file.read(length))
+    except (OSError, ValueError, struct.error):
+        return None
+    return {**described, "bytes": size} if isinstance(described, dict) else None
+
+
+def intact(path: Path, described: dict[str, Any]) -> bool:
+    """Whether the bytes of index.faiss are those that were written."""
+    try:
+        return _crc(path, described["bytes"]) == described.get("crc")
+    except OSError:
+        return False
+
+
+def read(path: Path, *, mapped: bool = True) -> Index | None:
+    """The index, memory-mapped or (to be changed) in memory; None where it is missing or damaged: it can be derived.
+
+    Files up to 256 MB, and those read into memory, have their checksum compared first; a larger mapped one would have
+    to be read whole for that, which `vtr index verify` does.
+    """
     import faiss
 
-    if not path.is_file():
+    described = describe(path)
+    if described is None:
+        return None
+    if (not mapped or described["bytes"] <= 256 << 20) and not intact(path, described):
         return None
     try:
-        return faiss.read_index(str(path))
-    except RuntimeError:
+        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
+        index = faiss.read_index(str(path), flags)
+    except (RuntimeError, MemoryError):
         return None
+    if mapped:
+        # FAISS starts threads to read ahead; for one query at a time that costs ten times what it saves.
+        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
+    index.nprobe = described["nprobe"]
+    index.parallel_mode = 1  # one query: its lists are shared among the threads
+    return Index(index, described)
 
 
-def nearest(index: Any, vector: np.ndarray, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The best `count` (scores, ids) for one vector (1, width), best first, among `allowed` ids where given."""
-    import faiss
+# -- searching --------------------------------------------------------------------------------------------------------
 
-    count = min(count, index.ntotal if allowed is None else len(allowed))
-    if count == 0:
-        return np.zeros(0, np.float32), np.zeros(0, np.int64)
-    parameters: Any = None
-    if allowed is not None:
-        chosen = faiss.IDSelectorBatch(allowed)
-        if isinstance(index, faiss.IndexIVF):
-            # Few of the allowed ones may lie in the nearest lists: the rarer they are, the more lists are looked at.
-            probes = min(index.nlist, int(index.nprobe * max(1.0, index.ntotal / max(len(allowed), 1))))
+
+@dataclass
+class Snapshot:
+    """What a reader searches: an index or none, and the segments behind it.
+
+    Attributes:
+        base: index.faiss, or None.
+        tail: (n, 2) ids and rows of the segments with ids above base's last one, by row.
+        vectors: (rows, w).
+        generation, part: Of the database.
+        damaged: index.faiss is there and cannot be used.
+    """
+
+    base: Index | None
+    tail: np.ndarray
+    vectors: np.ndarray
+    generation: int
+    part: int
+    damaged: bool = False
+
+    def __len__(self) -> int:
+        return len(self.tail) + (self.base.faiss.ntotal if self.base else 0)
+
+    def nearest(
+        self,
+        query: np.ndarray,
+        count: int,
+        allowed: np.ndarray | None,
+        rows_of: Callable[[np.ndarray], np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and ids of the best `count` segments, best first.
+
+        Args:
+            query: (1, w) float32.
+            count: Ids that have been removed since the index was made may be among them.
+            allowed: (n, 2) ids and rows, by id, of the segments that a filter allows; None: all.
+            rows_of: Gives the row of each id, -1 where it is no more.
+        """
+        query = np.ascontiguousarray(query, np.float32)
+        if allowed is not None and (self.base is None or len(allowed) <= EXACT_UP_TO):
+            allowed = allowed[np.argsort(allowed[:, 1], kind="stable")]
+            return _ordered([self._exact(query, allowed, count)], count)
+        tail = self.tail
+        if allowed is not None:
+            tail = tail[np.isin(tail[:, 0], allowed[:, 0])]
+        parts = [self._exact(query, tail, count)]
+        if self.base is not None:
+            parts.append(self._indexed(self.base, query, count, allowed, rows_of))
+        return _ordered(parts, count)
+
+    def _exact(self, query: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        scores, places = exact(query, self.vectors, pairs[:, 1], count)
+        return scores[0], pairs[places[0], 0]
+
+    def _indexed(
+        self,
+        base: Index,
+        query: np.ndarray,
+        count: int,
+        allowed: np.ndarray | None,
+        rows_of: Callable[[np.ndarray], np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        import faiss
+
+        chosen: Any = None
+        inside, lists = base.faiss.ntotal, base.faiss.nlist
+        possible = inside
+        if allowed is not None:
+            bits = np.zeros(int(allowed[-1, 0]) + 1, bool)
+            bits[allowed[:, 0]] = True
+            chosen = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+            possible = min(inside, int(np.searchsorted(allowed[:, 0], base.description["last"], side="right")))
+        wanted = min(count * base.description["refine"], possible)
+        if not wanted:
+            return np.zeros(0, np.float32), np.zeros(0, np.int64)
+        # nprobe was chosen for ten hits. Where more are wanted, or few of the nearest lists' are allowed, so many lists
+        # are looked at that there is something to choose from.
+        share = max(1.0, inside / max(1, possible))
+        probes = int(share * max(base.faiss.nprobe, _CHOICE * wanted * lists / max(1, inside)))
+        while True:
+            probes = min(probes, lists)
             parameters = faiss.SearchParametersIVF(sel=chosen, nprobe=probes)  # type: ignore[call-arg]
-        else:
-            parameters = faiss.SearchParameters(sel=chosen)  # type: ignore[call-arg]
-    scores, ids = index.search(np.ascontiguousarray(vector, np.float32), count, params=parameters)
-    real = ids[0] >= 0
-    return scores[0][real], ids[0][real]
+            scores, ids = base.faiss.search(query, wanted, params=parameters)
+            scores, ids = scores[0][ids[0] >= 0], ids[0][ids[0] >= 0]
+            if len(ids) == wanted or probes == lists:
+                break
+            probes *= 4
+        if base.description["type"] == "ivf-pq":
+            rows = rows_of(ids)
+            ids, rows = ids[rows >= 0], rows[rows >= 0]
+            scores = self.vectors[rows] @ query[0]
+        return scores, ids
+
+
+def _ordered(parts: list[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.concatenate([p[0] for p in parts])
+    ids = np.concatenate([p[1] for p in parts])
+    order = np.argsort(-scores, kind="stable")[:count]
+    return scores[order], ids[order]

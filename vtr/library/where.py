@@ -1,43 +1,138 @@
-"""Filters such as `duration < 60 and path ~ "dog"`: parsed into SQL with parameters, never evaluated.
+"""Filters such as `duration < 60 and path ~ "dog"`: parsed into a tree, then SQL with parameters; never evaluated.
 
-Columns: path, duration, start, end (seconds). Operators: = != < <= > >=, and for path ~ (contains, whatever the case).
-Joined by and, or, not and parentheses.
+Columns: path, duration, start, end (seconds), date (of the file, compared with a quoted ISO date), and every metadata
+column of the library by its name (`meta.NAME` where a name above is also a metadata column; `upload day` in backquotes
+where the name is no word). Operators: = != < <= > >=, and for texts ~ (contains, whatever the case). Joined by and, or,
+not and parentheses. A video without a value for a column matches no comparison with it.
 """
 
 from __future__ import annotations
 
+import datetime
 import re
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from vtr.errors import UsageError, unknown_name
 
 _COLUMNS = {"path": "videos.path", "duration": "videos.duration", "start": "segments.start", "end": "segments.end"}
+BUILT_IN = (*_COLUMNS, "date")
 _TOKEN = re.compile(
-    r"""\s*(?:(<=|>=|!=|=|<|>|~|\(|\))|"([^"]*)"|'([^']*)'|(-?(?:\d+\.?\d*|\.\d+)(?![\w.]))|([A-Za-z_]\w*))"""
+    r"""\s*(?:(<=|>=|!=|=|<|>|~|\(|\))|"([^"]*)"|'([^']*)'|(-?(?:\d+\.?\d*|\.\d+)(?![\w.]))|([A-Za-z_][\w.]*)|`([^`]+)`)"""
 )
 _LONGEST = 200  # tokens: far below what SQLite or the recursion here can bear
 
 
-def parse_where(text: str) -> tuple[str, list[object]]:
-    """Return an SQL condition with placeholders, and its parameters.
+@dataclass(frozen=True)
+class Joined:
+    """Conditions joined by "and" or "or"."""
+
+    by: str
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Not:
+    """The opposite of a condition."""
+
+    part: Node
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`column sign value`; `meta` columns are metadata. A date's value is the interval (from, to) of time stamps."""
+
+    column: str
+    meta: bool
+    sign: str
+    value: str | float | tuple[float, float]
+
+
+Node = Joined | Not | Comparison
+
+
+def parse(text: str, columns: Collection[str] = ()) -> Node:
+    """Return the tree of a filter.
+
+    Args:
+        text: The filter.
+        columns: Names of the library's metadata columns.
 
     Raises:
         UsageError: The text does not parse, or compares a column with the wrong kind of value; the place is named.
     """
-    return _Parser(text).parse()
+    return _Parser(text, columns).parse()
+
+
+def parse_where(text: str, columns: Collection[str] = ()) -> tuple[str, list[object]]:
+    """Return an SQL condition with placeholders, and its parameters; arguments and errors as in `parse`."""
+    parameters: list[object] = []
+    return to_sql(parse(text, columns), parameters), parameters
+
+
+def to_sql(node: Node, parameters: list[object]) -> str:
+    if isinstance(node, Joined):
+        return "(" + f" {node.by.upper()} ".join(to_sql(p, parameters) for p in node.parts) + ")"
+    if isinstance(node, Not):
+        return f"(NOT {to_sql(node.part, parameters)})"
+    if isinstance(node.value, tuple):
+        signs, bounds = interval(node.sign, node.value)
+        parameters += bounds
+        inside = " AND ".join(f"videos.modified {s} ?" for s in signs)
+        inside = f"NOT ({inside})" if node.sign == "!=" else inside
+        return f"(videos.modified IS NOT NULL AND {inside})"
+    if not node.meta:
+        parameters.append(node.value)
+        column = _COLUMNS[node.column]
+        return f"contains({column}, ?)" if node.sign == "~" else f"({column} {node.sign} ?)"
+    place = f'$."{node.column}"'
+    types = "('text')" if isinstance(node.value, str) else "('integer', 'real', 'true', 'false')"
+    kind = f"COALESCE(json_type(videos.meta, ?) IN {types}, 0)"
+    value = "json_extract(videos.meta, ?)"
+    parameters += [place, place, node.value]
+    return f"({kind} AND " + (f"contains({value}, ?))" if node.sign == "~" else f"{value} {node.sign} ?)")
+
+
+def interval(sign: str, value: tuple[float, float]) -> tuple[list[str], list[float]]:
+    """Comparisons of a time stamp that mean `sign` an interval (from, to); of = and != both must hold, or not."""
+    low, high = value
+    if sign in ("=", "!="):
+        return [">=", "<"], [low, high]
+    return {"<": (["<"], [low]), "<=": (["<"], [high]), ">": ([">="], [high]), ">=": ([">="], [low])}[sign]
+
+
+def _day(text: str) -> tuple[float, float] | None:
+    """Time stamps of the beginning of a year, month, day or minute in local time, and of the next one's."""
+    try:
+        if match := re.fullmatch(r"(\d{4})(?:-(\d{2}))?", text):
+            year, month = int(match[1]), int(match[2] or 1)
+            first = datetime.datetime(year, month, 1)
+            later = (year + (month == 12), month % 12 + 1) if match[2] else (year + 1, 1)
+            return first.timestamp(), datetime.datetime(*later, 1).timestamp()
+        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+            first = datetime.datetime.fromisoformat(text)
+            return first.timestamp(), (first + datetime.timedelta(days=1)).timestamp()
+        if re.fullmatch(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2})?", text):
+            first = datetime.datetime.fromisoformat(text)
+            step = datetime.timedelta(seconds=1 if text.count(":") == 2 else 60)
+            return first.timestamp(), (first + step).timestamp()
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, columns: Collection[str]) -> None:
         self.text = text
+        self.columns = columns
         self.tokens = _tokens(text)
         self.place = 0
-        self.parameters: list[object] = []
 
-    def parse(self) -> tuple[str, list[object]]:
+    def parse(self) -> Node:
         condition = self.either()
         if self.peek()[0] != "end":
             raise self.wrong(f"{self.peek()[1]!r} is left over")
-        return condition, self.parameters
+        return condition
 
     def wrong(self, what: str) -> UsageError:
         return UsageError(f'--where: {what} in {self.text[:200]!r}; expected as in: duration < 60 and path ~ "dog"')
@@ -49,24 +144,24 @@ class _Parser:
         self.place += 1
         return self.tokens[self.place - 1]
 
-    def either(self) -> str:
+    def either(self) -> Node:
         parts = [self.both()]
         while self.peek() == ("word", "or"):
             self.take()
             parts.append(self.both())
-        return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
+        return parts[0] if len(parts) == 1 else Joined("or", tuple(parts))
 
-    def both(self) -> str:
+    def both(self) -> Node:
         parts = [self.one()]
         while self.peek() == ("word", "and"):
             self.take()
             parts.append(self.one())
-        return parts[0] if len(parts) == 1 else f"({' AND '.join(parts)})"
+        return parts[0] if len(parts) == 1 else Joined("and", tuple(parts))
 
-    def one(self) -> str:
+    def one(self) -> Node:
         if self.peek() == ("word", "not"):
             self.take()
-            return f"(NOT {self.one()})"
+            return Not(self.one())
         if self.peek() == ("sign", "("):
             self.take()
             inside = self.either()
@@ -76,28 +171,39 @@ class _Parser:
             return inside
         return self.comparison()
 
-    def comparison(self) -> str:
+    def comparison(self) -> Node:
         kind, name = self.peek()
-        if kind != "word":
-            raise self.wrong(f"expected a column ({', '.join(_COLUMNS)}), found {name or 'the end'!r}")
+        if kind not in ("word", "name"):
+            raise self.wrong(f"expected a column ({', '.join(BUILT_IN)}), found {name or 'the end'!r}")
         self.take()
-        if name not in _COLUMNS:
-            raise unknown_name("column in --where:", name, _COLUMNS)
+        meta = kind == "name" or name not in BUILT_IN
+        if meta and kind == "word":
+            name = name.removeprefix("meta.") if name not in self.columns else name
+        if meta and name not in self.columns:
+            raise unknown_name("column in --where:", name, [*BUILT_IN, *self.columns])
         kind, sign = self.peek()
         if kind != "sign" or sign in "()":
             raise self.wrong(f"expected a comparison after {name}, found {sign or 'the end'!r}")
         self.take()
-        kind, value = self.peek()
-        if name == "path":
-            if kind != "text":
-                raise self.wrong(f"path is compared with a quoted text, found {value or 'the end'!r}")
-            self.parameters.append(value)
-        else:
-            if kind != "number" or sign == "~":
-                raise self.wrong(f"{name} is compared with a number by = != < <= > >=, found {sign} {value!r}")
-            self.parameters.append(float(value))
+        kind, found = self.peek()
+        value: str | float | tuple[float, float] = found
+        if kind not in ("text", "number"):
+            raise self.wrong(f"{name} is compared with a number or a quoted text, found {found or 'the end'!r}")
+        if kind == "number":
+            value = float(found)
+        if not meta and name == "path" and kind != "text":
+            raise self.wrong(f"path is compared with a quoted text, found {found!r}")
+        if not meta and name == "date":
+            day = _day(found) if kind == "text" and sign != "~" else None
+            if day is None:
+                raise self.wrong(
+                    f'date is compared by = != < <= > >= as in date >= "2024-05-31", found {sign} {found!r}'
+                )
+            value = day
+        if (kind == "number" and sign == "~") or (not meta and name not in ("path", "date") and kind == "text"):
+            raise self.wrong(f"{name} is compared with a number by = != < <= > >=, found {sign} {found!r}")
         self.take()
-        return f"contains({_COLUMNS[name]}, ?)" if sign == "~" else f"({_COLUMNS[name]} {sign} ?)"
+        return Comparison(name, meta, sign, value)
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
@@ -107,13 +213,15 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         match = _TOKEN.match(text, at)
         if not match:
             raise UsageError(f"--where: cannot read {text[at:].strip()[:20]!r} in {text[:200]!r}")
-        sign, double, single, number, word = match.groups()
+        sign, double, single, number, word, name = match.groups()
         if sign:
             tokens.append(("sign", sign))
         elif number:
             tokens.append(("number", number))
         elif word:
             tokens.append(("word", word.lower() if word.lower() in ("and", "or", "not") else word))
+        elif name:
+            tokens.append(("name", name))
         else:
             tokens.append(("text", double if double is not None else single))
         at = match.end()

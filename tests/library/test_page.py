@@ -1,0 +1,394 @@
+"""The page of `vtr serve` in headless Chromium: search, filters, playing, more like this, uploads, keyboard, phone, states.
+
+VTR_SCREENSHOTS=FOLDER keeps pictures of what was seen.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPO
+from tests.helpers import small_model, video_bytes, write_videos
+from tests.library.serving import make_library, running
+from vtr.library import Library
+
+pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
+pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
+
+from playwright.sync_api import sync_playwright
+
+from vtr.library import serve_queries
+from vtr.library.serve import ServerOptions, make_app
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+MOMENTS = ".card:not(.ghost)"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    make_library(folder, count=5)
+    # MPEG-4 part 2 in AVI: a browser plays neither.
+    import av
+    import numpy as np
+
+    with av.open(str(folder / "videos" / "old.avi"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 48
+        for i in range(16):
+            image = np.full((48, 48, 3), 10 * i, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        file.mux(stream.encode())
+    with Library.open(folder / "lib", small_model()) as library:
+        library.add(folder / "videos")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(made: Path) -> Iterator[str]:
+    with running(make_app(made / "lib", small_model())) as address:
+        yield address
+
+
+@pytest.fixture
+def visit(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Opens an address in a fresh browser window; the test fails if a script of the page failed."""
+    contexts: list[Any] = []
+    faults: list[str] = []
+
+    def visited(url: str, **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda said: faults.append(said.text) if "Content Security" in said.text else None)
+        page.on("request", lambda r: faults.append(f"asks {r.url}") if not r.url.startswith(own(url)) else None)
+        page.goto(url)
+        return page
+
+    yield visited
+    for context in contexts:
+        if folder := os.environ.get("VTR_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            context.pages[0].screenshot(path=Path(folder) / f"{request.node.name}.png")
+        context.close()
+    assert faults == []
+
+
+def own(url: str) -> tuple[str, ...]:
+    return "/".join(url.split("/")[:3]), "blob:", "data:"
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#q", text)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(MOMENTS)
+
+
+def names(page: Any) -> list[str]:
+    return page.locator(f"{MOMENTS} .text b").all_inner_texts()
+
+
+def wait_until_playing(page: Any, start: float) -> float:
+    """Waits for a picture of the video at the moment; gives its time."""
+    page.wait_for_function("() => { const v = document.querySelector('#screen video'); return v && v.readyState >= 2 }")
+    page.wait_for_function("start => document.querySelector('#screen video').currentTime >= start - 0.1", arg=start)
+    return float(page.evaluate("() => document.querySelector('#screen video').currentTime"))
+
+
+def start_of(page: Any, place: int) -> float:
+    badge = page.locator(f"{MOMENTS} .badge").nth(place).inner_text()
+    minutes, seconds = re.match(r"(\d+):([\d.]+)", badge).groups()  # type: ignore[union-attr]
+    return 60 * int(minutes) + float(seconds)
+
+
+def walk(page: Any, words: str, path_filter: str, clip: Path) -> None:
+    """What a person does: words, a filter, playing a moment, more like it, a clip of one's own."""
+    ask(page, words)
+    everything = names(page)
+    page.wait_for_function("() => [...document.images].slice(0, 3).every(i => i.complete && i.naturalWidth > 0)")
+
+    page.click("summary")
+    page.fill("#f-path", path_filter)
+    page.press("#f-path", "Tab")
+    page.select_option("#f-group", "all")
+    page.wait_for_function("() => document.querySelectorAll('.card:not(.ghost)').length > 1 && !running")
+    page.wait_for_function(
+        "part => [...document.querySelectorAll('.card:not(.ghost) .text b')].length &&"
+        " [...document.querySelectorAll('.card:not(.ghost) .text b')].every(b => b.textContent.includes(part))",
+        arg=path_filter,
+    )
+    filtered = names(page)
+    assert filtered
+    assert len({*filtered}) < len({*everything})
+
+    starts = [start_of(page, i) for i in range(len(filtered))]
+    later = starts.index(max(starts))
+    assert starts[later] > 0
+    parts: list[int] = []
+    page.on("response", lambda answer: parts.append(answer.status) if answer.url.endswith("/file") else None)
+    page.locator(f"{MOMENTS} .play").nth(later).click()
+    at = wait_until_playing(page, starts[later])
+    assert at < starts[later] + 5
+    assert set(parts) == {206}  # the browser asks for byte ranges, and gets them
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#player", state="hidden")
+    assert page.evaluate("() => document.activeElement.className") == "play"
+
+    page.click("#clear")
+    page.wait_for_function("() => document.querySelector('#filters-label').textContent === 'Filters'")
+    page.wait_for_selector(MOMENTS)
+    chosen = names(page)[0]
+    page.locator(f"{MOMENTS} .like").first.click()
+    page.wait_for_selector("#chip:not([hidden])")
+    assert page.inner_text("#chip").startswith(f"like {chosen}")
+    assert chosen not in names(page)
+
+    page.set_input_files("#file", str(clip))
+    page.wait_for_function("name => document.querySelector('#chip').textContent.includes(name)", arg=clip.name)
+    page.wait_for_function("() => /moments? .*in/.test(document.querySelector('#status').textContent)")
+    assert names(page)[0] == clip.name
+
+
+def test_a_walk_through_made_videos(visit: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    write_videos(folder, 3)
+    (folder / "long.mp4").write_bytes(video_bytes(8, frames=40))
+    with Library.create(tmp_path / "lib", small_model(), window=2.0, stride=1.0) as library:
+        library.add(folder)
+    with running(make_app(tmp_path / "lib", small_model())) as address:
+        walk(visit(address), "a dog runs", "long", folder / "clip1.mp4")
+
+
+def test_a_walk_through_real_clips_with_the_demo_model(visit: Callable[..., Any], tmp_path: Path, shared: Path) -> None:
+    import vtr.model
+
+    demo = REPO / "runs" / "demo"
+    if not (demo / "model").is_dir():
+        pytest.skip("no demo model: make demo")
+    model = vtr.model.load(demo)
+    with Library.create(tmp_path / "lib", model, window=4.0, stride=4.0) as library:
+        library.add(shared / "data" / "real_clips")
+    with running(make_app(tmp_path / "lib", model)) as address:
+        page = visit(address)
+        walk(
+            page,
+            "a small red circle moves left",
+            "skateboarding_dog",
+            shared / "data" / "real_clips" / "sam2_01_dog.mp4",
+        )
+
+
+def test_the_address_keeps_the_question_for_reload_and_back(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address)
+    ask(page, "a dog runs")
+    page.locator(f"{MOMENTS} .like").first.click()
+    page.wait_for_selector("#chip:not([hidden])")
+    page.reload()
+    page.wait_for_selector("#chip:not([hidden])")
+    page.go_back()
+    page.wait_for_selector("#chip", state="hidden")
+    page.wait_for_selector(MOMENTS)
+    assert page.input_value("#q") == "a dog runs"
+
+
+def test_everything_can_be_done_with_the_keyboard(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address)
+    page.wait_for_selector("h1")
+    page.keyboard.press("/")
+    page.keyboard.type("a dog runs")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(MOMENTS)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    place = "() => [...document.querySelectorAll('.play')].indexOf(document.activeElement)"
+    assert page.evaluate(place) == 1
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#player[open]")
+    first = page.inner_text("#title")
+    page.keyboard.press("n")
+    assert page.inner_text("#title") != first
+    page.keyboard.press("p")
+    assert page.inner_text("#title") == first
+    page.keyboard.press("Escape")
+    assert page.evaluate(place) == 1
+    page.keyboard.press("m")
+    page.wait_for_selector("#chip:not([hidden])")
+
+
+def test_two_wishes_and_what_is_not_wanted_are_asked_for_together(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address + "/?minus=water&group=4")
+    with page.expect_response("**/api/search?*") as answer:
+        ask(page, "a dog + a red car")
+    assert answer.value.json()["query"] == "a dog + a red car − water"
+    assert {h["moment"] for h in answer.value.json()["hits"]} > {1}
+    assert page.locator(".card.further").count() > 0
+
+
+def test_names_and_metadata_are_shown_as_text_whatever_they_hold(visit: Callable[..., Any], tmp_path: Path) -> None:
+    evil = "<img src=x onerror=document.title='broken'>"
+    write_videos(tmp_path / "videos", 1)
+    file = (tmp_path / "videos" / "clip0.mp4").rename(tmp_path / "videos" / f"{evil}.mp4")
+    with Library.create(tmp_path / "lib", small_model()) as library:
+        library.add(tmp_path / "videos", metadata={str(file): {"caption": f"{evil} a caption"}})
+    with running(make_app(tmp_path / "lib", small_model())) as address:
+        page = visit(address)
+        ask(page, "a dog")
+        assert names(page) == [f"{evil}.mp4"]
+        page.locator(f"{MOMENTS} .play").click()
+        page.wait_for_selector("#facts p")
+        assert page.inner_text("#facts p") == f"{evil} a caption"
+        assert "broken" not in page.title()
+
+
+def test_the_pointer_over_a_picture_shows_its_frames_one_after_the_other(
+    visit: Callable[..., Any], address: str
+) -> None:
+    page = visit(address)
+    ask(page, "a dog runs")
+    page.locator(f"{MOMENTS} .play").first.hover()
+    page.wait_for_selector("canvas[data-frame='0']", state="attached")
+    page.wait_for_selector("canvas[data-frame='2']", state="attached")
+    page.hover("#q")
+    page.wait_for_selector("canvas", state="detached")
+
+
+def test_a_format_the_browser_cannot_play_is_said_and_offered_as_a_download(
+    visit: Callable[..., Any], address: str, made: Path
+) -> None:
+    page = visit(address + "/?q=a&path=old.avi")
+    page.locator(f"{MOMENTS} .play").click()
+    page.wait_for_selector(".sorry canvas")
+    assert "cannot play this AVI file" in page.inner_text(".sorry")
+    with page.expect_download() as download:
+        page.click(".sorry a")
+    assert download.value.suggested_filename == "old.avi"
+    assert Path(download.value.path()).read_bytes() == (made / "videos" / "old.avi").read_bytes()
+
+
+def test_a_video_replaced_while_it_is_served_is_said(visit: Callable[..., Any], tmp_path: Path) -> None:
+    make_library(tmp_path, count=1)
+    with running(make_app(tmp_path / "lib", small_model())) as address:
+        page = visit(address)
+        ask(page, "a dog runs")
+        (tmp_path / "videos" / "clip0.mp4").write_bytes(video_bytes(9))
+        page.locator(f"{MOMENTS} .play").click()
+        page.wait_for_selector(".sorry p")
+        page.wait_for_function("() => document.querySelector('.sorry').textContent.includes('has changed')")
+
+
+def test_nothing_found_offers_to_clear_the_filters(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address + "/?q=a+dog&path=no+such+file")
+    page.wait_for_selector(".state.empty")
+    assert "No moment passes the filters" in page.inner_text(".state")
+    page.click(".state button")
+    page.wait_for_selector(MOMENTS)
+
+
+def test_an_empty_library_says_how_to_fill_it(visit: Callable[..., Any], tmp_path: Path) -> None:
+    Library.create(tmp_path / "lib", small_model()).close()
+    with running(make_app(tmp_path / "lib", small_model())) as address:
+        page = visit(address)
+        page.wait_for_selector("text=This library is empty")
+        assert "vtr index add lib FOLDER" in page.inner_text(".state")
+
+
+def test_a_filter_that_does_not_parse_and_a_clip_that_is_none_are_explained(
+    visit: Callable[..., Any], address: str, tmp_path: Path
+) -> None:
+    page = visit(address + "/?q=a+dog&where=lenght+%3C+3")
+    page.wait_for_selector(".state.bad")
+    assert "unknown column in where: 'lenght'" in page.inner_text(".state")
+    (tmp_path / "notes.mp4").write_text("no video at all, but words")
+    page.fill("#q", "")
+    page.click("#filters summary")
+    page.click("#clear")
+    page.set_input_files("#file", str(tmp_path / "notes.mp4"))
+    page.wait_for_selector("text=This cannot be read")
+    assert "is text, not media" in page.inner_text(".state")
+
+
+def test_a_slow_answer_shows_that_it_is_under_way_and_can_be_cancelled(
+    visit: Callable[..., Any], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    go = threading.Event()
+    real = serve_queries.search
+    monkeypatch.setattr(serve_queries, "search", lambda *a, **kw: go.wait(30) and real(*a, **kw))
+    page = visit(address)
+    page.fill("#q", "a dog")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".ghost")
+    page.wait_for_selector("text=Still searching")
+    page.click("#cancel")
+    page.wait_for_selector("text=Cancelled")
+    go.set()
+    ask(page, "a dog runs")
+
+
+def test_a_server_that_has_gone_is_said(visit: Callable[..., Any], tmp_path: Path) -> None:
+    make_library(tmp_path, count=1)
+    with running(make_app(tmp_path / "lib", small_model())) as address:
+        page = visit(address)
+        page.wait_for_selector("h1")
+    page.fill("#q", "a dog")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=The server does not answer")
+
+
+def test_the_token_is_asked_for_or_taken_from_the_address(visit: Callable[..., Any], made: Path) -> None:
+    with running(make_app(made / "lib", small_model(), ServerOptions(token="geheim"))) as address:
+        page = visit(address)
+        page.wait_for_selector("text=This library needs a token")
+        page.fill("input[type=password]", "falsch")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=that is not the token")
+        page.fill("input[type=password]", "geheim")
+        page.keyboard.press("Enter")
+        ask(page, "a dog runs")
+        page = visit(address + "/#token=geheim")
+        ask(page, "a dog runs")
+        assert "geheim" not in page.url
+        page.wait_for_function("() => [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_nothing_is_wider_than_the_screen(visit: Callable[..., Any], address: str, scheme: str) -> None:
+    page = visit(
+        address + "/?q=a+dog", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True,
+        color_scheme=scheme,
+    )  # fmt: skip
+    page.wait_for_selector(MOMENTS)
+    page.tap("summary")
+    wide = "() => [...document.querySelectorAll('body *')].filter(n => n.getClientRects().length && !n.closest('.out, .play') && n.getBoundingClientRect().right > innerWidth + 1).map(n => n.outerHTML.slice(0, 80))"
+    assert page.evaluate(wide) == []
+    back = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 200) == (scheme == "dark")
+    page.locator(f"{MOMENTS} .play").first.tap()
+    page.wait_for_selector("#player[open]")
+    assert page.evaluate(wide) == []
+    small = "() => [...document.querySelectorAll('#player button, #player a')].filter(n => n.offsetHeight && n.offsetHeight < 40).length"
+    assert page.evaluate(small) == 0

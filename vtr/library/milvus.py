@@ -1,0 +1,342 @@
+"""A library on Milvus, for more than one machine holds: push to a collection, search it as a library.
+
+Addresses: milvus://HOST:PORT/NAME; milvus+https://HOST:PORT/NAME; milvus:///ABSOLUTE/FILE.db/NAME for a file of Milvus
+Lite. User and password, or a token, come from the environment variable MILVUS_TOKEN (`user:password`, or a key).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtr.errors import UsageError, VtrError
+from vtr.library.export import segments
+from vtr.library.library import Library
+from vtr.library.search import Found, Searcher
+from vtr.library.store import folded
+from vtr.library.tokens import TokenCache
+from vtr.library.where import Joined, Node, Not, interval
+
+_BATCH = 500  # segments of an upsert: gRPC messages are at most 64 MB
+_LIMIT = 16_384  # the most hits Milvus gives
+_NO_DATE = -1e18
+_FIELDS = ["path", "start", "end", "duration", "meta"]
+_SETTINGS = ("model", "fingerprint", "width", "window", "stride", "frames")
+
+
+def is_address(text: str | Path) -> bool:
+    """Whether this names a library on Milvus."""
+    # A Path makes one slash of two; tyro gives Paths.
+    return re.match(r"milvus(\+https)?:/", str(text)) is not None
+
+
+def _parsed(address: str) -> tuple[str, str]:
+    """URI for pymilvus, and the collection's name."""
+    match = re.fullmatch(r"milvus(\+https)?:(/{1,3})([^?#]+)/([A-Za-z_]\w{0,254})", str(address))
+    if not match:
+        raise UsageError(
+            f"{address!r}: expected milvus://HOST:PORT/NAME, or milvus:///ABSOLUTE/FILE.db/NAME for Milvus Lite"
+        )
+    secure, slashes, where, name = match.groups()
+    if slashes == "///" or where.endswith(".db"):
+        return f"/{where}", name
+    if not re.fullmatch(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", where):
+        raise UsageError(f"{address!r}: {where!r} is no HOST:PORT; a password belongs in MILVUS_TOKEN")
+    return f"{'https' if secure else 'http'}://{where}", name
+
+
+def _connected(uri: str) -> Any:
+    try:
+        from pymilvus import MilvusClient
+    except ImportError as error:
+        raise VtrError("Milvus needs pymilvus: pip install 'vtr[milvus]'") from error
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # errors are said here, in one line
+    if uri.startswith("/") and not Path(uri).parent.is_dir():
+        raise VtrError(f"{uri}: the folder {Path(uri).parent} does not exist")
+    token = os.environ.get("MILVUS_TOKEN", "")
+    return _call(uri, lambda: MilvusClient(uri, token=token, timeout=10))
+
+
+def _call(uri: str, function: Callable[[], Any]) -> Any:
+    """Call pymilvus; what goes wrong there becomes one line."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        return function()
+    except (MilvusException, OSError, ImportError, RuntimeError) as error:
+        said = " ".join(str(getattr(error, "message", "") or error).split())[:300]
+        raise VtrError(f"Milvus at {uri}: {said}") from error
+
+
+def _settings_of(client: Any, uri: str, name: str) -> dict[str, Any] | None:
+    """What a collection's description says, or None where there is no such collection."""
+    if not _call(uri, lambda: client.has_collection(name)):
+        return None
+    described = _call(uri, lambda: client.describe_collection(name))
+    try:
+        values = json.loads(described.get("description") or described.get("properties", {})["vtr"])["vtr"]
+        if not all(k in values for k in _SETTINGS):
+            raise ValueError
+    except (ValueError, KeyError, TypeError) as error:
+        raise VtrError(f"{uri}: the collection {name} is not a library of vtr; choose another name") from error
+    return dict(values)
+
+
+# -- push -------------------------------------------------------------------------------------------------------------
+
+
+def push(library: Library, address: str) -> dict[str, int]:
+    """Bring a collection up to date with a library; returns how many segments were written, removed and unchanged.
+
+    Only what differs is sent, so a killed call goes on when called again.
+
+    Raises:
+        VtrError: The server cannot be reached, or the collection holds something else.
+    """
+    from tqdm import tqdm
+
+    uri, name = _parsed(address)
+    client = _connected(uri)
+    own = {**{k: library.settings[k] for k in _SETTINGS}, "id": library.settings.get("id")}
+    there = _settings_of(client, uri, name)
+    if there is None:
+        _call(uri, lambda: _create(client, uri, name, own))
+    elif there != own:
+        raise VtrError(f"{uri}: the collection {name} holds another library (or other windows); choose another name")
+    _call(uri, lambda: client.load_collection(name))
+    stamps = {int(r["id"]): int(r["stamp"]) for r in _rows(client, uri, name, ["id", "stamp"])}
+    counts = {"written": 0, "unchanged": 0, "removed": 0}
+
+    def send() -> int:
+        batch: list[dict[str, Any]] = []
+        often = 0.1 if sys.stderr.isatty() else 30.0
+        total = library.store.segments()
+        with tqdm(total=total, desc="push", unit="segment", file=sys.stderr, mininterval=often) as bar:
+            for rows, vectors in segments(library, _BATCH):
+                for row, vector in zip(rows, vectors):
+                    entity = _entity(row, vector)
+                    if stamps.pop(row[0], None) == entity["stamp"]:
+                        counts["unchanged"] += 1
+                    else:
+                        batch.append(entity)
+                if batch:
+                    _call(uri, lambda: client.upsert(name, batch))
+                    counts["written"] += len(batch)
+                    batch.clear()
+                bar.update(len(rows))
+        return total
+
+    library._read(send)
+    gone = list(stamps)
+    for start in range(0, len(gone), _BATCH):
+        part = gone[start : start + _BATCH]
+        _call(uri, lambda: client.delete(name, ids=part))  # noqa: B023 - called at once
+    counts["removed"] = len(gone)
+    _call(uri, lambda: client.flush(name))
+    _call(uri, client.close)
+    return counts
+
+
+def _create(client: Any, uri: str, name: str, settings: dict[str, Any]) -> None:
+    from pymilvus import DataType
+
+    described = json.dumps({"vtr": settings})
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=described)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=settings["width"])
+    for field in ("path", "path_folded"):
+        schema.add_field(field, DataType.VARCHAR, max_length=16_384)
+    for field in ("start", "end", "duration", "modified"):
+        schema.add_field(field, DataType.DOUBLE)
+    # Metadata as it is, and by kind for filters: a comparison with a text must not match a number.
+    for field in ("meta", "numbers", "texts", "texts_folded"):
+        schema.add_field(field, DataType.JSON)
+    schema.add_field("stamp", DataType.INT64)
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+    # Milvus Lite (3.2) forgets descriptions, but keeps properties.
+    properties = {"vtr": described} if uri.startswith("/") else None
+    client.create_collection(name, schema=schema, index_params=index, properties=properties)
+
+
+def _entity(row: tuple[Any, ...], vector: np.ndarray) -> dict[str, Any]:
+    segment, path, start, end, duration, modified, _, meta = row
+    values = json.loads(meta) if meta else {}
+    texts = {k: v for k, v in values.items() if isinstance(v, str)}
+    return {
+        "id": segment,
+        "vector": vector.tolist(),
+        "path": path,
+        "path_folded": folded(path),
+        "start": start,
+        "end": end,
+        "duration": duration,
+        "modified": _NO_DATE if modified is None else modified,
+        "meta": values,
+        "numbers": {k: float(v) for k, v in values.items() if k not in texts},
+        "texts": texts,
+        "texts_folded": {k: folded(v) for k, v in texts.items()},
+        "stamp": zlib.crc32(repr((path, start, end, duration, modified, meta)).encode(errors="surrogateescape")),
+    }
+
+
+def _rows(client: Any, uri: str, name: str, fields: list[str]) -> Iterator[dict[str, Any]]:
+    iterator = _call(uri, lambda: client.query_iterator(name, batch_size=10_000, filter="", output_fields=fields))
+    while rows := _call(uri, iterator.next):
+        yield from rows
+    iterator.close()
+
+
+# -- filters ----------------------------------------------------------------------------------------------------------
+
+
+def to_milvus(node: Node) -> str:
+    """A filter as a Milvus expression; texts are quoted literals, never parts of the expression.
+
+    Raises:
+        UsageError: `~` over metadata with a text that holds %, _ or a backslash: Milvus cannot look for those there.
+    """
+    if isinstance(node, Joined):
+        return "(" + f" {node.by} ".join(map(to_milvus, node.parts)) + ")"
+    if isinstance(node, Not):
+        return f"(not {to_milvus(node.part)})"
+    if isinstance(node.value, tuple):
+        signs, bounds = interval(node.sign, node.value)
+        inside = " and ".join(f"modified {s} {b!r}" for s, b in zip(signs, bounds))
+        inside = f"not ({inside})" if node.sign == "!=" else inside
+        return f"(modified > {_NO_DATE / 2!r} and {inside})"
+    sign = {"=": "=="}.get(node.sign, node.sign)
+    if not node.meta:
+        if sign == "~":
+            return f"(path_folded like {_like(str(node.value))})"
+        return f"({node.column} {sign} {_literal(node.value)})"
+    if sign == "~":
+        if re.search(r"[%_\\]", str(node.value)):
+            raise UsageError(f"--where: on Milvus, {node.column} ~ cannot look for % _ or \\ ({node.value!r})")
+        column, test = f"texts_folded[{_quoted(node.column)}]", f"like {_like(str(node.value))}"
+    else:
+        kind = "texts" if isinstance(node.value, str) else "numbers"
+        column, test = f"{kind}[{_quoted(node.column)}]", f"{sign} {_literal(node.value)}"
+    return f"(exists {column} and {column} {test})"
+
+
+def _literal(value: object) -> str:
+    return _quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _like(text: str) -> str:
+    return _quoted("%" + re.sub(r"([%_\\])", r"\\\1", folded(text)) + "%")
+
+
+class _Columns(list[str]):
+    """Milvus does not list the metadata columns: a name is one if some segment has a value for it."""
+
+    def __init__(self, has: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._has = has
+
+    def __contains__(self, name: object) -> bool:
+        return self._has(str(name))
+
+
+# -- search -----------------------------------------------------------------------------------------------------------
+
+
+class MilvusLibrary(Searcher):
+    """A library that was pushed to Milvus; searched as a `Library` is.
+
+    Args:
+        address: See the module.
+        model: The model, or its path; default: that of the library, where this machine has it.
+
+    Raises:
+        VtrError: The server cannot be reached, has no such collection, or it is of another model.
+    """
+
+    def __init__(self, address: str | Path, model: Any | None = None) -> None:
+        self.path = str(address)
+        self._uri, self._name = _parsed(str(address))
+        if self._uri.startswith("/") and not os.path.exists(self._uri):
+            raise VtrError(f"{self._uri}: no such file; make it with: vtr index push LIBRARY --to {address}")
+        self._client = _connected(self._uri)
+        settings = _settings_of(self._client, self._uri, self._name)
+        if settings is None:
+            raise VtrError(f"{self._uri} has no collection {self._name}; make it with: vtr index push LIBRARY --to …")
+        _call(self._uri, lambda: self._client.load_collection(self._name))
+        self.settings = settings
+        self._model, self._model_path = None, settings["model"]
+        self._cache = TokenCache()
+        if isinstance(model, str | Path):
+            self._model_path = str(model)
+        elif model is not None:
+            self._accept(model)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
+
+    def columns(self) -> list[str]:
+        """A list that knows of any name whether it is a metadata column."""
+
+        def has(name: str) -> bool:
+            expression = f"exists numbers[{_quoted(name)}] or exists texts[{_quoted(name)}]"
+            return bool(
+                _call(
+                    self._uri,
+                    lambda: self._client.query(self._name, filter=expression, output_fields=["id"], limit=1),
+                )
+            )
+
+        return _Columns(has)
+
+    def _search(self, vector: np.ndarray, count: int, expression: str) -> list[Found]:
+        answer = _call(
+            self._uri,
+            lambda: self._client.search(
+                self._name,
+                data=[vector[0].tolist()],
+                limit=count,
+                filter=expression,
+                output_fields=_FIELDS,
+                consistency_level="Strong",
+            ),
+        )
+        return [_found(float(r["distance"]), int(r["id"]), r["entity"]) for r in answer[0]]
+
+    def _nearest(self, vector: np.ndarray, count: int, where: Node | None) -> tuple[list[Found], bool]:
+        wanted = min(count, _LIMIT)
+        found = self._search(vector, wanted, "" if where is None else to_milvus(where))
+        return found, len(found) < count or count >= _LIMIT
+
+    def _moments(self, vector: np.ndarray, paths: Sequence[str], where: Node | None) -> list[Found]:
+        expression = f"path in [{', '.join(map(_quoted, paths))}]"
+        if where is not None:
+            expression += f" and {to_milvus(where)}"
+        return self._search(vector, _LIMIT, expression)
+
+    def _vector_of(self, segment: int) -> tuple[np.ndarray, str]:
+        rows = _call(
+            self._uri, lambda: self._client.get(self._name, ids=[int(segment)], output_fields=["vector", "path"])
+        )
+        if not rows:
+            raise VtrError(f"{self.path} has no segment {segment}; hits show theirs as #NUMBER")
+        return np.array(rows[0]["vector"], np.float32), str(rows[0]["path"])
+
+
+def _found(score: float, segment: int, row: dict[str, Any]) -> Found:
+    meta = row.get("meta") or {}
+    values = json.loads(meta) if isinstance(meta, str) else dict(meta)
+    return Found(score, score, False, segment, row["path"], row["start"], row["end"], row["duration"], values)

@@ -1,0 +1,152 @@
+"""Check a library: database, vectors and index agree with each other, and, where asked for, with the files."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtr.library import index as indexes
+from vtr.library.files import sha256, shown
+from vtr.library.library import Library
+from vtr.library.store import MissingVectors, checksum
+
+_MOST = 20  # problems of a kind that are named one by one
+
+
+def verify(library: Library, *, files: bool = False) -> list[str]:
+    """One line for each thing that is wrong, with what to do; nothing when all is well.
+
+    Args:
+        library: Searched and written by others meanwhile, if need be: one view of the database is checked.
+        files: Also read every indexed file and compare its content's hash.
+    """
+    problems: list[str] = []
+    for _ in range(5):
+        try:
+            with library.store.reading():
+                problems = [*_database(library), *_vectors(library), *_index(library)]
+                if files:
+                    problems += _files(library)
+            return problems
+        except MissingVectors as error:  # compacted at that moment, or lost
+            problems = [str(error)]
+        except sqlite3.Error as error:
+            return [f"{library.path}/library.db cannot be read ({error}): restore it, or build the library anew"]
+    return problems
+
+
+def advice(library: Library) -> list[str]:
+    """One line for each thing that is right but could be better."""
+    count, path = library.store.segments(), library.path / "index.faiss"
+    described = indexes.describe(path)
+    tail = count - (described["count"] if described else 0)
+    if tail > indexes.TAIL_UP_TO and count > indexes.EXACT_UP_TO:
+        return [f"{tail} segments are not in index.faiss and searched one by one: vtr index compact {library.path}"]
+    return []
+
+
+def _some(lines: list[str], what: str) -> list[str]:
+    return lines[:_MOST] + ([f"and {len(lines) - _MOST} more {what}"] if len(lines) > _MOST else [])
+
+
+def _database(library: Library) -> list[str]:
+    one = library.store.db.execute
+    broken = [r[0] for r in one("PRAGMA integrity_check(20)") if r[0] != "ok"]
+    problems = [f"library.db is damaged ({line}): restore it, or build the library anew" for line in broken]
+    if broken:
+        return problems
+    checks = {
+        "segments of videos that are not there": "SELECT COUNT(*) FROM segments WHERE video NOT IN (SELECT id FROM videos)",
+        "rows that two segments share": "SELECT COUNT(*) - COUNT(DISTINCT row) FROM segments",
+        "moments that are there twice": "SELECT COUNT(*) FROM (SELECT 1 FROM segments GROUP BY video, start, end HAVING COUNT(*) > 1)",
+        "moments whose times make no sense": "SELECT COUNT(*) FROM segments WHERE NOT (start >= 0 AND end >= start)",
+        "readable videos without a segment": "SELECT COUNT(*) FROM videos WHERE reason IS NULL "
+        "AND id NOT IN (SELECT video FROM segments)",
+        "unreadable videos with segments": "SELECT COUNT(*) FROM videos WHERE reason IS NOT NULL "
+        "AND id IN (SELECT video FROM segments)",
+        "rows beyond the last one": f"SELECT COUNT(*) FROM segments WHERE row < 0 OR row >= {library.store.rows()}",
+    }
+    for what, sql in checks.items():
+        if count := one(sql).fetchone()[0]:
+            problems.append(f"library.db has {count} {what}: restore it, or build the library anew")
+    return problems
+
+
+def _vectors(library: Library) -> list[str]:
+    vectors = library.store.vectors()  # too short a file is an error of its own
+    wrong: list[str] = []
+
+    def check(video: tuple[Any, ...], rows: list[int]) -> None:
+        # A sample of an imported shard has no checksum of its own: the values are looked at.
+        own = vectors[rows]
+        if video[2] is not None and checksum(own) != video[2]:
+            wrong.append(f"{shown(video[1])}: its vectors are not those that were written; remove it and add it again")
+        elif not np.isfinite(own).all():
+            wrong.append(f"{shown(video[1])}: its vectors are not finite; remove it and add it again")
+
+    current: tuple[Any, ...] | None = None
+    rows: list[int] = []
+    for number, path, crc, row in library.store.db.execute(
+        "SELECT videos.id, path, crc, row FROM videos JOIN segments ON segments.video = videos.id ORDER BY videos.id, row"
+    ):
+        if row >= len(vectors):
+            continue  # named above
+        if current is not None and current[0] != number:
+            check(current, rows)
+            rows = []
+        current = (number, path, crc)
+        rows.append(row)
+    if current is not None:
+        check(current, rows)
+    return _some(wrong, "videos with wrong vectors")
+
+
+def _index(library: Library) -> list[str]:
+    path = library.path / "index.faiss"
+    mend = f"vtr index compact {library.path} makes it anew"
+    count = library.store.segments()
+    if not path.is_file():
+        lost = (library.settings.get("index") or {}).get("type", "flat") != "flat" and count > indexes.EXACT_UP_TO
+        return [f"index.faiss is missing: {mend}"] if lost else []
+    described = indexes.describe(path)
+    if described is None:
+        return [f"index.faiss is damaged, or of an older vtr: {mend}"] if count > indexes.EXACT_UP_TO else []
+    if not library._belongs(described):
+        return [f"index.faiss is of another library, or newer than library.db: {mend}"]
+    if not indexes.intact(path, described):
+        return [f"index.faiss is damaged: its bytes are not those that were written; {mend}"]
+    index = indexes.read(path)
+    if index is None:
+        return [f"index.faiss cannot be read: {mend}"]
+    inside = indexes.ids_of(index.faiss)
+    live = library.store.pairs()[:, 0]
+    live = live[live <= described["last"]]
+    problems = []
+    if len(np.unique(inside)) != len(inside):
+        problems.append(f"index.faiss holds segments twice: {mend}")
+    if lacking := len(np.setdiff1d(live, inside)):
+        problems.append(f"index.faiss lacks {lacking} segments: {mend}")
+    return problems
+
+
+def _files(library: Library) -> list[str]:
+    from tqdm import tqdm
+
+    problems: list[str] = []
+    rows = library.store.db.execute(
+        "SELECT path, sha256 FROM videos WHERE reason IS NULL AND origin IS NULL ORDER BY path"
+    ).fetchall()
+    for path, digest in tqdm(rows, desc="files", unit="file", file=sys.stderr):
+        try:
+            if not os.path.exists(path):
+                problems.append(f"{shown(path)}: the file is gone; vtr index sync forgets it")
+            elif sha256(Path(path)) != digest:
+                problems.append(f"{shown(path)}: the file has changed; vtr index sync does it again")
+        except OSError as error:
+            problems.append(f"{shown(path)}: cannot be read ({error.strerror})")
+    return _some(problems, "files")
