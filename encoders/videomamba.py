@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vtr.encoders import draws
 from vtr.encoders.scans import Permutation, layer_orders, permuted, temporal_first
 from vtr.errors import UsageError
+from vtr.kernels.add_norm import add_norm
 from vtr.kernels.bimamba import bimamba
 
 
@@ -139,17 +140,22 @@ class Block(nn.Module):
         order: str = "spatial",
         permutation: Permutation | None = None,
     ) -> tuple[Tensor, Tensor]:
+        scale = None
         if hidden is not None:
-            residual = residual + drop_path(hidden, previous_drop, self.training, self.salt).float()
-        return self.mixer(self.norm(residual).to(self.mixer.in_proj.weight.dtype), order, permutation), residual
+            scale = drop_scale(hidden.shape[0], previous_drop, self.training, self.salt, hidden.device)
+        device = residual.device.type
+        dtype = self.mixer.in_proj.weight.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        normed, residual = add_norm(residual, hidden, self.norm.weight, scale=scale, eps=self.norm.eps, dtype=dtype)
+        return self.mixer(normed, order, permutation), residual
 
 
-def drop_path(x: Tensor, rate: float, training: bool, salt: int = 0) -> Tensor:
-    """Drop whole samples of a residual branch with probability `rate`, rescale the others."""
+def drop_scale(batch: int, rate: float, training: bool, salt: int, device: torch.device) -> Tensor | None:
+    """Stochastic depth: factors (B,) of a residual branch, 0 with probability `rate`, else 1 / (1 - rate); None is 1."""
     if rate == 0 or not training:
-        return x
-    keep = draws.uniform((x.shape[0], *[1] * (x.ndim - 1)), salt, x.device) >= rate
-    return x * keep / (1 - rate)
+        return None
+    return (draws.uniform((batch,), salt, device) >= rate).float() / (1 - rate)
 
 
 class AlignHead(nn.Module):
@@ -306,14 +312,16 @@ class VideoMamba(nn.Module):
             # Layer i-1's output is the stream that block i sees.
             away, rest = divmod(len(self.layers) - i, self.config.align_interval)
             if i > 0 and rest == 0 and away < want:
-                collected.append(self.norm(permuted(residual, permutation.back) if turned and permutation else residual))
+                collected.append(
+                    self.norm(permuted(residual, permutation.back) if turned and permutation else residual)
+                )
         if turned and permutation is not None:
             hidden, residual = permuted(hidden, permutation.back), permuted(residual, permutation.back)
         if want and self.config.init == "official":
             # The released code aligns the stream before the last mixer's output, without the norm (1.10).
             collected.append(residual)
-        residual = residual + drop_path(hidden, drop, self.training, -1).float()
-        out = self.norm(residual)
+        scale = drop_scale(hidden.shape[0], drop, self.training, -1, hidden.device)
+        out, residual = add_norm(residual, hidden, self.norm.weight, scale=scale, eps=self.norm.eps)
         if want and self.config.init == "clean":
             collected.append(out)
         aligned = None
