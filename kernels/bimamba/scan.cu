@@ -54,7 +54,7 @@ struct job_t {
     float *states;              /* (2, B, segments - 1, 16, E): the state at the end of each segment of SEG tokens */
     float *edges, *sums;        /* (2, B, chunks, 16, E) states between chunks; (2, B, chunks, E) sums of delta */
     const store_t *gy;          /* (B, L, E) */
-    store_t *du, *ddt, *dxz;    /* (2, B, L, E), (2, B, L, E), (B, L, 2E) */
+    store_t *du, *ddt, *dxz;    /* (2, B, L, E), (2, B, L, E), which may be dt, (B, L, 2E) */
     float *part_bc;             /* (blocks of 64 channels, 2, B, L, 32): sums of dB | dC over 64 channels */
     store_t *dlow;              /* (2, B, L, R + 32) */
     float *dA;                  /* (2, B * chunks, 16, E), of the decay's rate */
