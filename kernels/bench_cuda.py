@@ -35,6 +35,8 @@ SHAPES = [
 WIDTHS = {"middle": 1152, "small": 768, "tiny": 384}
 STATES = 16
 WARM_UP, REPEATS = 3, 15
+ENCODERS = [("middle", 32), ("small", 64), ("tiny", 128)]  # with the batch
+DEVICE = "cuda"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Machine:
             clock = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) / 1e3
         except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
             clock = 1.755
-        source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+        source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
         target = torch.empty_like(source)
         ms = milliseconds(lambda: target.copy_(source))
         return cls(
@@ -109,8 +111,8 @@ def _backends() -> dict[str, Callable[..., Tensor]]:
 def _arguments(batch: int, length: int, width: int) -> list[Tensor]:
     from vtr.kernels.bench import example
 
-    values = [t.cuda() for t in example(width, 1)]
-    return [torch.randn(batch, length, 2 * width, device="cuda", dtype=torch.bfloat16), *values[1:]]
+    values = [t.to(DEVICE) for t in example(width, 1)]
+    return [torch.randn(batch, length, 2 * width, device=DEVICE, dtype=torch.bfloat16), *values[1:]]
 
 
 def _time_one(
@@ -121,7 +123,7 @@ def _time_one(
     turns = 3 if tensors[0].numel() < 2**29 else 1
     inputs = [tensors[0].clone().requires_grad_(backward) for _ in range(turns)]
     parameters = [t.clone().requires_grad_(backward) for t in tensors[1:]]
-    grad = torch.randn(*tensors[0].shape[:2], tensors[0].shape[2] // 2, device="cuda", dtype=tensors[0].dtype)
+    grad = torch.randn(*tensors[0].shape[:2], tensors[0].shape[2] // 2, device=DEVICE, dtype=tensors[0].dtype)
     count = 0
 
     def call() -> None:
@@ -154,7 +156,7 @@ def scan_rows(machine: Machine, late: Callable[[], bool]) -> Iterator[dict[str, 
                     "length": length,
                     "width": width,
                     "pass": "forward+backward" if backward else "forward",
-                    "floor_ms": round(floor_ms(machine, batch, length, width, backward), 4),
+                    "floor_ms": floor_ms(machine, batch, length, width, backward),
                 }
                 for name, compute in _backends().items():
                     if late():
@@ -177,7 +179,7 @@ def encoder_rows(late: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     """Clips a second of whole encoders, 8 frames of 224 pixels, bfloat16 autocast; inference and training."""
     import vtr.encoders.videomamba as videomamba
 
-    for size, batch in (("middle", 32), ("small", 64), ("tiny", 128)):
+    for size, batch in ENCODERS:
         for training in (False, True):
             for name, compute in _backends().items():
                 row = {
@@ -203,14 +205,14 @@ def encoder_rows(late: Callable[[], bool]) -> Iterator[dict[str, Any]]:
 
 
 def _encoder(videomamba: Any, size: str, batch: int, training: bool) -> dict[str, Any]:
-    model = videomamba.VideoMamba(videomamba.VIDEOMAMBA_SIZES[size]).cuda().train(training)
-    videos = [torch.randn(batch, 8, 3, 224, 224, device="cuda") for _ in range(2)]
+    model = videomamba.VideoMamba(videomamba.VIDEOMAMBA_SIZES[size]).to(DEVICE).train(training)
+    videos = [torch.randn(batch, 8, 3, 224, 224, device=DEVICE) for _ in range(2)]
     count = 0
 
     def call() -> None:
         nonlocal count
         count += 1
-        with torch.set_grad_enabled(training), torch.autocast("cuda", dtype=torch.bfloat16):
+        with torch.set_grad_enabled(training), torch.autocast(DEVICE, dtype=torch.bfloat16):
             out = model(videos[count % 2]).pooled
         if training:
             out.float().square().mean().backward()

@@ -59,7 +59,7 @@ class Job(ctypes.Structure):
         *((name, _PAIR) for name in ("conv_w", "conv_b", "bias", "A_log", "D")),
         *((name, ctypes.c_void_p) for name in ("y", "ys", "states", "edges", "sums", "gy", "du", "ddt", "dxz")),
         *((name, ctypes.c_void_p) for name in ("part_bc", "dlow", "dA", "dD", "dbias", "dconv")),
-        *((name, ctypes.c_void_p) for name in ("out_conv_w", "out_conv_b", "out_bias", "out_A_log", "out_D")),
+        *((name, _PAIR) for name in ("out_conv_w", "out_conv_b", "out_bias", "out_A_log", "out_D")),
     ]
 
 
@@ -181,6 +181,10 @@ def _split(kept: Tensor, sizes: Sizes, dtype: torch.dtype) -> dict[str, Tensor]:
     return parts
 
 
+def _pointers(pair: Sequence[Tensor]) -> Any:
+    return _PAIR(*(t.data_ptr() for t in pair))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Call:
     """What forward and backward share: sizes, contiguous arguments, stacked weights and a launcher."""
@@ -221,7 +225,7 @@ class _Call:
         }.items():
             pair = [t.to(torch.float32).contiguous() for t in pair]
             hold += pair
-            setattr(job, name, _PAIR(*(t.data_ptr() for t in pair)))
+            setattr(job, name, _pointers(pair))
         return cls(
             sizes=sizes,
             cut=cut,
@@ -352,12 +356,13 @@ def backward(
         if lean:
             kept = call.new(kept_numel(tensors), dtype=torch.float32)
         saved = _split(kept, s, call.xz.dtype)
-        u, _ = call.project(saved["low"], has_low=not lean)
+        u, dt = call.project(saved["low"], has_low=not lean)
         if lean:
             call.scan(call.new(s.batch, s.length, s.width), saved["ys"], saved["states"])
         tokens, f32 = s.batch * s.length, torch.float32
         blocks = -(-s.width // BACK_CHANNELS)
-        du, ddt, dxz = (torch.empty_like(t) for t in (u, u, call.xz))
+        du, dxz = torch.empty_like(u), torch.empty_like(call.xz)
+        ddt = dt  # the thread that reads an element of dt writes its gradient there, and nobody reads it again
         dlow = call.new(2, tokens, s.low)
         call.point(gy=grad.detach().to(call.xz.dtype).contiguous(), du=du, ddt=ddt, dxz=dxz, dlow=dlow)
         call.point(states=saved["states"], ys=saved["ys"])
@@ -376,23 +381,22 @@ def backward(
         call.launch("sum_bc", (-(-2 * tokens * 2 * STATES // 256), 1), job)
         torch.bmm(ddt, call.dt_proj, out=dlow[:, :, : s.rank])
         torch.baddbmm(du, dlow, call.x_proj, out=du)
-        d_x_proj = torch.bmm(dlow.transpose(1, 2), u)
-        d_dt_proj = torch.bmm(ddt.transpose(1, 2), saved["low"].view(2, -1, s.low)[:, :, : s.rank])
         call.convolve("conv_backward")
+        # A tensor of its own for each gradient: an operator's results may not share memory.
+        shapes = {"conv_w": (s.width, s.taps), "conv_b": (s.width,), "bias": (s.width,), "A_log": (s.width, STATES)}
         out = {
-            "out_conv_w": call.new(2, s.width, s.taps, dtype=f32),
-            "out_conv_b": call.new(2, s.width, dtype=f32),
-            "out_bias": call.new(2, s.width, dtype=f32),
-            "out_A_log": call.new(2, s.width, STATES, dtype=f32),
-            "out_D": call.new(2, s.width, dtype=f32),
+            name: [call.new(*shape, dtype=f32) for _ in (0, 1)] for name, shape in (shapes | {"D": (s.width,)}).items()
         }
-        call.point(**out)
+        for name, pair in out.items():
+            setattr(job, f"out_{name}", _pointers(pair))
         call.launch("sum_parts", (-(-s.width // 64), 2 * (STATES + 2 + s.taps + 1)), job)
-        if s.n < STATES:
-            keep = [*range(s.rank + s.n), *range(s.rank + STATES, s.rank + STATES + s.n)]
-            d_x_proj = d_x_proj[:, keep]
         result = [dxz]
+        delta = saved["low"].view(2, -1, s.low)[:, :, : s.rank]
         for d in (0, 1):
-            result += [out["out_conv_w"][d], out["out_conv_b"][d], d_x_proj[d], d_dt_proj[d], out["out_bias"][d]]
-            result += [out["out_A_log"][d, :, : s.n].contiguous(), out["out_D"][d]]
+            d_x_proj, d_a_log = torch.mm(dlow[d].t(), u[d]), out["A_log"][d]
+            if s.n < STATES:
+                keep = [*range(s.rank + s.n), *range(s.rank + STATES, s.rank + STATES + s.n)]
+                d_x_proj, d_a_log = d_x_proj[keep], d_a_log[:, : s.n].contiguous()
+            d_dt_proj = torch.mm(ddt[d].t(), delta[d])
+            result += [out["conv_w"][d], out["conv_b"][d], d_x_proj, d_dt_proj, out["bias"][d], d_a_log, out["D"][d]]
         return tuple(g.to(t.dtype) for g, t in zip(result, tensors))

@@ -54,13 +54,13 @@ struct job_t {
     float *states;              /* (2, B, segments - 1, 16, E): the state at the end of each segment of SEG tokens */
     float *edges, *sums;        /* (2, B, chunks, 16, E) states between chunks; (2, B, chunks, E) sums of delta */
     const store_t *gy;          /* (B, L, E) */
-    store_t *du, *ddt, *dxz;    /* (2, B, L, E), (2, B, L, E), (B, L, 2E) */
+    store_t *du, *ddt, *dxz;    /* (2, B, L, E), (2, B, L, E), which may be dt, (B, L, 2E) */
     float *part_bc;             /* (blocks of 64 channels, 2, B, L, 32): sums of dB | dC over 64 channels */
     store_t *dlow;              /* (2, B, L, R + 32) */
     float *dA;                  /* (2, B * chunks, 16, E), of the decay's rate */
     float *dD, *dbias;          /* (2, B * chunks, E) */
     float *dconv;               /* (2, B * runs, K + 1, E): weights, then bias */
-    float *out_conv_w, *out_conv_b, *out_bias, *out_A_log, *out_D; /* (2, E, K), (2, E), (2, E), (2, E, 16), (2, E) */
+    float *out_conv_w[2], *out_conv_b[2], *out_bias[2], *out_A_log[2], *out_D[2]; /* (E, K), (E), (E), (E, 16), (E) */
 };
 enum { KEEP = 1, STATES = 2, ADJOINT = 4 }; /* flags: of the gating pass, of the scan, of scan_edges */
 
@@ -725,15 +725,14 @@ KERNEL(64, 1) sum_parts(job_t j) {
     in += d * parts * step + e;
     float sum = 0.f;
     for (i64 k = 0; k < parts; k++) sum += in[k * step];
-    const i64 at = d * E + e;
     if (row < NS)
-        j.out_A_log[at * NS + row] = -ex2(LOG2E * j.A_log[d][e * NS + row]) * sum; /* A = -exp(A_log) */
+        j.out_A_log[d][e * NS + row] = -ex2(LOG2E * j.A_log[d][e * NS + row]) * sum; /* A = -exp(A_log) */
     else if (row == NS)
-        j.out_D[at] = sum;
+        j.out_D[d][e] = sum;
     else if (row == NS + 1)
-        j.out_bias[at] = sum;
+        j.out_bias[d][e] = sum;
     else if (row < NS + 2 + TAPS)
-        j.out_conv_w[at * TAPS + row - NS - 2] = sum;
+        j.out_conv_w[d][e * TAPS + row - NS - 2] = sum;
     else
-        j.out_conv_b[at] = sum;
+        j.out_conv_b[d][e] = sum;
 }

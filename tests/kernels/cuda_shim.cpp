@@ -250,8 +250,10 @@ int main() {
     shim_launch(sum_bc, 256, (both * 32 + 255) / 256, 1, &j);
     shim_launch(conv_backward_4, 64, B * runs, 1, &j);
     shim_launch(conv_backward_1, 64, B * runs, 2, &j);
-    j.out_conv_w = filled<float>(2 * E * TAPS, 1); j.out_conv_b = filled<float>(2 * E, 1); j.out_bias = filled<float>(2 * E, 1);
-    j.out_A_log = filled<float>(2 * E * 16, 1); j.out_D = filled<float>(2 * E, 1);
+    for (int d = 0; d < 2; d++) {
+        j.out_conv_w[d] = filled<float>(E * TAPS, 1); j.out_conv_b[d] = filled<float>(E, 1); j.out_bias[d] = filled<float>(E, 1);
+        j.out_A_log[d] = filled<float>(E * 16, 1); j.out_D[d] = filled<float>(E, 1);
+    }
     shim_launch(sum_parts, 64, 2, 2 * (16 + 2 + TAPS + 1), &j);
     std::puts("every kernel ran");
 }

@@ -76,6 +76,26 @@ def test_the_sum_stays_in_float32_whatever_the_output_is():
     assert torch.equal(x, residual + hidden.float())
 
 
+@needs_gxx
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operator_with_the_kernel_agrees_with_float64_and_compiles(dtype, monkeypatch):
+    monkeypatch.setattr(nvrtc, "launcher", lambda unit, device, defines: Emulator(unit, defines, module.Job))
+    monkeypatch.setattr(nvrtc, "multiprocessors", lambda index: 1)
+    monkeypatch.setattr(nvrtc, "index_of", lambda device: 0)
+    monkeypatch.setattr(module, "_fused", lambda *_: True)
+    residual, hidden, weight, scale, grads = case(dtype=dtype)
+    leaves = [t.clone().requires_grad_() for t in (residual, hidden, weight)]
+    want = reference(residual, hidden, weight, scale, grads)
+    for function in (add_norm, torch.compile(add_norm, fullgraph=True, backend="aot_eager")):
+        out, x = function(*leaves, scale=scale, dtype=dtype)
+        got = torch.autograd.grad((out * grads[0]).sum() + (x * grads[1]).sum(), leaves, retain_graph=True)
+        for a, b, rounded in zip([out, x, *got], want, (True, False, False, True, False), strict=True):
+            assert_close([a], [b], torch.finfo(dtype).eps if rounded and dtype != torch.float32 else 2e-6)
+        d_residual, d_hidden = torch.autograd.grad((x * grads[1]).sum(), leaves[:2])  # the sum alone
+        assert torch.equal(d_residual, grads[1])
+        assert_close([d_hidden], [grads[1] * scale[:, None, None]], torch.finfo(dtype).eps)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [192, 576, 768, 1024])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+
 import pytest
 import torch
 
+from tests.kernels.emulation import Emulator, needs_gxx
 from vtr.errors import UsageError, VtrError
-from vtr.kernels import bench, bench_cuda, mamba_baseline
-from vtr.kernels.bimamba import eager, mamba
+from vtr.kernels import bench, bench_cuda, mamba_baseline, nvrtc
+from vtr.kernels.bimamba import BackendRow, cuda, eager, mamba
 
 H100 = bench_cuda.Machine(name="H100", multiprocessors=132, clock_ghz=1.755, bytes_per_second=3e12)
 
@@ -40,6 +45,48 @@ def test_the_table_shows_ratios_and_what_is_missing():
     text = bench_cuda.table({"machine": {"device": "H100"}, "rows": rows})
     assert "| middle | video 32 x 1569 | forward | 0.500 | 1.000 | 2.00 | 4.000 | 4.00x | out of memory | - |" in text
     assert "| tiny | 8 | training | 800.0 | 320.0 | 2.50x |" in text
+
+
+@needs_gxx
+def test_a_run_writes_every_row_and_keeps_what_it_has(tmp_path, monkeypatch):
+    """The whole command on the CPU, with emulated kernels and a clock that always says one millisecond."""
+    import vtr.encoders.videomamba as videomamba
+
+    def milliseconds(call, repeats=1):
+        call()
+        return 1.0
+
+    monkeypatch.setattr(bench_cuda, "SHAPES", [("video", 1, 9)])
+    monkeypatch.setattr(bench_cuda, "WIDTHS", {"tiny": 32})
+    monkeypatch.setattr(bench_cuda, "ENCODERS", [("tiny", 1)])
+    monkeypatch.setattr(bench_cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(bench_cuda, "milliseconds", milliseconds)
+    monkeypatch.setattr(bench_cuda.Machine, "here", classmethod(lambda cls: H100))
+    monkeypatch.setattr(
+        bench_cuda, "backend_info", lambda: [BackendRow(name="cuda", available=True, reason="", chosen_for="")]
+    )
+    monkeypatch.setattr(bench_cuda, "use_backend", lambda name: contextlib.nullcontext())
+    monkeypatch.setattr(mamba, "available", lambda: (True, ""))
+    monkeypatch.setattr(mamba, "bimamba", eager.bimamba)
+    sizes = dataclasses.replace(videomamba.VIDEOMAMBA_SIZES["tiny"], dim=16, depth=2)
+    monkeypatch.setattr(videomamba, "VIDEOMAMBA_SIZES", {"tiny": sizes})
+    monkeypatch.setattr("vtr.kernels.bimamba._choose", lambda tensors: "cuda" if len(tensors[0]) == 1 else "eager")
+    monkeypatch.setattr(nvrtc, "launcher", lambda unit, device, defines: Emulator(unit, defines, cuda.Job))
+    monkeypatch.setattr(nvrtc, "multiprocessors", lambda index: 1)
+    monkeypatch.setattr(nvrtc, "index_of", lambda device: 0)
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    assert bench_cuda.main(1.0, tmp_path, None, False) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    scans, encoders = ([row for row in rows if row["what"] == what] for what in ("bimamba", "encoder"))
+    assert [row["backend"] for row in scans] == ["cuda", "mamba_ssm", "eager"] * 2
+    assert [(row["pass"], row["backend"]) for row in encoders] == [
+        (which, name) for which in ("inference", "training") for name in ("cuda", "mamba_ssm")
+    ]
+    assert all(row["ms"] == 1.0 for row in rows)
+    assert "| tiny | video 1 x 9 | forward |" in (tmp_path / "RESULTS.md").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

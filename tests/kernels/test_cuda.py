@@ -178,6 +178,38 @@ def test_an_input_that_is_not_aligned_takes_the_narrow_convolution():
     assert_close([y], [eager.bimamba(*(v.double() for v in values))], 1e-6)
 
 
+@pytest.fixture
+def operator_emulated(monkeypatch):
+    """The operator itself runs the emulated kernels, for tensors on the CPU."""
+
+    def launch(unit, device, defines):
+        return Emulator(unit, defines, cuda.Job)
+
+    monkeypatch.setattr("vtr.kernels.bimamba._choose", lambda tensors: "cuda")
+    monkeypatch.setattr(nvrtc, "launcher", launch)
+    monkeypatch.setattr(nvrtc, "multiprocessors", lambda index: 1)
+    monkeypatch.setattr(nvrtc, "index_of", lambda device: 0)
+
+
+@needs_gxx
+@pytest.mark.parametrize("lean", [False, True])
+def test_the_operator_with_these_kernels_agrees_with_float64(lean, operator_emulated, monkeypatch):
+    if lean:
+        monkeypatch.setenv("VTR_BIMAMBA_LEAN", "1")
+    values = arguments(length=40, width=24)
+    want = with_gradients(lambda *v: eager.bimamba(*v), [v.double() for v in values])
+    assert_close(with_gradients(bimamba, values), want, 2e-6)
+
+
+@needs_gxx
+def test_the_operator_with_these_kernels_compiles_and_passes_opcheck(operator_emulated):
+    values = arguments(length=20, width=24)
+    compiled = torch.compile(bimamba, fullgraph=True, backend="aot_eager")
+    assert_close(with_gradients(compiled, values), with_gradients(bimamba, values), 1e-7)
+    leaves = [v.requires_grad_() for v in values]
+    torch.library.opcheck(torch.ops.vtr.bimamba_keep.default, leaves, test_utils=("test_schema", "test_faketensor"))
+
+
 SANITIZE = ("-O1", "-g", "-fsanitize=thread", "-DSANITIZE")
 
 
