@@ -191,8 +191,7 @@ class Engine:
         self.files = Files(follow_links=options.follow_links)
         self.thumbnails = Thumbnails(self.files)
         try:
-            self.info = self.quick.now(queries.warm_up)
-            self.library = self.quick.now(lambda library: library)  # for what needs no database
+            self.library = self.quick.now(queries.warm_up)  # only for what needs no database
             self.model = self.library.model
         except BaseException:
             self.close()

@@ -146,17 +146,16 @@ def clip_frames(library: Library, clip: bytes) -> Any:
 
 
 def _with_videos(library: Library, hits: list[Hit]) -> list[tuple[Hit, int]]:
-    marks = ",".join("?" * len(hits))
-    owner = dict(
-        library.store.db.execute(
-            f"SELECT id, video FROM segments WHERE id IN ({marks})", [h.segment for h in hits]
-        ).fetchall()
-    )
+    owner: dict[int, int] = {}
+    for start in range(0, len(hits), 500):
+        part = [h.segment for h in hits[start : start + 500]]
+        marks = ",".join("?" * len(part))
+        owner.update(library.store.db.execute(f"SELECT id, video FROM segments WHERE id IN ({marks})", part).fetchall())
     return [(h, owner[h.segment]) for h in hits if h.segment in owner]
 
 
-def warm_up(library: Library) -> dict[str, Any]:
+def warm_up(library: Library) -> Library:
     """Load what a query needs, so that everything that is wrong is said before the server answers."""
     library.model.eval()
     library.search("warm up", 1)
-    return library.info()
+    return library
