@@ -128,10 +128,8 @@ def build(vectors: np.ndarray, pairs: np.ndarray, *, max_memory: int | None = No
 
 def extend(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
     """Add segments (n, 2) ids and rows, all with ids above the index's last one."""
-    step = _step(vectors)
-    for start in range(0, len(pairs), step):
-        block = pairs[start : start + step]
-        index.faiss.add_with_ids(_taken(vectors, block[:, 1]), np.ascontiguousarray(block[:, 0]))
+    for start, block in _blocks(vectors, pairs[:, 1]):
+        index.faiss.add_with_ids(block, np.ascontiguousarray(pairs[start : start + len(block), 0]))
     if len(pairs):
         index.description["last"] = int(pairs[-1, 0])
     index.description["count"] = int(index.faiss.ntotal)
@@ -201,7 +199,9 @@ def _rescored(
     queries: np.ndarray, found: np.ndarray, vectors: np.ndarray, pairs: np.ndarray, count: int
 ) -> list[np.ndarray]:
     out = []
-    for query, ids in zip(queries, found):
+    for number, (query, ids) in enumerate(zip(queries, found)):
+        if number % 16 == 0:
+            _release(vectors)
         ids = ids[ids >= 0]
         rows = pairs[np.searchsorted(pairs[:, 0], ids), 1]
         scores = vectors[rows] @ query
