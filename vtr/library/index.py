@@ -342,12 +342,13 @@ def read(path: Path, *, mapped: bool = True) -> Index | None:
         return None
     try:
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
-        index = faiss.read_index(str(path), flags)
+        index: Any = faiss.read_index(str(path), flags)
     except (RuntimeError, MemoryError):
         return None
     if mapped:
         # FAISS starts threads to read ahead; for one query at a time that costs ten times what it saves.
-        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
+        lists: Any = faiss.downcast_InvertedLists(index.invlists)
+        lists.prefetch_nthread = 0
     index.nprobe = described["nprobe"]
     index.parallel_mode = 1  # one query: its lists are shared among the threads
     return Index(index, described)
@@ -425,7 +426,7 @@ class Snapshot:
         if allowed is not None:
             bits = np.zeros(int(allowed[-1, 0]) + 1, bool)
             bits[allowed[:, 0]] = True
-            chosen = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+            chosen = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
             possible = min(inside, int(np.searchsorted(allowed[:, 0], base.description["last"], side="right")))
         wanted = min(count * base.description["refine"], possible)
         if not wanted:

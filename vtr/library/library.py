@@ -655,7 +655,7 @@ class Library(Searcher):
             scores, ids = snapshot.nearest(vector, min(count, total), allowed, self.store.rows_of)
             return self._found(scores, ids), count >= total
 
-        return self._read(read)  # type: ignore[no-any-return]
+        return self._read(read)
 
     def _moments(self, vector: np.ndarray, paths: Sequence[str], where: Node | None) -> list[Found]:
         def read() -> list[Found]:
@@ -669,7 +669,7 @@ class Library(Searcher):
             order = np.argsort(-scores, kind="stable")
             return self._found(scores[order], pairs[order, 0])
 
-        return self._read(read)  # type: ignore[no-any-return]
+        return self._read(read)
 
     def _vector_of(self, segment: int) -> tuple[np.ndarray, str]:
         def read() -> tuple[np.ndarray, str]:
@@ -678,7 +678,7 @@ class Library(Searcher):
                 raise VtrError(f"{self.path} has no segment {segment}; hits show theirs as #NUMBER")
             return np.array(self.store.vectors()[self.store.rows_of(np.array([segment]))[0]]), found[segment][1]
 
-        return self._read(read)  # type: ignore[no-any-return]
+        return self._read(read)
 
     def _found(self, scores: np.ndarray, ids: np.ndarray) -> list[Found]:
         details = self.store.details(ids.tolist())
