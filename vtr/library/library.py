@@ -715,7 +715,7 @@ def _notes(files: Sequence[Path], links: Sequence[str]) -> list[str]:
     out = [f for f in files if leads_out(f)]
     if out:
         notes.append(
-            shown(f"{len(out)} files are links that lead out of their folders ({out[0]}): indexed, ")
+            shown(f"links that lead out of their folders: {len(out)} ({out[0]}); indexed, ")
             + "but vtr serve shows them only with --follow-links"
         )
     return notes
