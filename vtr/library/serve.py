@@ -181,9 +181,11 @@ class Engine:
     """
 
     def __init__(self, path: Path, model: Any | None, options: ServerOptions) -> None:
+        import torch
+
         self.model = model
-        self.quick = queries.Lane(path, lambda: model)
-        self.slow = queries.Lane(path, lambda: self.model, waiting=32)
+        self.quick = queries.Lane(path, lambda: model, cores=1)
+        self.slow = queries.Lane(path, lambda: self.model, waiting=32, cores=torch.get_num_threads())
         self.lookup = queries.Lane(path, lambda: None, waiting=1024)
         self.pictures = queries.Pool(2, waiting=512)
         self.opening = queries.Pool(4, waiting=512)
