@@ -41,7 +41,7 @@ class Index:
 
     The description's keys: type, count (segments), last (the highest segment id it may hold), lists, nprobe, refine
     (IVF-PQ: candidates for each hit that are re-scored exactly), code_bytes, trained_on (segments when it was trained),
-    recall_at_10, generation.
+    recall_at_10, measured_on (segments when recall was measured), generation.
     """
 
     faiss: Any
@@ -192,7 +192,9 @@ def tune(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
         if recalls.min() >= RECALL or probes >= lists:
             break
         probes = min(2 * probes, lists)
-    index.description.update(nprobe=probes, refine=refine, recall_at_10=round(float(recalls[1]), 4))
+    index.description.update(
+        nprobe=probes, refine=refine, recall_at_10=round(float(recalls[1]), 4), measured_on=len(pairs)
+    )
 
 
 def _rescored(

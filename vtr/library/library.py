@@ -558,7 +558,9 @@ class Library(Searcher):
             last = index.description["last"]
             indexes.remove(index, np.setdiff1d(indexes.ids_of(index.faiss), pairs[:, 0]))
             indexes.extend(index, vectors, pairs[np.searchsorted(pairs[:, 0], last, side="right") :])
-            indexes.tune(index, vectors, pairs)
+            measured = index.description.get("measured_on", 0)
+            if anew or abs(count - measured) > measured / 10:  # to measure is to read every vector
+                indexes.tune(index, vectors, pairs)
         index.description.update(generation=self.store.generation(), library=self.settings.get("id"))
         indexes.write(index, path)
         self._indexed_up_to = index.description["last"]
