@@ -47,6 +47,18 @@ def test_a_saved_model_loads_to_the_same_outputs_and_fingerprint(tmp_path: Path)
         assert torch.equal(again.encode_text(WORDS).embedding, model.encode_text(WORDS).embedding)
 
 
+def test_loading_draws_no_random_numbers_and_sets_every_weight(tmp_path: Path) -> None:
+    small_model(seed=3).save_pretrained(tmp_path / "m")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    loaded = vtr.model.load(tmp_path / "m", "cpu")
+    assert torch.equal(torch.rand(3), expected)
+    saved = small_model(seed=3).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
+    assert float(torch.nn.Linear(50, 50).weight.detach().std()) > 0.01  # elsewhere they are drawn
+
+
 def test_another_weight_is_another_fingerprint() -> None:
     assert small_model(0).fingerprint() != small_model(1).fingerprint()
 

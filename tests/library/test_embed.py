@@ -192,7 +192,7 @@ def test_damaged_embeddings_are_made_again(shards: Path, tmp_path: Path) -> None
     assert run(command(shards)) == 0
     part = sorted((tmp_path / "e").glob("*.npz"))[0]
     part.write_bytes(part.read_bytes()[:-50])
-    with pytest.raises(VtrError, match="is damaged .* delete it and run vtr embed again"):
+    with pytest.raises(VtrError, match=r"is damaged .* delete it and run vtr embed again"):
         library_of(tmp_path)
     assert run(command(shards)) == 0
     assert library_of(tmp_path).store.segments() == 30
@@ -215,7 +215,7 @@ def test_a_damaged_shard_is_told_and_left_out_and_made_when_it_is_mended(
 
 def test_other_windows_or_another_model_need_another_folder(shards: Path, tmp_path: Path) -> None:
     assert run(command(shards)) == 0
-    with pytest.raises(VtrError, match="has window 1.0, asked for 2.0"):
+    with pytest.raises(VtrError, match=r"has window 1\.0, asked for 2\.0"):
         run([*command(shards), "--window", "2"])
     small_model(seed=1).save_pretrained(tmp_path / "model")
     with pytest.raises(VtrError, match="has fingerprint"):

@@ -163,6 +163,41 @@ def test_several_processes_search_while_one_writes(tmp_path: Path, repo: Path, m
     assert verify(library) == []
 
 
+def test_an_index_that_is_replaced_at_that_moment_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import vtr.library.verify as module
+
+    indexed_above(monkeypatch, 2)
+    videos = write_videos(tmp_path / "videos", 8)
+    writer = Library.create(tmp_path / "lib", small_model())
+    writer.add(videos[:4])
+    reader, left = Library.open(tmp_path / "lib", small_model()), videos[4:]
+
+    def write_once() -> None:
+        """After the reader's view of the database has begun."""
+        reader.store.generation()
+        if left:
+            writer.add([left.pop(), left.pop()])
+
+    def read() -> indexes.Snapshot:
+        write_once()
+        return reader.snapshot()
+
+    snapshot = reader._read(read)
+    assert snapshot.base is not None
+    assert len(snapshot) == 8 - len(left)
+    real = module._database
+
+    def database(library: Library) -> list[str]:
+        write_once()
+        return real(library)
+
+    monkeypatch.setattr(module, "_database", database)
+    assert verify(reader) == []
+    assert "damaged" not in capsys.readouterr().err
+
+
 def test_rows_are_never_given_out_again_so_a_readers_map_stays_valid(tmp_path: Path) -> None:
     write_videos(tmp_path / "videos", 2)
     library = Library.create(tmp_path / "lib", small_model())

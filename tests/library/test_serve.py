@@ -382,7 +382,7 @@ def test_bodies_over_the_limit_are_refused_with_and_without_a_declared_length(st
 def test_more_requests_than_may_wait_are_told_to_come_back(
     start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve_queries.Lane.__init__, "__kwdefaults__", {"waiting": 1})
+    monkeypatch.setattr(serve_queries.Lane.__init__, "__kwdefaults__", {"waiting": 1, "cores": None})
     client = start()
     go, began = threading.Event(), threading.Event()
 

@@ -195,7 +195,8 @@ def test_an_index_grows_with_the_library_and_is_made_again_when_it_no_longer_fit
     library.add(videos[2:])
     second = library.info()["index"]
     assert second["count"] == library.store.segments()
-    assert second["trained_on"] == first["trained_on"]  # 3 times as many: not trained again
+    assert second["trained_on"] == first["trained_on"]  # 3 times as many: not trained again, but measured
+    assert second["measured_on"] == second["count"]
     assert verify(library) == []
     library.remove(videos[1:])
     assert library.info()["index"]["type"] == "flat"  # few are left: exact search

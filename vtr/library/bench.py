@@ -13,10 +13,10 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,20 +94,37 @@ def generate(out: Path, count: int, width: int, cluster: int) -> None:
     )
 
 
-def _peak() -> float:
-    """Most memory this process has had, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+class _Memory:
+    """Most memory this process has while it runs, MiB: of its own, and with the pages of mapped files that it shares."""
+
+    def __enter__(self) -> _Memory:
+        self.own, self.resident = 0.0, 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.01):
+            values = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            self.own = max(self.own, int(values["RssAnon"].split()[0]) / 1024)
+            self.resident = max(self.resident, int(values["VmRSS"].split()[0]) / 1024)
 
 
-def _timed(owner: Any, name: str, times: dict[str, float]) -> None:
+def _timed(owner: Any, name: str, wall: dict[str, float], cpu: dict[str, float]) -> None:
     real = getattr(owner, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         try:
             return real(*args, **kwargs)
         finally:
-            times[name] = times.get(name, 0.0) + time.perf_counter() - start
+            wall[name] = wall.get(name, 0.0) + time.perf_counter() - start
+            cpu[name] = cpu.get(name, 0.0) + time.process_time() - spent
 
     setattr(owner, name, wrapped)
 
@@ -117,19 +134,23 @@ def _build(out: Path, memory: str | None) -> dict[str, Any]:
     from vtr.library import index as indexes
     from vtr.library.embed import build_from
 
-    times: dict[str, float] = {}
+    wall: dict[str, float] = {}
+    cpu: dict[str, float] = {}
     for name in ("build", "tune", "write"):
-        _timed(indexes, name, times)
-    before, start = _peak(), time.perf_counter()
-    library = build_from(out / "embeddings", out / "library", max_memory=indexes.parse_size(memory) if memory else None)
+        _timed(indexes, name, wall, cpu)
+    limit, start = indexes.parse_size(memory) if memory else None, time.perf_counter()
+    with _Memory() as most:
+        library = build_from(out / "embeddings", out / "library", max_memory=limit)
     total = time.perf_counter() - start
+    library.store.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return {
         "build_s": total,
-        "import_s": total - times.get("build", 0.0) - times.get("write", 0.0),
-        "train_add_write_s": times.get("build", 0.0) + times.get("write", 0.0) - times.get("tune", 0.0),
-        "tune_s": times.get("tune", 0.0),
-        "peak_mib": _peak(),
-        "start_mib": before,
+        "import_s": total - wall.get("build", 0.0) - wall.get("write", 0.0),
+        "train_add_write_s": wall.get("build", 0.0) + wall.get("write", 0.0) - wall.get("tune", 0.0),
+        "train_add_write_cpu_s": cpu.get("build", 0.0) + cpu.get("write", 0.0) - cpu.get("tune", 0.0),
+        "tune_s": wall.get("tune", 0.0),
+        "memory_mib": most.own,
+        "memory_with_mapped_mib": most.resident,
         "index": library.settings["index"],
         "index_mib": _size(out / "library" / "index.faiss"),
         "vectors_mib": _size(library.store.vectors_file()),
@@ -154,7 +175,7 @@ def _raw(out: Path) -> dict[str, Any]:
         return {}
     data = np.array(library.store.vectors())
     width = data.shape[1]
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     coarse = faiss.IndexFlatIP(width)
     index: Any
     if described["type"] == "ivf-flat":
@@ -167,61 +188,104 @@ def _raw(out: Path) -> dict[str, Any]:
     index.train(data[np.random.default_rng(0).choice(len(data), described["sample"], replace=False)])
     index.add(data)
     faiss.write_index(index, str(out / "raw.faiss"))
-    return {"raw_train_add_write_s": time.perf_counter() - start, "raw_peak_mib": _peak()}
+    return {
+        "raw_train_add_write_s": time.perf_counter() - start,
+        "raw_train_add_write_cpu_s": time.process_time() - spent,
+    }
 
 
-def _latency(function: Callable[[int], object], count: int) -> dict[str, float]:
-    for i in range(min(50, count)):
-        function(i)
-    times = []
+def _latency(*functions: Callable[[int], object], count: int) -> list[dict[str, float]]:
+    """Milliseconds of each, called in turn, so that what else the machine does falls on all of them."""
+    for function in functions:
+        for i in range(min(50, count)):
+            function(i)
+    times = np.zeros((len(functions), count))
     for i in range(count):
-        start = time.perf_counter()
-        function(i)
-        times.append((time.perf_counter() - start) * 1e3)
-    return {"p50_ms": float(np.percentile(times, 50)), "p99_ms": float(np.percentile(times, 99))}
+        for number, function in enumerate(functions):
+            start = time.perf_counter()
+            function(i)
+            times[number, i] = (time.perf_counter() - start) * 1e3
+    return [{"p50_ms": float(np.percentile(t, 50)), "p99_ms": float(np.percentile(t, 99))} for t in times]
 
 
 def _query(out: Path, count: int, cluster: int, repeats: int) -> dict[str, Any]:
     """Recall and latency, in a process of its own."""
-    import faiss
-
     from vtr.library import index as indexes
     from vtr.library.library import Library
+    from vtr.library.where import parse
 
     library = Library.open(out / "library")
-    width = library.settings["width"]
-    asked = vectors(10**9, repeats, width, max(1, count // cluster))
+    asked = vectors(10**9, repeats, library.settings["width"], max(1, count // cluster))
     result: dict[str, Any] = {}
-    start = time.perf_counter()
-    library._nearest(asked[:1], 10, None)
-    result["first_query_ms"] = (time.perf_counter() - start) * 1e3
+    with _Memory() as most:
+        start = time.perf_counter()
+        library._nearest(asked[:1], 10, None)
+        result["first_query_ms"] = (time.perf_counter() - start) * 1e3
+        [result["hits"]] = _latency(lambda i: library._nearest(asked[i : i + 1], 40, None), count=repeats)
+        for name, where in (("where_half", "views < 500"), ("where_rare", 'channel = "channel 7" and views < 50')):
+            node = parse(where, library.columns())
+            start = time.perf_counter()
+            library._nearest(asked[:1], 40, node)
+            first = (time.perf_counter() - start) * 1e3
+            [times] = _latency(lambda i, node=node: library._nearest(asked[i : i + 1], 40, node), count=100)  # type: ignore[misc]
+            result[name] = {"first_ms": first, **times}
+    result["query_memory_mib"], result["query_memory_with_mapped_mib"] = most.own, most.resident
     pairs = library.store.pairs()
     truth = pairs[indexes.exact(asked, library.store.vectors(), pairs[:, 1], 10)[1], 0]
     found = [[f.segment for f in library._nearest(q[None], 10, None)[0]] for q in asked]
     result["recall_at_10"] = float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth.tolist(), found)]))
-    snapshot = library._read(library.snapshot)
-    rows_of = library.store.rows_of
-    result["ids"] = _latency(lambda i: snapshot.nearest(asked[i : i + 1], 10, None, rows_of), repeats)
-    if snapshot.base is not None:
-        base = snapshot.base
-        wanted = 10 * base.description["refine"]
-        raw = faiss.read_index(str(library.path / "index.faiss"))
-        raw.nprobe, raw.parallel_mode = base.description["nprobe"], 1
-        result["raw_in_memory"] = _latency(lambda i: raw.search(asked[i : i + 1], wanted), repeats)
-    result["hits"] = _latency(lambda i: library._nearest(asked[i : i + 1], 40, None), repeats)
-    for name, where in (("where_half", "views < 500"), ("where_rare", 'channel = "channel 7" and views < 50')):
-        from vtr.library.where import parse
-
-        node = parse(where, library.columns())
-        start = time.perf_counter()
-        library._nearest(asked[:1], 40, node)
-        result[name] = {"first_ms": (time.perf_counter() - start) * 1e3}
-        result[name].update(_latency(lambda i, node=node: library._nearest(asked[i : i + 1], 40, node), 100))  # type: ignore[misc]
-    result["query_peak_mib"] = _peak()
     library.search(_QUESTION)
-    result["text_query"] = _latency(lambda i: library.search(_QUESTION), min(200, repeats))
-    result["text_encoding"] = _latency(lambda i: library.model.encode_text([_QUESTION]), min(200, repeats))
-    return result
+    whole, encoding = _latency(
+        lambda i: library.search(_QUESTION),
+        lambda i: library.model.encode_text([_QUESTION]),
+        count=min(200, repeats),
+    )
+    return {**result, "text_query": whole, "text_encoding": encoding}
+
+
+def _against_raw(out: Path, count: int, cluster: int, repeats: int) -> dict[str, Any]:
+    """One query's ids and scores by the library, and by FAISS itself of index and vectors in memory, in turn."""
+    import faiss
+
+    from vtr.library.library import Library
+
+    library = Library.open(out / "library")
+    asked = vectors(10**9, repeats, library.settings["width"], max(1, count // cluster))
+    snapshot = library._read(library.snapshot)
+    if snapshot.base is None:
+        return {}
+    described = snapshot.base.description
+    raw = faiss.read_index(str(library.path / "index.faiss"))
+    raw.nprobe, raw.parallel_mode = described["nprobe"], 1
+    if described["type"] == "ivf-pq":  # FAISS's own re-scoring; ids of generated segments are their rows + 1
+        flat = faiss.IndexFlat(library.settings["width"], faiss.METRIC_INNER_PRODUCT)
+        flat.add(np.ascontiguousarray(library.store.vectors()))
+        raw = _Refined(raw, flat, described["refine"])
+    rows_of = library.store.rows_of
+    own, plain = _latency(
+        lambda i: snapshot.nearest(asked[i : i + 1], 10, None, rows_of),
+        lambda i: raw.search(asked[i : i + 1], 10),
+        count=repeats,
+    )
+    return {"ids": own, "raw_ids": plain}
+
+
+class _Refined:
+    """FAISS's search, and its exact distances of the candidates."""
+
+    def __init__(self, base: Any, flat: Any, refine: int) -> None:
+        self.base, self.flat, self.refine = base, flat, refine
+
+    def search(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        import faiss
+
+        rows = self.base.search(query, count * self.refine)[1] - 1
+        scores = np.empty(rows.shape, np.float32)
+        self.flat.compute_distance_subset(
+            1, faiss.swig_ptr(query), rows.shape[1], faiss.swig_ptr(scores), faiss.swig_ptr(rows)
+        )
+        order = np.argsort(-scores, axis=1)[:, :count]
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def _cold(out: Path, repeats: int = 5) -> dict[str, Any]:
@@ -270,20 +334,22 @@ def main(argv: list[str] | None = None) -> int:
         result |= _apart(_build, args.out, args.max_memory)
         result |= _apart(_raw, args.out)
         result |= _apart(_query, args.out, args.count, args.cluster, args.queries)
+        result |= _apart(_against_raw, args.out, args.count, args.cluster, args.queries)
         result |= _cold(args.out)
     except VtrError as error:
         print(f"vtr: {error}", file=sys.stderr)
         return error.exit_code
     if result.get("raw_train_add_write_s"):
-        result["build_ratio_to_raw"] = result["train_add_write_s"] / result["raw_train_add_write_s"]
-        result["query_ratio_to_raw"] = result["ids"]["p50_ms"] / result["raw_in_memory"]["p50_ms"]
+        for name in ("train_add_write_s", "train_add_write_cpu_s"):
+            result[f"{name}_to_raw"] = result[name] / result[f"raw_{name}"]
+        result["ids_p50_to_raw"] = result["ids"]["p50_ms"] / result["raw_ids"]["p50_ms"]
     if args.json:
         print(json.dumps(result))
         return 0
     for key, value in result.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {_short(v)}" for k, v in value.items())
-        print(f"{key:<24}{_short(value)}")
+        print(f"{key:<30}{_short(value)}")
     return 0
 
 

@@ -41,7 +41,7 @@ class Index:
 
     The description's keys: type, count (segments), last (the highest segment id it may hold), lists, nprobe, refine
     (IVF-PQ: candidates for each hit that are re-scored exactly), code_bytes, trained_on (segments when it was trained),
-    recall_at_10, generation.
+    recall_at_10, measured_on (segments when recall was measured), generation.
     """
 
     faiss: Any
@@ -128,10 +128,8 @@ def build(vectors: np.ndarray, pairs: np.ndarray, *, max_memory: int | None = No
 
 def extend(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
     """Add segments (n, 2) ids and rows, all with ids above the index's last one."""
-    step = _step(vectors)
-    for start in range(0, len(pairs), step):
-        block = pairs[start : start + step]
-        index.faiss.add_with_ids(_taken(vectors, block[:, 1]), np.ascontiguousarray(block[:, 0]))
+    for start, block in _blocks(vectors, pairs[:, 1]):
+        index.faiss.add_with_ids(block, np.ascontiguousarray(pairs[start : start + len(block), 0]))
     if len(pairs):
         index.description["last"] = int(pairs[-1, 0])
     index.description["count"] = int(index.faiss.ntotal)
@@ -194,14 +192,18 @@ def tune(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
         if recalls.min() >= RECALL or probes >= lists:
             break
         probes = min(2 * probes, lists)
-    index.description.update(nprobe=probes, refine=refine, recall_at_10=round(float(recalls[1]), 4))
+    index.description.update(
+        nprobe=probes, refine=refine, recall_at_10=round(float(recalls[1]), 4), measured_on=len(pairs)
+    )
 
 
 def _rescored(
     queries: np.ndarray, found: np.ndarray, vectors: np.ndarray, pairs: np.ndarray, count: int
 ) -> list[np.ndarray]:
     out = []
-    for query, ids in zip(queries, found):
+    for number, (query, ids) in enumerate(zip(queries, found)):
+        if number % 16 == 0:
+            _release(vectors)
         ids = ids[ids >= 0]
         rows = pairs[np.searchsorted(pairs[:, 0], ids), 1]
         scores = vectors[rows] @ query
@@ -342,12 +344,13 @@ def read(path: Path, *, mapped: bool = True) -> Index | None:
         return None
     try:
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
-        index = faiss.read_index(str(path), flags)
+        index: Any = faiss.read_index(str(path), flags)
     except (RuntimeError, MemoryError):
         return None
     if mapped:
         # FAISS starts threads to read ahead; for one query at a time that costs ten times what it saves.
-        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
+        lists: Any = faiss.downcast_InvertedLists(index.invlists)
+        lists.prefetch_nthread = 0
     index.nprobe = described["nprobe"]
     index.parallel_mode = 1  # one query: its lists are shared among the threads
     return Index(index, described)
@@ -425,7 +428,7 @@ class Snapshot:
         if allowed is not None:
             bits = np.zeros(int(allowed[-1, 0]) + 1, bool)
             bits[allowed[:, 0]] = True
-            chosen = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+            chosen = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
             possible = min(inside, int(np.searchsorted(allowed[:, 0], base.description["last"], side="right")))
         wanted = min(count * base.description["refine"], possible)
         if not wanted:

@@ -67,6 +67,7 @@ class Library(Searcher):
         self._seen: indexes.Snapshot | None = None
         self._filters: dict[Node, np.ndarray] = {}
         self._indexed_up_to = 0
+        self._patient = False  # an index newer than the database seen is a matter of the moment
 
     @classmethod
     def create(
@@ -558,7 +559,9 @@ class Library(Searcher):
             last = index.description["last"]
             indexes.remove(index, np.setdiff1d(indexes.ids_of(index.faiss), pairs[:, 0]))
             indexes.extend(index, vectors, pairs[np.searchsorted(pairs[:, 0], last, side="right") :])
-            indexes.tune(index, vectors, pairs)
+            measured = index.description.get("measured_on", 0)
+            if anew or abs(count - measured) > measured / 10:  # to measure is to read every vector
+                indexes.tune(index, vectors, pairs)
         index.description.update(generation=self.store.generation(), library=self.settings.get("id"))
         indexes.write(index, path)
         self._indexed_up_to = index.description["last"]
@@ -572,10 +575,10 @@ class Library(Searcher):
 
     def _belongs(self, described: Mapping[str, Any]) -> bool:
         """Whether an index was made of this library as it is now or was before: not after a database was restored."""
-        return (
-            described.get("library") == self.settings.get("id")
-            and described.get("generation", 0) <= self.store.generation()
-        )
+        return described.get("library") == self.settings.get("id") and not self._newer(described)
+
+    def _newer(self, described: Mapping[str, Any]) -> bool:
+        return int(described.get("generation", 0)) > self.store.generation()
 
     def _describe(self, description: dict[str, Any]) -> None:
         if self.settings.get("index") != description:
@@ -591,6 +594,8 @@ class Library(Searcher):
         if seen is None or (seen.generation, seen.part) != (generation, part):
             path = self.path / "index.faiss"
             described = indexes.describe(path)
+            if self._patient and described is not None and self._newer(described):
+                raise MissingVectors(f"{path} was replaced at that moment")  # look again: the database is newer too
             base, damaged = None, False
             kept = seen.base if seen is not None else None
             if kept is not None and described is not None and kept.description["crc"] == described["crc"]:
@@ -612,14 +617,17 @@ class Library(Searcher):
         return self._seen
 
     def _read(self, function: Callable[[], Any]) -> Any:
-        """Call within one view of the database; again where the vectors' file was replaced at that moment."""
+        """Call within one view of the database; again where vectors or index were replaced at that moment."""
         try:
             for _ in range(5):
                 try:
+                    self._patient = True
                     with self.store.reading():
                         return function()
                 except MissingVectors:
                     continue
+                finally:
+                    self._patient = False
             with self.store.reading():
                 return function()
         except sqlite3.Error as error:
@@ -656,7 +664,7 @@ class Library(Searcher):
             scores, ids = snapshot.nearest(vector, min(count, total), allowed, self.store.rows_of)
             return self._found(scores, ids), count >= total
 
-        return self._read(read)  # type: ignore[no-any-return]
+        return self._read(read)
 
     def _moments(self, vector: np.ndarray, paths: Sequence[str], where: Node | None) -> list[Found]:
         def read() -> list[Found]:
@@ -670,7 +678,7 @@ class Library(Searcher):
             order = np.argsort(-scores, kind="stable")
             return self._found(scores[order], pairs[order, 0])
 
-        return self._read(read)  # type: ignore[no-any-return]
+        return self._read(read)
 
     def _vector_of(self, segment: int) -> tuple[np.ndarray, str]:
         def read() -> tuple[np.ndarray, str]:
@@ -679,7 +687,7 @@ class Library(Searcher):
                 raise VtrError(f"{self.path} has no segment {segment}; hits show theirs as #NUMBER")
             return np.array(self.store.vectors()[self.store.rows_of(np.array([segment]))[0]]), found[segment][1]
 
-        return self._read(read)  # type: ignore[no-any-return]
+        return self._read(read)
 
     def _found(self, scores: np.ndarray, ids: np.ndarray) -> list[Found]:
         details = self.store.details(ids.tolist())
@@ -716,7 +724,7 @@ def _notes(files: Sequence[Path], links: Sequence[str]) -> list[str]:
     out = [f for f in files if leads_out(f)]
     if out:
         notes.append(
-            shown(f"{len(out)} files are links that lead out of their folders ({out[0]}): indexed, ")
+            shown(f"links that lead out of their folders: {len(out)} ({out[0]}); indexed, ")
             + "but vtr serve shows them only with --follow-links"
         )
     return notes

@@ -181,9 +181,11 @@ class Engine:
     """
 
     def __init__(self, path: Path, model: Any | None, options: ServerOptions) -> None:
+        import torch
+
         self.model = model
-        self.quick = queries.Lane(path, lambda: model)
-        self.slow = queries.Lane(path, lambda: self.model, waiting=32)
+        self.quick = queries.Lane(path, lambda: model, cores=1)
+        self.slow = queries.Lane(path, lambda: self.model, waiting=32, cores=torch.get_num_threads())
         self.lookup = queries.Lane(path, lambda: None, waiting=1024)
         self.pictures = queries.Pool(2, waiting=512)
         self.opening = queries.Pool(4, waiting=512)
@@ -191,8 +193,7 @@ class Engine:
         self.files = Files(follow_links=options.follow_links)
         self.thumbnails = Thumbnails(self.files)
         try:
-            self.info = self.quick.now(queries.warm_up)
-            self.library = self.quick.now(lambda library: library)  # for what needs no database
+            self.library = self.quick.now(queries.warm_up)  # only for what needs no database
             self.model = self.library.model
         except BaseException:
             self.close()

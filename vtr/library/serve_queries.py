@@ -60,11 +60,13 @@ class Lane(Pool):
         path: The library.
         model: Gives the model (object, path or None for the library's own) when the library is first needed.
         waiting: As for `Pool`.
+        cores: How many the model may use; None: as many as torch takes. A short text gains nothing from a second one,
+            and on a busy machine its steps wait for each other a hundred times as long as they work.
     """
 
-    def __init__(self, path: Path, model: Callable[[], Any], *, waiting: int = 256) -> None:
+    def __init__(self, path: Path, model: Callable[[], Any], *, waiting: int = 256, cores: int | None = None) -> None:
         super().__init__(1, waiting)
-        self._path, self._model = path, model
+        self._path, self._model, self._cores = path, model, cores
         self._library: Library | None = None
 
     async def ask(self, function: Callable[..., T], *values: Any, **more: Any) -> T:
@@ -78,6 +80,10 @@ class Lane(Pool):
     def _call(self, function: Callable[..., T], *values: Any, **more: Any) -> T:
         try:
             if self._library is None:
+                if self._cores is not None:
+                    import torch
+
+                    torch.set_num_threads(self._cores)  # of this thread, and the default of those that come later
                 self._library = Library.open(self._path, self._model())
             return function(self._library, *values, **more)
         except sqlite3.Error as error:
@@ -146,17 +152,16 @@ def clip_frames(library: Library, clip: bytes) -> Any:
 
 
 def _with_videos(library: Library, hits: list[Hit]) -> list[tuple[Hit, int]]:
-    marks = ",".join("?" * len(hits))
-    owner = dict(
-        library.store.db.execute(
-            f"SELECT id, video FROM segments WHERE id IN ({marks})", [h.segment for h in hits]
-        ).fetchall()
-    )
+    owner: dict[int, int] = {}
+    for start in range(0, len(hits), 500):
+        part = [h.segment for h in hits[start : start + 500]]
+        marks = ",".join("?" * len(part))
+        owner.update(library.store.db.execute(f"SELECT id, video FROM segments WHERE id IN ({marks})", part).fetchall())
     return [(h, owner[h.segment]) for h in hits if h.segment in owner]
 
 
-def warm_up(library: Library) -> dict[str, Any]:
+def warm_up(library: Library) -> Library:
     """Load what a query needs, so that everything that is wrong is said before the server answers."""
     library.model.eval()
     library.search("warm up", 1)
-    return library.info()
+    return library
