@@ -297,6 +297,15 @@ def _accelerator(settings: RunSettings, out: Path) -> Any:
     precision = {"auto": "bf16" if cuda else "no", "bf16": "bf16", "fp32": "no"}.get(settings.precision)
     if precision is None:
         raise unknown_name("precision", settings.precision, ("auto", "bf16", "fp32"))
+    if settings.report_to:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+        installed = [str(getattr(t, "value", t)) for t in get_available_trackers()]
+        for name in settings.report_to:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                raise unknown_name("tracker", name, list(LOGGER_TYPE_TO_CLASS))
+            if name not in installed:  # accelerate would go on without it
+                raise UsageError(f"--report-to {name}: not installed; run: pip install {name}")
     try:
         # Without cpu=True, Accelerator ignores torchrun's ranks on a machine without a GPU.
         return Accelerator(
