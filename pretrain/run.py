@@ -541,7 +541,17 @@ def _teacher(settings: RunSettings, chosen: Recipe, stage: Stage, model: Any, co
                 source.close()
         accelerator.wait_for_everyone()
         name = str(folder)
-    return load_teacher(name or "ViT-B-16/openai").to(accelerator.device)
+    teacher = load_teacher(name or "ViT-B-16/openai").to(accelerator.device)
+    config, wanted = model.config.video, chosen.align_layers
+    if wanted > min(teacher.depth, config.depth):
+        raise UsageError(
+            f"align_layers {wanted}: the teacher has {teacher.depth} layers, the model {config.depth} (--set align_layers=…)"
+        )
+    if teacher.width != config.align_dim:
+        raise UsageError(
+            f"--teacher {name}: its tokens have {teacher.width} channels, this model is made for {config.align_dim}"
+        )
+    return teacher
 
 
 def _resume_state(

@@ -18,6 +18,7 @@ from vtr.encoders.masking import KINDS
 from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import VtrError
 from vtr.model import ModelConfig, VideoTextModel
+from vtr.pretrain import teacher as teacher_module
 from vtr.pretrain.recipes import Stage
 from vtr.pretrain.step import PretrainStep
 from vtr.pretrain.teacher import small_clip
@@ -25,11 +26,11 @@ from vtr.pretrain.teacher import small_clip
 WORDS = "a red blue green circle square triangle moves left right up down and grows shrinks".split()
 
 
-def build(align_layers: int = 1, dropout: float = 0.1) -> tuple[VideoTextModel, ClipTeacher]:
+def build(align_layers: int = 1, dropout: float = 0.1, depth: int = 3) -> tuple[VideoTextModel, ClipTeacher]:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train([" ".join(WORDS)], 80)
     video = VideoMambaConfig(
-        image_size=32, patch_size=16, num_frames=4, dim=32, depth=3, pool_norm=True, align_dim=64,
+        image_size=32, patch_size=16, num_frames=4, dim=32, depth=depth, pool_norm=True, align_dim=64,
         align_layers=align_layers,
     )  # fmt: skip
     text = BertConfig(
@@ -123,10 +124,14 @@ def test_two_ranks_with_four_pieces_of_eight_are_the_batch_of_64(whole: Any, tmp
             assert_same(expected, torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "none"])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_the_masked_stage_aligns_with_every_mask_and_number_of_layers(kind: str, layers: int) -> None:
-    model, teacher = build(align_layers=layers)
+@pytest.mark.parametrize(
+    ("kind", "layers", "depth"), [*((k, n, 3) for k in (*KINDS, "none") for n in (1, 2)), ("attention", 6, 7)]
+)
+def test_the_masked_stage_aligns_with_every_mask_and_number_of_layers(
+    kind: str, layers: int, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(teacher_module._SMALL, "layers", max(3, layers))
+    model, teacher = build(align_layers=layers, depth=depth)
     step = PretrainStep(model, Stage(uta=1.0, mask=kind, video_mask_ratio=0.5), seed=1)
     pixels, texts, ids, meta = batch(8)
     optimizer = torch.optim.AdamW(step.parameters(), lr=3e-3)
