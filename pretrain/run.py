@@ -598,9 +598,7 @@ def _changes(old: Any, new: Any, name: str = "") -> list[str]:
     """Where two nested tables differ, as lines."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
-        return [
-            c for k in keys for c in _changes(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))
-        ]
+        return [c for k in keys for c in _changes(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))]
     same = list(old) == list(new) if isinstance(old, list | tuple) and isinstance(new, list | tuple) else old == new
     return [] if same else [f"{name} was {old}, is {new}"]
 

@@ -131,9 +131,7 @@ class Watch:
             if cause is None:
                 gone = self.gone(2.5 * self.beat)
                 cause = f"rank {', '.join(map(str, gone))} is gone" if gone else None
-            self._leave(
-                cause or "told to stop (SIGTERM): the launcher does so when another rank or a node has died"
-            )
+            self._leave(cause or "told to stop (SIGTERM): the launcher does so when another rank or a node has died")
         return not self._done.is_set()
 
     def _run(self) -> None:
@@ -182,7 +180,7 @@ def _own_store() -> Any:
     import torch.distributed as dist
 
     rank = dist.get_rank()
-    host = [os.environ.get("MASTER_ADDR", "127.0.0.1"), 0]
+    host: list[Any] = [os.environ.get("MASTER_ADDR", "127.0.0.1"), 0]
     store = None
     if rank == 0:
         store = dist.TCPStore(

@@ -5,8 +5,6 @@ Short versions of `python -m vtr.pretrain.drills kills|ranks|faults`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from vtr.pretrain.drills import Lab, difference, kill_drill, largest_difference, log_rows, shrink_drill
@@ -34,4 +32,3 @@ def test_two_ranks_and_one_that_takes_over_compute_what_one_does(lab: Lab) -> No
     assert difference(two, one, tolerance=1e-5) == ""
     assert largest_difference(log_rows(two), log_rows(one)) > 0  # two runs, not one twice
     assert difference(shrink_drill(lab, (2, 1), "shrinking"), one, tolerance=1e-5) == ""
-

@@ -23,7 +23,23 @@ from vtr.pretrain.recipes import Stage
 from vtr.pretrain.step import PretrainStep
 from vtr.pretrain.teacher import small_clip
 
-WORDS = "a red blue green circle square triangle moves left right up down and grows shrinks".split()
+WORDS = [
+    "a",
+    "red",
+    "blue",
+    "green",
+    "circle",
+    "square",
+    "triangle",
+    "moves",
+    "left",
+    "right",
+    "up",
+    "down",
+    "and",
+    "grows",
+    "shrinks",
+]
 
 
 def build(align_layers: int = 1, dropout: float = 0.1, depth: int = 3) -> tuple[VideoTextModel, ClipTeacher]:
@@ -45,7 +61,9 @@ def build(align_layers: int = 1, dropout: float = 0.1, depth: int = 3) -> tuple[
 def batch(count: int, frames: int = 4) -> tuple[torch.Tensor, list[str], torch.Tensor, list[dict]]:
     g = torch.Generator().manual_seed(5)
     pixels = torch.randint(0, 256, (count, frames, 3, 32, 32), generator=g, dtype=torch.uint8)
-    texts = [" ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (3 + k % 5,), generator=g)) for k in range(count)]
+    texts = [
+        " ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (3 + k % 5,), generator=g)) for k in range(count)
+    ]
     ids = torch.randint(2**62, (count,), generator=g)
     ids[count // 2] = ids[0]  # one sample twice: a second positive
     meta = [{"paraphrase": t[::-1], "sibling_caption": "a circle" if k % 3 else ""} for k, t in enumerate(texts)]
@@ -78,7 +96,9 @@ def assert_same(one: Any, other: Any) -> None:
     assert one[1].keys() == other[1].keys()
     scale = max(g.abs().max().item() for g in one[1].values())
     for name, gradient in one[1].items():
-        torch.testing.assert_close(other[1][name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            other[1][name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,10 @@ def fake_corpus(name: str, out: Path, scale: int = 10_000) -> dict[str, int]:
                 with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
                     for i in range(first, last):
                         sample = next(source)
-                        for extension, data in ((sample.extension, sample.media), ("txt", (sample.caption or "").encode())):
+                        for extension, data in (
+                            (sample.extension, sample.media),
+                            ("txt", (sample.caption or "").encode()),
+                        ):
                             info = tarfile.TarInfo(f"{path.stem}{i - first:04d}.{extension}")
                             info.size = len(data)
                             tar.addfile(info, io.BytesIO(data))

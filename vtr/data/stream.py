@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -208,7 +209,9 @@ class _Reader:
     def __next__(self) -> tuple[int, int, int]:
         """(epoch, shard, index) of the next sample."""
         while True:
-            for self.place, shard, index in self._samples:
+            found = next(self._samples, None)
+            if found is not None:
+                self.place, shard, index = found
                 return self.epoch, shard, index
             self.barren += 1
             if self.barren > self.patience:
@@ -317,16 +320,15 @@ class _Part(torch.utils.data.IterableDataset):
         found: dict[tuple[int, int], dict] = {}
         dropped: list[str] = []
         seen = 0
-        need = {i: per for i in streams}
+        need = dict.fromkeys(streams, per)
         filled = dict.fromkeys(streams, 0)
         while need:
             # All streams' next samples at once, for the threads; then again for those that met bad ones.
             wanted = [(i, next(readers[media, i])) for i, n in need.items() for _ in range(n)]
             seen += len(wanted)
             jobs = [ref for _, ref in wanted]
-            results = map(lambda ref: self._load(media, *ref), jobs) if pool is None else pool.map(  # noqa: C417
-                lambda ref: self._load(media, *ref), jobs
-            )
+            load = partial(self._load, media)
+            results = map(load, jobs) if pool is None else pool.map(load, jobs)
             need = {}
             for (i, _), (key, sample) in zip(wanted, results):
                 if isinstance(sample, str):
@@ -353,8 +355,9 @@ class _Part(torch.utils.data.IterableDataset):
             "bad": dropped,
         }
 
-    def _load(self, media: str, epoch: int, shard: int, index: int) -> tuple[str, dict | str]:
-        """(key, sample or the reason why it is bad)."""
+    def _load(self, media: str, reference: tuple[int, int, int]) -> tuple[str, dict | str]:
+        """(key, sample or the reason why it is bad) of (epoch, shard, index)."""
+        epoch, shard, index = reference
         member, path = self.orders[media].shards[shard]
         raw = self.cache.read(path, index)
         if isinstance(raw, str):
