@@ -386,11 +386,11 @@ class Ranks:
     folder: Path | None = None
 
 
-def shrink_drill(lab: Lab, ranks: Sequence[int], name: str) -> Path:
-    """A run that is killed on each number of ranks but the last, a share of its steps each."""
+def shrink_drill(lab: Lab, ranks: Sequence[int], name: str, *more: object) -> Path:
+    """A run that is killed on each number of ranks but the last, a share of its steps each; `more` flags up to then."""
     run, total = lab.folder / name, sum(lab.steps.values())
     for number, count in enumerate(ranks[:-1]):
-        call = lab.call(name, count)
+        call = lab.call(name, count, *more)
         target = (number + 1) * total // len(ranks)
         if not wait_for_step(call, run, target):
             raise VtrError(f"the run ended before step {target}:\n{call.tail()}")

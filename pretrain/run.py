@@ -50,6 +50,8 @@ class RunSettings:
     """Where the corpora's shards are."""
     init: str | None = None
     """Start from this model: a run, a model folder or a checkpoint of ours."""
+    init_vision: str | None = None
+    """Start the video side alone from this model, as the released recipe does from a masked Kinetics-400 run."""
     teacher: str | None = None
     """CLIP teacher as open_clip ARCHITECTURE/PRETRAINED (default ViT-B-16/openai; the demo trains a small one)."""
     resume: str | None = None
@@ -217,6 +219,13 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
         from vtr.pretrain.export import initial_weights
 
         load_strictly(model, initial_weights(settings.init), settings.init)
+    if settings.init_vision:
+        from vtr.model import load_strictly
+        from vtr.pretrain.export import initial_weights
+
+        found = initial_weights(settings.init_vision)
+        vision = {k.removeprefix("vision_encoder."): v for k, v in found.items() if k.startswith("vision_encoder.")}
+        load_strictly(model.vision_encoder, vision, settings.init_vision)
     model.to(accelerator.device)
     if resumed is None and not settings.init:
         build.warm_up(model, chosen)
