@@ -206,3 +206,20 @@ def test_real_image_shards_stream(shared: Path) -> None:
     batch = take(corpus, 1, replace(SETTINGS, block=1, media_weights={"image": 1.0}))[0]
     assert batch.frames.shape == (8, 1, 3, 32, 32)
     assert all(batch.captions)
+
+
+def test_a_worker_that_is_killed_is_one_clear_error(corpus: Corpus) -> None:
+    from dataclasses import replace
+
+    import psutil
+
+    stream = Stream(corpus, replace(SETTINGS, workers=1))
+    batches = iter(stream)
+    next(batches)
+    for helper in psutil.Process().children():
+        for worker in helper.children():
+            worker.kill()
+    with pytest.raises(VtrError, match="a data worker has gone"):
+        for _ in range(20):
+            next(batches)
+    stream.close()
