@@ -55,6 +55,7 @@ class Watch:
         if self.world > 1:
             self._store = self._store or _own_store()
             self._store.set(f"beat/{self.rank}", str(time.time()))
+            self._store.set(f"process/{self.rank}", f"{_machine()} {os.getpid()}")
             with contextlib.suppress(ValueError):  # not the main thread: a test
                 # Python runs handlers in the main thread, which may wait inside a collective: the pipe wakes ours.
                 read, write = os.pipe()
@@ -155,6 +156,7 @@ class Watch:
                             heard[other] = (beat, now)
                         elif now - heard[other][1] > self.silence:
                             cause = f"rank {other} has not been heard of for {self.silence:.0f} s"
+                            self._end(other)
                             break
             except Exception as error:  # the store lives in rank 0's process
                 lost_store = lost_store or now
@@ -168,11 +170,26 @@ class Watch:
     def _cause(self) -> str | None:
         return self._store.get("cause").decode() if self._store.check(["cause"]) else None
 
+    def _end(self, other: int) -> None:
+        """Kill a rank that hangs, if it is on this machine: its launcher would wait half a minute for it."""
+        with contextlib.suppress(Exception):
+            machine, pid = self._store.get(f"process/{other}").decode().rsplit(" ", 1)
+            if machine == _machine() and machine and int(pid) != os.getpid():
+                os.kill(int(pid), signal.SIGKILL)
+
     def _exit(self, cause: str) -> None:
         if not self._said.is_set():
             self._said.set()
             print(f"vtr: rank {self.rank} stops: {cause}; --resume latest continues", file=sys.stderr, flush=True)
         os._exit(1)  # the main thread may wait for ever inside a collective
+
+
+def _machine() -> str:
+    """What processes that see each other's ids have in common; "" where that cannot be told."""
+    with contextlib.suppress(OSError):
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip() + os.readlink("/proc/self/ns/pid")
+    return ""
 
 
 def _own_store() -> Any:
