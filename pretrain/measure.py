@@ -60,7 +60,9 @@ def run(settings: MeasureSettings) -> int:
     for words in (train, evaluate):
         done = subprocess.run([sys.executable, *map(str, words)], stdout=sys.stderr)
         if done.returncode:
-            raise VtrError(f"{words[0]} ended with exit code {done.returncode}; its messages are above; call again to go on")
+            raise VtrError(
+                f"{words[0]} ended with exit code {done.returncode}; its messages are above; call again to go on"
+            )
     result = json.loads((settings.out / "results" / f"{settings.out.name}_demo.json").read_text())
     command = "python -m vtr.pretrain.measure " + " ".join(sys.argv[1:])
     text = report(settings.out, result, command.strip(), time.perf_counter() - start)

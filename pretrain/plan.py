@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -146,7 +145,11 @@ def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, wo
             f"{name}: {steps:,} steps on every rank, batch {stage.batch_size} = {ranks} ranks × "
             f"{stage.batch_size // ranks}, {recipe.streams} streams = {ranks} × {own[0]}, "
             f"{used_workers} workers a rank × {own[0] / max(1, used_workers):g} streams"
-            + (f" (of {workers} asked for: set streams to a multiple of {ranks * workers})" if used_workers < workers else "")
+            + (
+                f" (of {workers} asked for: set streams to a multiple of {ranks * workers})"
+                if used_workers < workers
+                else ""
+            )
         )
         for media, weight in weights.items():
             key = (media, settings.block, recipe.streams)

@@ -271,9 +271,7 @@ def recipe(name: str, corpus: str) -> Recipe:
     if name == "clean":
         base = _paper(clip=3.0, decay_state=False)
     else:
-        base = replace(
-            _paper(clip=0.0, decay_state=True), gather_ranks=16, init="official", official_frames=True
-        )
+        base = replace(_paper(clip=0.0, decay_state=True), gather_ranks=16, init="official", official_frames=True)
     return _demo(base) if corpus == "demo" else base
 
 

@@ -50,6 +50,8 @@ class RunSettings:
     """Where the corpora's shards are."""
     init: str | None = None
     """Start from this model: a run, a model folder or a checkpoint of ours."""
+    init_vision: str | None = None
+    """Start the video side alone from this model, as the released recipe does from a masked Kinetics-400 run."""
     teacher: str | None = None
     """CLIP teacher as open_clip ARCHITECTURE/PRETRAINED (default ViT-B-16/openai; the demo trains a small one)."""
     resume: str | None = None
@@ -222,6 +224,13 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
         from vtr.pretrain.export import initial_weights
 
         load_strictly(model, initial_weights(settings.init), settings.init)
+    if settings.init_vision:
+        from vtr.model import load_strictly
+        from vtr.pretrain.export import initial_weights
+
+        found = initial_weights(settings.init_vision)
+        vision = {k.removeprefix("vision_encoder."): v for k, v in found.items() if k.startswith("vision_encoder.")}
+        load_strictly(model.vision_encoder, vision, settings.init_vision)
     model.to(accelerator.device)
     if resumed is None and not settings.init:
         build.warm_up(model, chosen)
@@ -302,6 +311,15 @@ def _accelerator(settings: RunSettings, out: Path) -> Any:
     precision = {"auto": "bf16" if cuda else "no", "bf16": "bf16", "fp32": "no"}.get(settings.precision)
     if precision is None:
         raise unknown_name("precision", settings.precision, ("auto", "bf16", "fp32"))
+    if settings.report_to:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+        installed = [str(getattr(t, "value", t)) for t in get_available_trackers()]
+        for name in settings.report_to:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                raise unknown_name("tracker", name, list(LOGGER_TYPE_TO_CLASS))
+            if name not in installed:  # accelerate would go on without it
+                raise UsageError(f"--report-to {name}: not installed; run: pip install {name}")
     try:
         # Without cpu=True, Accelerator ignores torchrun's ranks on a machine without a GPU.
         return Accelerator(
@@ -537,7 +555,17 @@ def _teacher(settings: RunSettings, chosen: Recipe, stage: Stage, model: Any, co
                 source.close()
         accelerator.wait_for_everyone()
         name = str(folder)
-    return load_teacher(name or "ViT-B-16/openai").to(accelerator.device)
+    teacher = load_teacher(name or "ViT-B-16/openai").to(accelerator.device)
+    config, wanted = model.config.video, chosen.align_layers
+    if wanted > min(teacher.depth, config.depth):
+        raise UsageError(
+            f"align_layers {wanted}: the teacher has {teacher.depth} layers, the model {config.depth} (--set align_layers=…)"
+        )
+    if teacher.width != config.align_dim:
+        raise UsageError(
+            f"--teacher {name}: its tokens have {teacher.width} channels, this model is made for {config.align_dim}"
+        )
+    return teacher
 
 
 def _resume_state(
@@ -584,9 +612,7 @@ def _changes(old: Any, new: Any, name: str = "") -> list[str]:
     """Where two nested tables differ, as lines."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
-        return [
-            c for k in keys for c in _changes(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))
-        ]
+        return [c for k in keys for c in _changes(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))]
     same = list(old) == list(new) if isinstance(old, list | tuple) and isinstance(new, list | tuple) else old == new
     return [] if same else [f"{name} was {old}, is {new}"]
 

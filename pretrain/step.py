@@ -308,7 +308,9 @@ class PretrainStep:
         for k, similarity in enumerate((caption[rows] @ video.T, video[rows] @ caption.T)):
             uniform = draws.row_uniform(draws.derived(seeds, _WRONG + k), (n,))
             try:
-                picks.append(obj.hard_negatives((similarity / temperature).cpu(), allowed.cpu(), uniform).to(ids.device))
+                picks.append(
+                    obj.hard_negatives((similarity / temperature).cpu(), allowed.cpu(), uniform).to(ids.device)
+                )
             except ValueError as error:
                 raise VtrError(f"{error}; the batch is too small or holds one sample many times") from None
         state_gradient, token_gradient = torch.zeros_like(states), torch.zeros_like(tokens)

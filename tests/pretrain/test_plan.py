@@ -59,7 +59,9 @@ def test_ranks_that_do_not_divide_the_streams_are_told_what_to_set() -> None:
         plan(published("5M"), recipe("clean", "5M"), ("multimodal",), 3, 1)
 
 
-def test_a_partial_corpus_is_refused_with_every_missing_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_partial_corpus_is_refused_with_every_missing_shard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ShardWriter(tmp_path / "cc3m", 2) as writer:
         for i in range(4):
             writer.write(f"{i}", "jpg", b"x", "a caption")

@@ -36,9 +36,9 @@ def test_the_table_of_differences_is_what_the_recipes_do() -> None:
     differ = {k for k in ours if ours[k] != theirs[k]}
     listed = {d.setting for d in DIFFERENCES if d.setting}
     stages = {"masked.", "multimodal.", "unmasked."}
-    assert {k.replace(s, "multimodal.") if k.startswith(s) else k for k in differ for s in stages if k.startswith(s)} | {
-        k for k in differ if not k.startswith(tuple(stages))
-    } == listed
+    assert {
+        k.replace(s, "multimodal.") if k.startswith(s) else k for k in differ for s in stages if k.startswith(s)
+    } | {k for k in differ if not k.startswith(tuple(stages))} == listed
     assert all(d.why for d in DIFFERENCES)
 
 
