@@ -247,6 +247,20 @@ def test_a_compat_switch_is_named_in_the_result_and_an_unknown_one_refused(tmp_p
     assert main(["--model", "x", "--data", "demo", "--compat", "antialiasing"]) == 2
 
 
+def test_compat_switches_change_what_they_name(tmp_path: Path) -> None:
+    path = tmp_path / "test.json"
+    write_videos(tmp_path, 1)
+    (tmp_path / "clip1.mp4").write_bytes((tmp_path / "clip0.mp4").read_bytes())  # equal videos: every score is a tie
+    path.write_text(json.dumps([{"video": f"clip{i}.mp4", "caption": ["a dog", WORDS[i]]} for i in range(2)]))
+    benchmark = load_benchmark(str(path), tmp_path)
+    assert evaluate(small_model(), benchmark, top=0)["t2v"]["embedding"]["r1"] == 50.0
+    assert evaluate(small_model(), benchmark, top=0, compat=("ties-won",))["t2v"]["embedding"]["r1"] == 100.0
+    joined = load_benchmark(str(path), tmp_path, paragraph=True)
+    assert joined.captions == (f"a dog {WORDS[0]}", f"a dog {WORDS[1]}")
+    small, sharp = (evaluate(small_model(), benchmark, top=0, compat=c) for c in ((), ("antialias",)))
+    assert (small["antialias"], sharp["antialias"]) == (False, True)
+
+
 def test_the_published_number_stands_beside_ours_with_the_difference(tmp_path: Path) -> None:
     small_model().save_pretrained(tmp_path / "m")
     write_videos(tmp_path / "msrvtt" / "videos", 2)
