@@ -46,8 +46,8 @@ class TuneSettings:
     """List of the validation split."""
     test: Path | None = None
     """List of the test split."""
-    model: str = "tiny"
-    """tiny, small, middle, base, or demo: narrow, 64 pixels."""
+    model: str | None = None
+    """tiny (default), small, middle, base, or demo: narrow, 64 pixels. Retrieval: that of --init."""
     recipe: str = "paper"
     """paper (Tables III to VI) or released (the scripts, where they differ)."""
     masked: bool = False
@@ -128,10 +128,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def resolve(settings: TuneSettings) -> tuple[Any, TuneRecipe]:
     """The task, and its recipe with all overrides."""
-    if settings.model not in SIZES:
-        raise unknown_name("model", settings.model, SIZES)
+    size = settings.model or "tiny"
+    if size not in SIZES:
+        raise unknown_name("model", size, SIZES)
     task = load_task(settings.task)
-    size = "tiny" if settings.model == "demo" else settings.model
+    size = "tiny" if size == "demo" else size
     chosen = tune_recipe(
         task, settings.recipe, size, frames=settings.frames, pixels=settings.pixels, masked=settings.masked
     )
@@ -168,7 +169,7 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     if accelerator.is_main_process:
         print(describe(settings, task, chosen, splits), file=sys.stdout if settings.dry_run else sys.stderr)
     set_seed(chosen.seed)
-    model = build_model(settings.model, chosen)
+    model = build_model(settings.model or "tiny", chosen)
     said = _initialise(model, settings, chosen)
     if accelerator.is_main_process:
         for line in said:
@@ -317,7 +318,7 @@ def _splits(settings: TuneSettings, task: Any, say: bool) -> dict[str, Any]:
 
 def describe(settings: TuneSettings, task: Any, recipe: TuneRecipe, splits: dict[str, Any]) -> str:
     """What will be done, as text: data found, recipe, where the paper and the released scripts differ."""
-    lines = [f"{settings.task}: {task.about}; {settings.model}, recipe {settings.recipe} ({task.sources})"]
+    lines = [f"{settings.task}: {task.about}; {settings.model or 'tiny'}, recipe {settings.recipe} ({task.sources})"]
     for name, split in splits.items():
         missing = f", {len(split.missing)} missing" if split.missing else ""
         named = f", {split.classes} classes named" if split.classes else ""
@@ -842,10 +843,10 @@ class _Losses:
                 with run.accelerator.autocast():
                     guided = self.guide.head(tokens)
                 extra = token_distillation_loss(guided, known) * len(video) / total
-                losses["distill"] += float(extra)
+                losses["distill"] += float(extra.detach())
                 loss = loss + extra
             loss.backward()
-            losses["loss"] += float(loss)
+            losses["loss"] += float(loss.detach())
         return losses
 
 

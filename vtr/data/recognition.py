@@ -453,7 +453,14 @@ class Augment:
         out = []
         for frame in frames:
             with seeded(seed + 1):  # the same draws for every frame
-                out.append(np.asarray(policy(Image.fromarray(frame.permute(1, 2, 0).numpy()))))
+                picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
+                try:
+                    out.append(np.asarray(policy(picture)))
+                except ValueError as error:
+                    if "bits must be" not in str(error):
+                        raise
+                    # Policy v0 may posterise to 0 bits: black, as older Pillows had it; newer ones refuse.
+                    out.append(np.zeros((picture.height, picture.width, 3), np.uint8))
         return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2)
 
 
