@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,9 @@ def tune_retrieval(settings: Any) -> int:
         raise UsageError("fine-tuning for retrieval starts from a pretrained model: give it with --init")
     out = settings.out or Path("runs") / f"retrieval-{name}"
     run._check_out(out)
-    corpus = out / f"{name}.csv"
-    with corpus.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("video", "caption", "key"))
-        writer.writerows((str(path.resolve()), caption, f"{i}-{path.stem}") for i, (path, caption) in enumerate(pairs))
+    corpus = out / f"{name}.jsonl"
+    lines = [json.dumps({"video": str(path.resolve()), "caption": caption}) for path, caption in pairs]
+    corpus.write_text("\n".join(lines) + "\n")
     flags = ["--corpus", str(corpus), "--stage", "unmasked", "--out", str(out), "--data-root", str(settings.data_root)]
     flags += ["--workers", str(settings.workers), "--precision", settings.precision]
     flags += ["--save-every", str(settings.save_every), "--keep", str(settings.keep), "--log-every", str(settings.log_every)]
