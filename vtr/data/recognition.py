@@ -265,11 +265,13 @@ def load_split(layout: str, root: Path, split: str, *, file: Path | None = None,
         raise unknown_name("layout", layout, LAYOUTS)
     if file is None:
         own = LAYOUTS[layout]
-        found = own(root, split) if own is not None and root.is_dir() else None
-        if found is not None:
-            return _with_missing(found)
-        bases = [root / part, root, root / "meta", root / "annotations"]
+        # Many sets have one labelled split beside the training: it is both val and test.
         words = (split, "test") if split == "val" else (split, "val") if split == "test" else (split,)
+        for word in words if own is not None and root.is_dir() else ():
+            found = own(root, word) if own is not None else None
+            if found is not None:
+                return _with_missing(found)
+        bases = [root / part, root, root / "meta", root / "annotations"]
         places = [b / f"{w}.{e}" for w in words for b in bases for e in ("csv", "txt")]
         file = next((p for p in places if p.is_file()), None)
     if file is None:
