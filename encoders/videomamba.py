@@ -306,7 +306,9 @@ class VideoMamba(nn.Module):
             # Layer i-1's output is the stream that block i sees.
             away, rest = divmod(len(self.layers) - i, self.config.align_interval)
             if i > 0 and rest == 0 and away < want:
-                collected.append(self.norm(permuted(residual, permutation.back) if turned and permutation else residual))
+                collected.append(
+                    self.norm(permuted(residual, permutation.back) if turned and permutation else residual)
+                )
         if turned and permutation is not None:
             hidden, residual = permuted(hidden, permutation.back), permuted(residual, permutation.back)
         if want and self.config.init == "official":

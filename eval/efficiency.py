@@ -87,9 +87,7 @@ def build(model: str, size: str, frames: int, pixels: int) -> Any:
 
     if model == "videomamba":
         return VideoMamba(replace(VIDEOMAMBA_SIZES[size], num_frames=frames, image_size=pixels, num_classes=400))
-    return TimeSformer(
-        replace(TIMESFORMER_SIZES[size], num_frames=frames, image_size=pixels, fused=model == "fused")
-    )
+    return TimeSformer(replace(TIMESFORMER_SIZES[size], num_frames=frames, image_size=pixels, fused=model == "fused"))
 
 
 def _resident(key: str) -> float:
@@ -282,7 +280,11 @@ def run(settings: EfficiencySettings) -> int:
         print(f"{_NAMES[model]}, {size}, {frames} frames …", end=" ", file=sys.stderr, flush=True)
         point = measure(settings, model, size, frames, device)
         points.append(point)
-        said = point.note if point.seconds is None else f"{point.seconds:.3f} s, CPU {point.cpu:.3f} s, {point.memory:.3f} GiB"
+        said = (
+            point.note
+            if point.seconds is None
+            else f"{point.seconds:.3f} s, CPU {point.cpu:.3f} s, {point.memory:.3f} GiB"
+        )
         print(said, file=sys.stderr, flush=True)
     points.sort(key=lambda p: (MODELS.index(p.model), p.size, p.frames))
     command = "python -m vtr.eval.efficiency " + " ".join(sys.argv[1:])

@@ -247,7 +247,9 @@ def load_initial(encoder: Any, state: dict[str, Any], origin: str) -> list[str]:
 
     own = encoder.state_dict()
     kept = {k: v for k, v in state.items() if not k.startswith(("clip_decoder.", "pool_norm."))}
-    said = [f"{origin}: without {k.split('.')[0]}" for k in sorted({k.split(".")[0] + "." for k in state if k not in kept})]
+    said = [
+        f"{origin}: without {k.split('.')[0]}" for k in sorted({k.split(".")[0] + "." for k in state if k not in kept})
+    ]
     if "head.weight" in kept and kept["head.weight"].shape != own["head.weight"].shape:
         said.append(f"{origin}: its head of {len(kept['head.weight'])} classes is left out, the new one is random")
         kept = {k: v for k, v in kept.items() if not k.startswith("head.")}
@@ -333,7 +335,9 @@ def describe(settings: TuneSettings, task: Any, recipe: TuneRecipe, splits: dict
     for key, value in values.items():
         differs = f"   ({word}: {others[key]})" if others[key] != value else ""
         lines.append(f"  {key:<14} {value}{differs}")
-    lines.append(f"  learning rate  {recipe.lr * recipe.scale:.3g} for {recipe.batch_size} x {recipe.repeats} clips a step")
+    lines.append(
+        f"  learning rate  {recipe.lr * recipe.scale:.3g} for {recipe.batch_size} x {recipe.repeats} clips a step"
+    )
     return "\n".join(lines)
 
 
@@ -424,9 +428,7 @@ class _Tuning:
         """The items of a split; long videos in windows where the recipe has them."""
         from vtr.data.recognition import windows
 
-        return [
-            w for i in self.splits[split].items for w in windows(i, self.recipe.window, self.recipe.window_stride)
-        ]
+        return [w for i in self.splits[split].items for w in windows(i, self.recipe.window, self.recipe.window_stride)]
 
     def identity(self) -> dict[str, Any]:
         """What makes the run this run."""
@@ -552,7 +554,9 @@ class _Tuning:
         model.train()
         for step, rows in enumerate(_failing_well(loader), start=first):
             bad = [r[3] for r in rows if r[3]]
-            seen, wrong, count = everyone(None, device, [float(len(rows)), float(len(bad)), float(len(rows) - len(bad))])
+            seen, wrong, count = everyone(
+                None, device, [float(len(rows)), float(len(bad)), float(len(rows) - len(bad))]
+            )
             self.progress["seen"] += seen
             self.progress["bad"] += wrong
             for line in bad:
@@ -658,7 +662,10 @@ class _Tuning:
             found["note"] = f"{found['videos']} of {len(split.items) + len(split.missing)} videos: not comparable"
         if self.accelerator.is_main_process:
             words = ", ".join(f"{k} {v:.2f}" for k, v in found["merged"].items())
-            print(f"test, {found['videos']} videos, {found['views']} views: {words}" + (f" ({found['note']})" if lost else ""))
+            print(
+                f"test, {found['videos']} videos, {found['views']} views: {words}"
+                + (f" ({found['note']})" if lost else "")
+            )
             if not settings.dry_run:
                 record = {
                     "task": settings.task,
@@ -681,7 +688,10 @@ class _Tuning:
         record = {
             "settings": dataclasses.asdict(self.settings),
             "recipe": dataclasses.asdict(self.recipe),
-            "data": {k: {"source": v.source, "items": len(v.items), "missing": len(v.missing)} for k, v in self.splits.items()},
+            "data": {
+                k: {"source": v.source, "items": len(v.items), "missing": len(v.missing)}
+                for k, v in self.splits.items()
+            },
             "torch": torch.__version__,
             "device": str(self.accelerator.device),
             "ranks": self.accelerator.num_processes,
@@ -831,9 +841,7 @@ class _Losses:
                 tokens = encoder.features(video)[0]
                 logits = encoder.head(tokens[:, 0])
             if recipe.classes:
-                loss = F.cross_entropy(
-                    logits.float(), wanted, label_smoothing=recipe.smoothing, reduction="sum"
-                )
+                loss = F.cross_entropy(logits.float(), wanted, label_smoothing=recipe.smoothing, reduction="sum")
             else:
                 loss = F.mse_loss(logits.float()[:, 0], wanted.float(), reduction="sum")
             loss = loss / total
@@ -850,7 +858,16 @@ class _Losses:
         return losses
 
 
-__all__ = ["TuneSettings", "build_model", "epoch_order", "initial_weights", "load_initial", "main", "task_names", "tune"]
+__all__ = [
+    "TuneSettings",
+    "build_model",
+    "epoch_order",
+    "initial_weights",
+    "load_initial",
+    "main",
+    "task_names",
+    "tune",
+]
 
 if __name__ == "__main__":
     sys.exit(main())

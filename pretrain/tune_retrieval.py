@@ -27,7 +27,9 @@ _FOLDERS = {"anet": ("anet", "activitynet", "ActivityNet"), "msrvtt": ("msrvtt",
             "lsmdc": ("lsmdc", "LSMDC"), "msvd": ("msvd", "MSVD")}  # fmt: skip
 
 
-def training_pairs(name: str, data_root: Path, file: Path | None = None) -> tuple[list[tuple[Path, str]], list[str], Path]:
+def training_pairs(
+    name: str, data_root: Path, file: Path | None = None
+) -> tuple[list[tuple[Path, str]], list[str], Path]:
     """(video, caption) pairs of a benchmark's training split, the videos that are missing, and the annotation.
 
     Captions are joined to one paragraph where the benchmark's test queries are (DiDeMo, ActivityNet).
@@ -90,7 +92,14 @@ def tune_retrieval(settings: Any) -> int:
     corpus.write_text("\n".join(lines) + "\n")
     flags = ["--corpus", str(corpus), "--stage", "unmasked", "--out", str(out), "--data-root", str(settings.data_root)]
     flags += ["--workers", str(settings.workers), "--precision", settings.precision]
-    flags += ["--save-every", str(settings.save_every), "--keep", str(settings.keep), "--log-every", str(settings.log_every)]
+    flags += [
+        "--save-every",
+        str(settings.save_every),
+        "--keep",
+        str(settings.keep),
+        "--log-every",
+        str(settings.log_every),
+    ]
     flags += ["--model", settings.model] if settings.model else []
     for flag in ("init", "resume", "steps", "seed"):
         if getattr(settings, flag) is not None:

@@ -16,10 +16,10 @@ from vtr.eval.recognition import ViewScore, merged, metrics, report, write_views
 RECIPE = SimpleNamespace(classes=3)
 
 
-def view(name: str, label: int, scores: list[float], *, window: float = 0.0, segment: int = 0, crop: int = 0) -> ViewScore:
-    return ViewScore(
-        name=name, label=label, window=window, segment=segment, crop=crop, scores=torch.tensor(scores)
-    )
+def view(
+    name: str, label: int, scores: list[float], *, window: float = 0.0, segment: int = 0, crop: int = 0
+) -> ViewScore:
+    return ViewScore(name=name, label=label, window=window, segment=segment, crop=crop, scores=torch.tensor(scores))
 
 
 def test_every_video_has_one_vote_whatever_its_windows_and_files_of_one_name_stay_apart() -> None:

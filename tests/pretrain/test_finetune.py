@@ -15,7 +15,7 @@ from vtr.pretrain.finetune import TuneSettings, build_model, initial_weights, lo
 from vtr.pretrain.layer_decay import layer_number, parameter_groups
 from vtr.pretrain.tasks import differences, load_task, task_names, tune_recipe
 
-SMALL = ("frames=2", "pixels=32", "batch_size=4", "views=[2,1]", "augment=\"\"", "mixup=0.0")
+SMALL = ("frames=2", "pixels=32", "batch_size=4", "views=[2,1]", 'augment=""', "mixup=0.0")
 
 
 def settings(root: Path, out: Path, task: str = "k400", **more: object) -> TuneSettings:

@@ -466,7 +466,9 @@ class Augment:
         return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2)
 
 
-def mix(clips: Tensor, labels: Tensor, classes: int, *, mixup: float, cutmix: float, seed: int) -> tuple[Tensor, Tensor]:
+def mix(
+    clips: Tensor, labels: Tensor, classes: int, *, mixup: float, cutmix: float, seed: int
+) -> tuple[Tensor, Tensor]:
     """Mixup or cutmix of a batch, one of them at random where both are on.
 
     Args:
