@@ -55,7 +55,7 @@ def test_a_resumed_run_ends_as_the_whole_one_does(tmp_path: Path) -> None:
         tune(settings(root, part, steps=4))
     tune(settings(root, part, steps=4, save_every=2, resume="latest"))
     assert [r["loss"] for r in rows(part)] == [r["loss"] for r in rows(whole)]
-    with pytest.raises(VtrError, match="recipe.lr was"):
+    with pytest.raises(VtrError, match=r"recipe\.lr was"):
         tune(settings(root, part, steps=4, resume="latest", set=(*SMALL, "lr=0.5")))
 
 

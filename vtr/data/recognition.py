@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import random
 import re
@@ -314,7 +315,7 @@ def sample_train(kind: str, n: int, count: int, rng: np.random.Generator) -> lis
         return sorted(int(i) for i in rng.integers(n, size=count)) if n > 1 else [0] * count
     seg = (n - 1) / count
     borders = [round(seg * i) for i in range(count + 1)]
-    return [min(n - 1, int(rng.integers(a, max(a, b) + 1))) for a, b in zip(borders, borders[1:])]
+    return [min(n - 1, int(rng.integers(a, max(a, b) + 1))) for a, b in itertools.pairwise(borders)]
 
 
 def sample_test(kind: str, n: int, count: int, segment: int, segments: int) -> list[int]:
