@@ -152,7 +152,7 @@ def _table_task(settings: AblateSettings, teachers: _Teachers) -> Table:
 
     task = MotionTask(size=32)
     tiny = replace(VIDEOMAMBA_SIZES["tiny"], image_size=32, num_classes=len(CLASSES), pool="cls")
-    more = {"task": task, "steps": settings.task_steps, "labelled": 0, "lr": settings.lr / 2}
+    more: dict[str, Any] = {"task": task, "steps": settings.task_steps, "labelled": 0, "lr": settings.lr / 2}
     return Table(
         title="Motion task, VideoMamba-Ti (24 layers, width 192) on 8 frames of 32 pixels",
         source="the task is ours; chance is 11.1 %, 50 % between a class and its reversal",

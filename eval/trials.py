@@ -152,7 +152,8 @@ def score(
     for shown in (clips, shuffled_frames(clips, _TEST)):
         found = torch.cat([model.classify(pixels(view(part))) for part in shown.split(at_once)])
         figures += [100 * float((found.argmax(1) == labels).float().mean()), 100 * within_pairs(found, labels)]
-    return Score(*figures, seconds)
+    accuracy, pairs, shuffled, shuffled_pairs = figures
+    return Score(accuracy, pairs, shuffled, shuffled_pairs, seconds)
 
 
 def image_teacher(task: MotionTask, *, layers: int = 4, steps: int = 250, seed: int = 0) -> ClipTeacher:

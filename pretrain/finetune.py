@@ -162,7 +162,7 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     import torch
     from accelerate.utils import set_seed
 
-    accelerator = machinery._accelerator(settings, out)  # type: ignore[arg-type]
+    accelerator = machinery._accelerator(settings, out)
     if watch is not None:
         watch.start()
     splits = _splits(settings, task, accelerator.is_main_process)
@@ -524,7 +524,7 @@ class _Tuning:
         data = _Clips(items, recipe, model._mean.cpu(), model._std.cpu())
         loader: Any = DataLoader(
             data,  # type: ignore[arg-type]
-            batch_sampler=_Order(len(items), batch, recipe.seed, accelerator.process_index, world, first, last),  # type: ignore[arg-type]
+            batch_sampler=_Order(len(items), batch, recipe.seed, accelerator.process_index, world, first, last),
             num_workers=settings.workers,
             collate_fn=list,
             worker_init_fn=_one_thread,

@@ -79,8 +79,8 @@ class MotionTask:
             at = torch.arange(self.frames) * FRAMES // self.frames  # the same action, slower or faster
             shift, colour = shift[:, at], colour[:, at]
         place = rest[:, None] + shift
-        axis = torch.arange(side).float() + 0.5
-        dx, dy = (axis - place[..., i, None] for i in (0, 1))  # (count, T, S)
+        along = torch.arange(side).float() + 0.5
+        dx, dy = (along - place[..., i, None] for i in (0, 1))  # (count, T, S)
         distance = (dx[:, :, None, :] ** 2 + dy[:, :, :, None] ** 2).sqrt()
         cover = (0.14 * side - distance + 0.5).clamp(0, 1)[:, :, None]
         ground = 50 + 60 * uniform(count, 1, 3, 1, 1)

@@ -73,7 +73,7 @@ def read_list(path: Path, *, window: bool = False) -> list[tuple[str, float, flo
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VtrError(f"annotation {path}: cannot be read ({error})") from None
-    rows = []
+    rows: list[tuple[str, float, float | None]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
