@@ -46,7 +46,7 @@ class EfficiencySettings:
     """Timed passes after a warm-up; the median counts. Passes longer than a minute are timed once, cold."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
-    threads: int = 2
+    threads: int = 1
     """Threads on a CPU."""
     max_memory: float = 10.0
     """GiB; a point that would need more is left out, and the table says so."""
@@ -63,7 +63,8 @@ class Point:
     model: str
     size: str
     frames: int
-    seconds: float | None  # median of a pass; None: not measured
+    seconds: float | None  # median of a pass by the clock; None: not measured
+    cpu: float | None  # median CPU time of a pass, over all threads; the clock's on a GPU
     memory: float | None  # GiB: the most it held over the process's own base; weights and input included
     note: str = ""
 
@@ -86,9 +87,7 @@ def build(model: str, size: str, frames: int, pixels: int) -> Any:
 
     if model == "videomamba":
         return VideoMamba(replace(VIDEOMAMBA_SIZES[size], num_frames=frames, image_size=pixels, num_classes=400))
-    return TimeSformer(
-        replace(TIMESFORMER_SIZES[size], num_frames=frames, image_size=pixels, fused=model == "fused")
-    )
+    return TimeSformer(replace(TIMESFORMER_SIZES[size], num_frames=frames, image_size=pixels, fused=model == "fused"))
 
 
 def _resident(key: str) -> float:
@@ -120,20 +119,21 @@ def _measure(
                 base = torch.cuda.memory_allocated() / 2**30
             net = build(model, size, frames, pixels).eval().to(device)
             clip = torch.randn(batch, frames, 3, pixels, pixels, device=device)
-            times = []
+            times, used = [], []
             for turn in range(repeats + 1):
-                start = time.perf_counter()
+                start, begin = time.perf_counter(), time.process_time()
                 net.classify(clip)
                 if cuda:
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - start)
+                used.append(times[-1] if cuda else time.process_time() - begin)
                 if turn == 0 and times[0] > 60:
                     break
-            seconds = statistics.median(times[1:] or times)
+            seconds, cpu = statistics.median(times[1:] or times), statistics.median(used[1:] or used)
             peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else _resident("VmHWM")
-        pipe.send((seconds, max(0.0, peak - base), ""))
+        pipe.send((seconds, cpu, max(0.0, peak - base), ""))
     except Exception as error:  # out of memory, above all; the table says which
-        pipe.send((None, None, str(error).splitlines()[0][:120]))
+        pipe.send((None, None, None, str(error).splitlines()[0][:120]))
 
 
 def measure(settings: EfficiencySettings, model: str, size: str, frames: int, device: str) -> Point:
@@ -143,7 +143,7 @@ def measure(settings: EfficiencySettings, model: str, size: str, frames: int, de
     need = predicted_memory(model, size, frames, settings.pixels, settings.batch)
     if need > settings.max_memory:
         note = f"needs more than {need:.0f} GiB (--max-memory {settings.max_memory:g})"
-        return Point(model=model, size=size, frames=frames, seconds=None, memory=None, note=note)
+        return Point(model=model, size=size, frames=frames, seconds=None, cpu=None, memory=None, note=note)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(
@@ -155,11 +155,11 @@ def measure(settings: EfficiencySettings, model: str, size: str, frames: int, de
     process.start()
     there.close()
     try:
-        seconds, memory, note = here.recv()
+        seconds, cpu, memory, note = here.recv()
     except EOFError:  # killed: out of memory
-        seconds, memory, note = None, None, "its process was killed (out of memory?)"
+        seconds, cpu, memory, note = None, None, None, "its process was killed (out of memory?)"
     process.join()
-    return Point(model=model, size=size, frames=frames, seconds=seconds, memory=memory, note=note)
+    return Point(model=model, size=size, frames=frames, seconds=seconds, cpu=cpu, memory=memory, note=note)
 
 
 def _check(settings: EfficiencySettings) -> str:
@@ -186,15 +186,19 @@ def _check(settings: EfficiencySettings) -> str:
 
 
 def compare(points: list[Point], settings: EfficiencySettings) -> str:
-    """The points as a markdown table, with VideoMamba's advantage at each frame count."""
+    """The points as a markdown table, with VideoMamba's advantage at each frame count.
+
+    clips/s and the ratios are by CPU time, which other work on the machine does not change; with one thread on an idle
+    machine it is the clock's. On a GPU they are by the clock.
+    """
     from vtr.encoders.videomamba import VIDEOMAMBA_SIZES
     from vtr.eval.flops import attention_cost, cost
     from vtr.eval.peers import TIMESFORMER_SIZES
 
     own = {(p.size, p.frames): p for p in points if p.model == "videomamba"}
     lines = [
-        "| model | frames | s/clip | clips/s | peak GiB | G multiply-adds | VideoMamba is faster | and takes less |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | frames | s/clip | CPU s | clips/s | peak GiB | G multiply-adds | VideoMamba is faster | and takes less |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for p in points:
         if p.model == "videomamba":
@@ -204,29 +208,32 @@ def compare(points: list[Point], settings: EfficiencySettings) -> str:
             peer = TIMESFORMER_SIZES[p.size]
             work = f"{attention_cost(peer.dim, peer.depth, p.frames, settings.pixels):.1f}"
         name = f"{_NAMES[p.model]}, {_SHORT[p.size]}"
-        if p.seconds is None or p.memory is None:
-            lines.append(f"| {name} | {p.frames} | {p.note} | | | {work} | | |")
+        if p.seconds is None or p.cpu is None or p.memory is None:
+            lines.append(f"| {name} | {p.frames} | {p.note} | | | | {work} | | |")
             continue
         ratio, less = "", ""
         mine = own.get((p.size, p.frames))
-        if p.model != "videomamba" and mine is not None and mine.seconds and mine.memory:
-            ratio, less = f"{p.seconds / mine.seconds:.1f}×", f"{p.memory / mine.memory:.1f}×"
+        if p.model != "videomamba" and mine is not None and mine.cpu and mine.memory:
+            ratio, less = f"{p.cpu / mine.cpu:.1f}×", f"{p.memory / mine.memory:.1f}×"
         seconds = p.seconds / settings.batch
         lines.append(
-            f"| {name} | {p.frames} | {seconds:.3f} | {1 / seconds:.3f} | {p.memory:.3f} | {work} | {ratio} | {less} |"
+            f"| {name} | {p.frames} | {seconds:.3f} | {p.cpu / settings.batch:.3f} | {settings.batch / p.cpu:.3f} | {p.memory:.3f} | {work} | {ratio} | {less} |"
         )
     return "\n".join(lines)
 
 
 def linear(points: list[Point]) -> str:
     """Cost per frame of one model at growing lengths."""
-    lines = ["| frames | s/clip | ms/frame | peak GiB | MiB/frame |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| frames | s/clip | CPU s | CPU ms/frame | peak GiB | MiB/frame |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for p in points:
-        if p.seconds is None or p.memory is None:
-            lines.append(f"| {p.frames} | {p.note} | | | |")
+        if p.seconds is None or p.cpu is None or p.memory is None:
+            lines.append(f"| {p.frames} | {p.note} | | | | |")
             continue
         lines.append(
-            f"| {p.frames} | {p.seconds:.2f} | {1e3 * p.seconds / p.frames:.1f} | {p.memory:.3f} "
+            f"| {p.frames} | {p.seconds:.2f} | {p.cpu:.2f} | {1e3 * p.cpu / p.frames:.1f} | {p.memory:.3f} "
             f"| {1024 * p.memory / p.frames:.2f} |"
         )
     return "\n".join(lines)
@@ -241,9 +248,9 @@ def draw(path: Path, points: list[Point], settings: EfficiencySettings, where: s
     for p in points:
         if p.seconds and p.memory:
             name = f"{_NAMES[p.model]}, {_SHORT[p.size]}"
-            speed.setdefault(name, []).append((p.frames, settings.batch / p.seconds))
+            speed.setdefault(name, []).append((p.frames, settings.batch / (p.cpu or p.seconds)))
             memory.setdefault(name, []).append((p.frames, p.memory))
-    panels = (("clips per second", speed), ("peak memory, GiB", memory))
+    panels = (("clips per second (of CPU time on a CPU)", speed), ("peak memory, GiB", memory))
     curves(path, panels, f"frames of {settings.pixels} x {settings.pixels} pixels", where)
 
 
@@ -273,7 +280,11 @@ def run(settings: EfficiencySettings) -> int:
         print(f"{_NAMES[model]}, {size}, {frames} frames …", end=" ", file=sys.stderr, flush=True)
         point = measure(settings, model, size, frames, device)
         points.append(point)
-        said = point.note if point.seconds is None else f"{point.seconds:.3f} s, {point.memory:.3f} GiB"
+        said = (
+            point.note
+            if point.seconds is None
+            else f"{point.seconds:.3f} s, CPU {point.cpu:.3f} s, {point.memory:.3f} GiB"
+        )
         print(said, file=sys.stderr, flush=True)
     points.sort(key=lambda p: (MODELS.index(p.model), p.size, p.frames))
     command = "python -m vtr.eval.efficiency " + " ".join(sys.argv[1:])

@@ -190,5 +190,3 @@ def write_views(folder: Path, results: Sequence[ViewScore]) -> None:
             os.replace(partial, folder / name)
     except OSError as error:
         raise VtrError(f"{folder}: results cannot be written ({error.strerror})") from error
-
-

@@ -143,15 +143,17 @@ def score(
     *,
     view: Callable[[Tensor], Tensor] = lambda clips: clips,
     seconds: float = 0.0,
+    at_once: int = 50,
 ) -> Score:
-    """Test on clips that no training sees, as they are and with their frames shuffled."""
+    """Test on clips that no training sees, as they are and with their frames shuffled; `at_once` clips a pass."""
     model.eval()
     clips, labels = task.draw(budget.tests, _TEST)
     figures = []
     for shown in (clips, shuffled_frames(clips, _TEST)):
-        found = torch.cat([model.classify(pixels(view(part))) for part in shown.split(50)])
+        found = torch.cat([model.classify(pixels(view(part))) for part in shown.split(at_once)])
         figures += [100 * float((found.argmax(1) == labels).float().mean()), 100 * within_pairs(found, labels)]
-    return Score(*figures, seconds)
+    accuracy, pairs, shuffled, shuffled_pairs = figures
+    return Score(accuracy, pairs, shuffled, shuffled_pairs, seconds)
 
 
 def image_teacher(task: MotionTask, *, layers: int = 4, steps: int = 250, seed: int = 0) -> ClipTeacher:
@@ -207,9 +209,7 @@ def pretrain_masked(
         clips, _ = task.draw(budget.batch_size, _UNLABELLED + seed * 100_003 + step)
         video = pixels(clips)
         known = teacher(video, layers=config.align_layers)
-        dropped = make_mask(
-            mask, len(clips), task.frames, side, side, ratio, generator, attention=known.attention
-        )
+        dropped = make_mask(mask, len(clips), task.frames, side, side, ratio, generator, attention=known.attention)
         visible = float((~dropped[:, 1:]).float().mean())
         aligned = model.features(video, dropped)[1]
         rows = [layer[~dropped].view(len(clips), -1, TEACHER_WIDTH) for layer in known.layers]

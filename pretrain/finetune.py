@@ -46,8 +46,8 @@ class TuneSettings:
     """List of the validation split."""
     test: Path | None = None
     """List of the test split."""
-    model: str = "tiny"
-    """tiny, small, middle, base, or demo: narrow, 64 pixels."""
+    model: str | None = None
+    """tiny (default), small, middle, base, or demo: narrow, 64 pixels. Retrieval: that of --init."""
     recipe: str = "paper"
     """paper (Tables III to VI) or released (the scripts, where they differ)."""
     masked: bool = False
@@ -128,10 +128,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def resolve(settings: TuneSettings) -> tuple[Any, TuneRecipe]:
     """The task, and its recipe with all overrides."""
-    if settings.model not in SIZES:
-        raise unknown_name("model", settings.model, SIZES)
+    size = settings.model or "tiny"
+    if size not in SIZES:
+        raise unknown_name("model", size, SIZES)
     task = load_task(settings.task)
-    size = "tiny" if settings.model == "demo" else settings.model
+    size = "tiny" if size == "demo" else size
     chosen = tune_recipe(
         task, settings.recipe, size, frames=settings.frames, pixels=settings.pixels, masked=settings.masked
     )
@@ -161,14 +162,14 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     import torch
     from accelerate.utils import set_seed
 
-    accelerator = machinery._accelerator(settings, out)  # type: ignore[arg-type]
+    accelerator = machinery._accelerator(settings, out)
     if watch is not None:
         watch.start()
     splits = _splits(settings, task, accelerator.is_main_process)
     if accelerator.is_main_process:
         print(describe(settings, task, chosen, splits), file=sys.stdout if settings.dry_run else sys.stderr)
     set_seed(chosen.seed)
-    model = build_model(settings.model, chosen)
+    model = build_model(settings.model or "tiny", chosen)
     said = _initialise(model, settings, chosen)
     if accelerator.is_main_process:
         for line in said:
@@ -246,7 +247,9 @@ def load_initial(encoder: Any, state: dict[str, Any], origin: str) -> list[str]:
 
     own = encoder.state_dict()
     kept = {k: v for k, v in state.items() if not k.startswith(("clip_decoder.", "pool_norm."))}
-    said = [f"{origin}: without {k.split('.')[0]}" for k in sorted({k.split(".")[0] + "." for k in state if k not in kept})]
+    said = [
+        f"{origin}: without {k.split('.')[0]}" for k in sorted({k.split(".")[0] + "." for k in state if k not in kept})
+    ]
     if "head.weight" in kept and kept["head.weight"].shape != own["head.weight"].shape:
         said.append(f"{origin}: its head of {len(kept['head.weight'])} classes is left out, the new one is random")
         kept = {k: v for k, v in kept.items() if not k.startswith("head.")}
@@ -317,7 +320,7 @@ def _splits(settings: TuneSettings, task: Any, say: bool) -> dict[str, Any]:
 
 def describe(settings: TuneSettings, task: Any, recipe: TuneRecipe, splits: dict[str, Any]) -> str:
     """What will be done, as text: data found, recipe, where the paper and the released scripts differ."""
-    lines = [f"{settings.task}: {task.about}; {settings.model}, recipe {settings.recipe} ({task.sources})"]
+    lines = [f"{settings.task}: {task.about}; {settings.model or 'tiny'}, recipe {settings.recipe} ({task.sources})"]
     for name, split in splits.items():
         missing = f", {len(split.missing)} missing" if split.missing else ""
         named = f", {split.classes} classes named" if split.classes else ""
@@ -332,7 +335,9 @@ def describe(settings: TuneSettings, task: Any, recipe: TuneRecipe, splits: dict
     for key, value in values.items():
         differs = f"   ({word}: {others[key]})" if others[key] != value else ""
         lines.append(f"  {key:<14} {value}{differs}")
-    lines.append(f"  learning rate  {recipe.lr * recipe.scale:.3g} for {recipe.batch_size} x {recipe.repeats} clips a step")
+    lines.append(
+        f"  learning rate  {recipe.lr * recipe.scale:.3g} for {recipe.batch_size} x {recipe.repeats} clips a step"
+    )
     return "\n".join(lines)
 
 
@@ -423,9 +428,7 @@ class _Tuning:
         """The items of a split; long videos in windows where the recipe has them."""
         from vtr.data.recognition import windows
 
-        return [
-            w for i in self.splits[split].items for w in windows(i, self.recipe.window, self.recipe.window_stride)
-        ]
+        return [w for i in self.splits[split].items for w in windows(i, self.recipe.window, self.recipe.window_stride)]
 
     def identity(self) -> dict[str, Any]:
         """What makes the run this run."""
@@ -521,7 +524,7 @@ class _Tuning:
         data = _Clips(items, recipe, model._mean.cpu(), model._std.cpu())
         loader: Any = DataLoader(
             data,  # type: ignore[arg-type]
-            batch_sampler=_Order(len(items), batch, recipe.seed, accelerator.process_index, world, first, last),  # type: ignore[arg-type]
+            batch_sampler=_Order(len(items), batch, recipe.seed, accelerator.process_index, world, first, last),
             num_workers=settings.workers,
             collate_fn=list,
             worker_init_fn=_one_thread,
@@ -551,7 +554,9 @@ class _Tuning:
         model.train()
         for step, rows in enumerate(_failing_well(loader), start=first):
             bad = [r[3] for r in rows if r[3]]
-            seen, wrong, count = everyone(None, device, [float(len(rows)), float(len(bad)), float(len(rows) - len(bad))])
+            seen, wrong, count = everyone(
+                None, device, [float(len(rows)), float(len(bad)), float(len(rows) - len(bad))]
+            )
             self.progress["seen"] += seen
             self.progress["bad"] += wrong
             for line in bad:
@@ -657,7 +662,10 @@ class _Tuning:
             found["note"] = f"{found['videos']} of {len(split.items) + len(split.missing)} videos: not comparable"
         if self.accelerator.is_main_process:
             words = ", ".join(f"{k} {v:.2f}" for k, v in found["merged"].items())
-            print(f"test, {found['videos']} videos, {found['views']} views: {words}" + (f" ({found['note']})" if lost else ""))
+            print(
+                f"test, {found['videos']} videos, {found['views']} views: {words}"
+                + (f" ({found['note']})" if lost else "")
+            )
             if not settings.dry_run:
                 record = {
                     "task": settings.task,
@@ -680,7 +688,10 @@ class _Tuning:
         record = {
             "settings": dataclasses.asdict(self.settings),
             "recipe": dataclasses.asdict(self.recipe),
-            "data": {k: {"source": v.source, "items": len(v.items), "missing": len(v.missing)} for k, v in self.splits.items()},
+            "data": {
+                k: {"source": v.source, "items": len(v.items), "missing": len(v.missing)}
+                for k, v in self.splits.items()
+            },
             "torch": torch.__version__,
             "device": str(self.accelerator.device),
             "ranks": self.accelerator.num_processes,
@@ -830,9 +841,7 @@ class _Losses:
                 tokens = encoder.features(video)[0]
                 logits = encoder.head(tokens[:, 0])
             if recipe.classes:
-                loss = F.cross_entropy(
-                    logits.float(), wanted, label_smoothing=recipe.smoothing, reduction="sum"
-                )
+                loss = F.cross_entropy(logits.float(), wanted, label_smoothing=recipe.smoothing, reduction="sum")
             else:
                 loss = F.mse_loss(logits.float()[:, 0], wanted.float(), reduction="sum")
             loss = loss / total
@@ -842,14 +851,23 @@ class _Losses:
                 with run.accelerator.autocast():
                     guided = self.guide.head(tokens)
                 extra = token_distillation_loss(guided, known) * len(video) / total
-                losses["distill"] += float(extra)
+                losses["distill"] += float(extra.detach())
                 loss = loss + extra
             loss.backward()
-            losses["loss"] += float(loss)
+            losses["loss"] += float(loss.detach())
         return losses
 
 
-__all__ = ["TuneSettings", "build_model", "epoch_order", "initial_weights", "load_initial", "main", "task_names", "tune"]
+__all__ = [
+    "TuneSettings",
+    "build_model",
+    "epoch_order",
+    "initial_weights",
+    "load_initial",
+    "main",
+    "task_names",
+    "tune",
+]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -216,10 +216,11 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
     check_stages(corpus, chosen, stages, accelerator.num_processes)
     set_seed(chosen.seed)
     size = settings.model or ("demo" if settings.corpus == "demo" else "middle")
-    model = build.build_model(size, corpus, settings.data_root, chosen, settings.text)
+    own = _initial_model(settings) if settings.init and settings.model is None else None
+    model = own or build.build_model(size, corpus, settings.data_root, chosen, settings.text)
     identity = {"recipe": _plain(chosen), "corpus": corpus.fingerprint(), "model": _plain(model.config)}
     resumed = None if settings.dry_run else _resume_state(settings, out, stages, identity, accelerator)
-    if settings.init:
+    if settings.init and own is None:
         from vtr.model import load_strictly
         from vtr.pretrain.export import initial_weights
 
@@ -289,6 +290,20 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
         watch.stop()
     accelerator.end_training()
     return out / "model"
+
+
+def _initial_model(settings: RunSettings) -> Any:
+    """The model of --init itself, with its sizes and tokenizer: what no --model asks for otherwise."""
+    import vtr.model
+    from vtr.pretrain.export import checkpoint_model
+
+    path = Path(str(settings.init))
+    if path.suffix == ".pt":
+        return checkpoint_model(path.resolve().parent.parent, str(path))[0]
+    model = vtr.model.load(str(settings.init), "cpu")
+    if not hasattr(model, "text_encoder") or not hasattr(model, "vision_encoder"):
+        raise UsageError(f"--init {settings.init}: not a video-text model; pretrain/finetune.py trains recognition models")
+    return model
 
 
 def _check_out(out: Path) -> None:

@@ -169,7 +169,8 @@ def tune_recipe(
         values["frames"] = frames
     if pixels:
         values["pixels"] = pixels
-    return TuneRecipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    settled: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return TuneRecipe(**settled)
 
 
 def differences(task: Task, size: str, **facts: Any) -> list[tuple[str, Any, Any]]:

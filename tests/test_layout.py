@@ -64,7 +64,7 @@ def test_importing_vtr_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("script", ["pretrain/run.py", "eval/zero_shot.py"])
+@pytest.mark.parametrize("script", ["pretrain/run.py", "pretrain/finetune.py", "eval/zero_shot.py"])
 def test_an_entry_script_runs_from_a_checkout_that_is_not_installed(repo: Path, script: str, tmp_path: Path) -> None:
     # -I -S would hide torch as well; an empty folder as working directory hides the checkout.
     done = subprocess.run(

@@ -113,7 +113,7 @@ def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
         else:
             shards = [FILES + str(path)]
         return Corpus(name=path.name, members=(_member({"name": path.name, "media": "auto"}, shards, []),))
-    if path.suffix.lower() in (".csv", ".txt"):
+    if path.suffix.lower() in (".csv", ".txt", ".jsonl"):
         entry = {"name": path.stem, "media": "video"}
         return Corpus(name=path.stem, members=(_member(entry, [FILES + str(path)], []),))
     members, absent = [], []

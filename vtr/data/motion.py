@@ -30,7 +30,7 @@ class MotionTask:
     """How clips are drawn.
 
     Attributes:
-        frames: T; more than 8 show the same action at a random time, with rest before and after it.
+        frames: T; more than 8 show the same action that much slower.
         size: Side in pixels; the other lengths are shares of it.
         noise: Standard deviation of the ground, grey levels.
     """
@@ -76,16 +76,11 @@ class MotionTask:
             colour[labels == label, 1] = early
             colour[labels == label, 6] = late
         if self.frames != FRAMES:
-            # Which of the eight frames is shown at each time: the first and last are held, the action is anywhere.
-            start = (uniform(count, 1) * (self.frames - FRAMES + 1)).long()
-            at = torch.arange(self.frames)[None] - start
-            inside = (at >= 0) & (at < FRAMES)
-            at = torch.where(inside, at, 3)
-            rows = torch.arange(count)[:, None]
-            shift, colour = shift[rows, at], colour[rows, at]
+            at = torch.arange(self.frames) * FRAMES // self.frames  # the same action, slower or faster
+            shift, colour = shift[:, at], colour[:, at]
         place = rest[:, None] + shift
-        axis = torch.arange(side).float() + 0.5
-        dx, dy = (axis - place[..., i, None] for i in (0, 1))  # (count, T, S)
+        along = torch.arange(side).float() + 0.5
+        dx, dy = (along - place[..., i, None] for i in (0, 1))  # (count, T, S)
         distance = (dx[:, :, None, :] ** 2 + dy[:, :, :, None] ** 2).sqrt()
         cover = (0.14 * side - distance + 0.5).clamp(0, 1)[:, :, None]
         ground = 50 + 60 * uniform(count, 1, 3, 1, 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import random
 import re
@@ -72,7 +73,7 @@ def read_list(path: Path, *, window: bool = False) -> list[tuple[str, float, flo
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VtrError(f"annotation {path}: cannot be read ({error})") from None
-    rows = []
+    rows: list[tuple[str, float, float | None]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -265,11 +266,13 @@ def load_split(layout: str, root: Path, split: str, *, file: Path | None = None,
         raise unknown_name("layout", layout, LAYOUTS)
     if file is None:
         own = LAYOUTS[layout]
-        found = own(root, split) if own is not None and root.is_dir() else None
-        if found is not None:
-            return _with_missing(found)
-        bases = [root / part, root, root / "meta", root / "annotations"]
+        # Many sets have one labelled split beside the training: it is both val and test.
         words = (split, "test") if split == "val" else (split, "val") if split == "test" else (split,)
+        for word in words if own is not None and root.is_dir() else ():
+            found = own(root, word) if own is not None else None
+            if found is not None:
+                return _with_missing(found)
+        bases = [root / part, root, root / "meta", root / "annotations"]
         places = [b / f"{w}.{e}" for w in words for b in bases for e in ("csv", "txt")]
         file = next((p for p in places if p.is_file()), None)
     if file is None:
@@ -312,7 +315,7 @@ def sample_train(kind: str, n: int, count: int, rng: np.random.Generator) -> lis
         return sorted(int(i) for i in rng.integers(n, size=count)) if n > 1 else [0] * count
     seg = (n - 1) / count
     borders = [round(seg * i) for i in range(count + 1)]
-    return [min(n - 1, int(rng.integers(a, max(a, b) + 1))) for a, b in zip(borders, borders[1:])]
+    return [min(n - 1, int(rng.integers(a, max(a, b) + 1))) for a, b in itertools.pairwise(borders)]
 
 
 def sample_test(kind: str, n: int, count: int, segment: int, segments: int) -> list[int]:
@@ -453,11 +456,20 @@ class Augment:
         out = []
         for frame in frames:
             with seeded(seed + 1):  # the same draws for every frame
-                out.append(np.asarray(policy(Image.fromarray(frame.permute(1, 2, 0).numpy()))))
+                picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
+                try:
+                    out.append(np.asarray(policy(picture)))
+                except ValueError as error:
+                    if "bits must be" not in str(error):
+                        raise
+                    # Policy v0 may posterise to 0 bits: black, as older Pillows had it; newer ones refuse.
+                    out.append(np.zeros((picture.height, picture.width, 3), np.uint8))
         return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2)
 
 
-def mix(clips: Tensor, labels: Tensor, classes: int, *, mixup: float, cutmix: float, seed: int) -> tuple[Tensor, Tensor]:
+def mix(
+    clips: Tensor, labels: Tensor, classes: int, *, mixup: float, cutmix: float, seed: int
+) -> tuple[Tensor, Tensor]:
     """Mixup or cutmix of a batch, one of them at random where both are on.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import io
 import os
 import shutil
@@ -92,16 +93,41 @@ class FileList:
 
     def __init__(self, spec: str) -> None:
         self.path, self.damage = spec, ""
-        self.paths = list_files(Path(spec.removeprefix(FILES)))
+        source = Path(spec.removeprefix(FILES))
+        self.captions: list[str] | None = None
+        if source.suffix == ".jsonl":
+            self.paths, self.captions = captioned_files(source)
+        else:
+            self.paths = list_files(source)
 
     def read(self, index: int) -> RawSample | str:
-        """File `index`, or why it can't be read. Such samples have no caption."""
+        """File `index`, or why it can't be read. It has a caption where the list is a .jsonl of them."""
         path = self.paths[index]
         try:
             data = path.read_bytes()
         except OSError as error:
             return f"{path}: {error.strerror}"
-        return RawSample(key=str(path), media=data, extension=path.suffix[1:].lower(), caption=None)
+        return RawSample(key=str(path), media=data, extension=path.suffix[1:].lower(), caption=self.captions[index] if self.captions else None)
+
+
+def captioned_files(source: Path) -> tuple[list[Path], list[str]]:
+    """Files and captions of a .jsonl of {"video": path, "caption": text}; captions of one video share its sample id.
+
+    Raises:
+        VtrError: It cannot be read, or holds nothing.
+    """
+    paths, captions = [], []
+    try:
+        for line in source.read_text(encoding="utf-8-sig").splitlines():
+            if line.strip():
+                row = json.loads(line)
+                paths.append(source.parent / row["video"])
+                captions.append(str(row["caption"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VtrError(f"{source}: not a list of {{video, caption}} lines ({type(error).__name__}: {error})") from None
+    if not paths:
+        raise VtrError(f"{source}: no lines")
+    return paths, captions
 
 
 def list_files(source: Path) -> list[Path]:
@@ -110,6 +136,8 @@ def list_files(source: Path) -> list[Path]:
     Raises:
         VtrError: There is nothing.
     """
+    if source.suffix == ".jsonl":
+        return captioned_files(source)[0]
     if source.is_dir():
         found = sorted(p for p in source.rglob("*") if p.suffix[1:].lower() in (*VIDEO, *IMAGE) and p.is_file())
     else:
