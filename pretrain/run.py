@@ -302,7 +302,9 @@ def _initial_model(settings: RunSettings) -> Any:
         return checkpoint_model(path.resolve().parent.parent, str(path))[0]
     model = vtr.model.load(str(settings.init), "cpu")
     if not hasattr(model, "text_encoder") or not hasattr(model, "vision_encoder"):
-        raise UsageError(f"--init {settings.init}: not a video-text model; pretrain/finetune.py trains recognition models")
+        raise UsageError(
+            f"--init {settings.init}: not a video-text model; pretrain/finetune.py trains recognition models"
+        )
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from itertools import islice
 from pathlib import Path
@@ -220,6 +221,5 @@ def test_a_worker_that_is_killed_is_one_clear_error(corpus: Corpus) -> None:
         for worker in helper.children():
             worker.kill()
     with pytest.raises(VtrError, match="a data worker has gone"):
-        for _ in range(20):
-            next(batches)
+        list(itertools.islice(batches, 20))
     stream.close()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -107,7 +107,12 @@ class FileList:
             data = path.read_bytes()
         except OSError as error:
             return f"{path}: {error.strerror}"
-        return RawSample(key=str(path), media=data, extension=path.suffix[1:].lower(), caption=self.captions[index] if self.captions else None)
+        return RawSample(
+            key=str(path),
+            media=data,
+            extension=path.suffix[1:].lower(),
+            caption=self.captions[index] if self.captions else None,
+        )
 
 
 def captioned_files(source: Path) -> tuple[list[Path], list[str]]:
