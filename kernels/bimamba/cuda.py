@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.kernels import nvrtc
+from vtr.kernels.bimamba.sizes import Sizes
 from vtr.kernels.nvrtc import Launch
 
 STATES = 16  # NS of scan.cu; fewer are padded with zeros
@@ -63,28 +64,9 @@ class Job(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """The sizes of a call, from the shapes of its arguments."""
-
-    batch: int
-    length: int
-    width: int
-    taps: int
-    rank: int
-    n: int
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> Sizes:
-        """From the fifteen arguments of `bimamba`."""
-        batch, length, _ = tensors[0].shape
-        width, taps = tensors[1].shape
-        return cls(batch=batch, length=length, width=width, taps=taps, rank=tensors[4].shape[1], n=tensors[6].shape[1])
-
-    @property
-    def low(self) -> int:
-        """Columns of the projection: delta | B | C, with the padding of the states."""
-        return self.rank + 2 * STATES
+def _low(sizes: Sizes) -> int:
+    """Columns of the projection: delta | B | C, with the padding of the states."""
+    return sizes.rank + 2 * STATES
 
 
 def unsupported(tensors: Sequence[Tensor]) -> str | None:
@@ -163,7 +145,7 @@ def _bytes(sizes: Sizes, itemsize: int) -> dict[str, int]:
     return {
         "states": 2 * sizes.batch * ((sizes.length - 1) // SEGMENT) * STATES * sizes.width * 4,
         "ys": tokens * sizes.width * itemsize,
-        "low": 2 * tokens * sizes.low * itemsize,
+        "low": 2 * tokens * _low(sizes) * itemsize,
     }
 
 
@@ -257,7 +239,7 @@ class _Call:
         u = self.new(2, s.batch * s.length, s.width)
         self.point(u=u)
         self.convolve("conv_forward")
-        low = low.view(2, -1, s.low)
+        low = low.view(2, -1, _low(s))
         if not has_low:
             torch.bmm(u, self.x_proj.transpose(1, 2), out=low)
         dt = torch.bmm(low[:, :, : s.rank], self.dt_proj.transpose(1, 2))
@@ -330,7 +312,7 @@ def forward(
         s = call.sizes
         kept = call.new(kept_numel(tensors) if keep else 0, dtype=torch.float32)
         parts = _split(kept, s, call.xz.dtype) if keep else {}
-        low = parts["low"] if keep else call.new(2 * s.batch * s.length * s.low)
+        low = parts["low"] if keep else call.new(2 * s.batch * s.length * _low(s))
         call.project(low, has_low=False)
         y = call.new(s.batch, s.length, s.width)
         call.scan(y, parts["ys"] if keep else torch.empty_like(y), parts.get("states"))
@@ -363,7 +345,7 @@ def backward(
         blocks = -(-s.width // BACK_CHANNELS)
         du, dxz = torch.empty_like(u), torch.empty_like(call.xz)
         ddt = dt  # the thread that reads an element of dt writes its gradient there, and nobody reads it again
-        dlow = call.new(2, tokens, s.low)
+        dlow = call.new(2, tokens, _low(s))
         call.point(gy=grad.detach().to(call.xz.dtype).contiguous(), du=du, ddt=ddt, dxz=dxz, dlow=dlow)
         call.point(states=saved["states"], ys=saved["ys"])
         job.chunk, job.chunks, job.direction, job.directions = cut.back_chunk, cut.back_chunks, 0, 2
@@ -391,7 +373,7 @@ def backward(
             setattr(job, f"out_{name}", _pointers(pair))
         call.launch("sum_parts", (-(-s.width // 64), 2 * (STATES + 2 + s.taps + 1)), job)
         result = [dxz]
-        delta = saved["low"].view(2, -1, s.low)[:, :, : s.rank]
+        delta = saved["low"].view(2, -1, _low(s))[:, :, : s.rank]
         for d in (0, 1):
             d_x_proj, d_a_log = torch.mm(dlow[d].t(), u[d]), out["A_log"][d]
             if s.n < STATES:
