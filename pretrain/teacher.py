@@ -25,9 +25,15 @@ def load_teacher(name: str) -> ClipTeacher:
         return _load_small(Path(name))
     import open_clip
 
+    from vtr.baseline import quick_gelu_needed
+
     architecture, _, pretrained = name.partition("/")
+    # OpenAI's weights want QuickGELU, which the architecture's name does not say and open_clip only warns of.
+    quick_gelu = quick_gelu_needed(architecture, pretrained)
     try:
-        model = open_clip.create_model(architecture, pretrained=pretrained or None)
+        model = open_clip.create_model(
+            architecture, pretrained, require_pretrained=True, weights_only=True, force_quick_gelu=quick_gelu
+        )
     except Exception as error:  # open_clip raises many kinds: unknown name, no network, damaged cache
         raise VtrError(
             f"teacher {name!r} cannot be loaded: {str(error).splitlines()[0]}; expected an open_clip name such as "

@@ -93,7 +93,7 @@ class OpenClipModel(nn.Module):
         quick_gelu = False
         if not identifier.startswith(("hf-hub:", "local-dir:")):
             model, _, pretrained = identifier.partition("/")
-            quick_gelu = _quick_gelu(model, pretrained)
+            quick_gelu = quick_gelu_needed(model, pretrained)
         try:
             with _offline_if_unreachable(), _quiet():
                 clip = open_clip.create_model(
@@ -159,7 +159,7 @@ class OpenClipModel(nn.Module):
         return digest.hexdigest()
 
 
-def _quick_gelu(model: str, pretrained: str) -> bool:
+def quick_gelu_needed(model: str, pretrained: str) -> bool:
     """Whether the weights need QuickGELU where the architecture's name does not say so (open_clip only warns of that).
 
     Raises:
