@@ -43,14 +43,34 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
     return code, out.out, out.err
 
 
-def in_space(script: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run a shell script where it may mount file systems."""
-    command = ["unshare", "-m" if os.geteuid() == 0 else "-rm", "sh", "-euc", script, "sh", *map(str, words)]
-    probe = subprocess.run([*command[:2], "sh", "-c", "mount -t tmpfs tmpfs /mnt"], capture_output=True)
-    if probe.returncode:
+_STEPS = """
+import shlex, subprocess, sys
+from vtr.cli import main
+for line in sys.stdin:
+    if line.startswith("! "):
+        subprocess.run(line[2:], shell=True, check=True, stderr=subprocess.DEVNULL)
+    else:
+        print("exit", main(shlex.split(line)), flush=True)
+"""
+
+
+def in_space(*steps: str) -> tuple[list[int], str, list[str]]:
+    """Commands of vtr, and after `! ` of the shell, where file systems may be mounted: exit codes, stdout, errors."""
+    command = ["unshare", "-m" if os.geteuid() == 0 else "-rm"]
+    if subprocess.run([*command, "sh", "-c", "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here: needs unshare -rm (user name spaces)")
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [*command, sys.executable, "-c", _STEPS],
+        input="\n".join(steps),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    codes = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("exit ")]
+    return codes, done.stdout, [line for line in done.stderr.splitlines() if line.startswith("vtr: ")]
 
 
 # -- links --------------------------------------------------------------------------------------------------------------
@@ -81,40 +101,37 @@ def test_links_to_folders_are_not_followed_and_links_to_files_elsewhere_are_told
 
 # -- places that are full or cannot be written ----------------------------------------------------------------------------
 
-_FULL = """
-mount -t tmpfs -o size=$4 tmpfs "$1"
-cp -r "$2" "$1/lib"
-"$0" -m vtr.cli index add "$1/lib" "$3" && exit 9
-test -e "$1/lib/index.faiss.*" && exit 8
-dd if=/dev/zero of="$1/rest" bs=1k 2>/dev/null || true
-"$0" -m vtr.cli search "$1/lib" "a dog runs" || true
-rm "$1/rest"
-"$0" -m vtr.cli index verify "$1/lib"
-dd if=/dev/zero of="$1/rest" bs=1k 2>/dev/null || true
-"$0" -m vtr.cli search "$1/lib" "a dog runs"
-rm "$1/rest"
-mount -o remount,size=64m "$1"
-"$0" -m vtr.cli index add "$1/lib" "$3"
-"$0" -m vtr.cli index verify "$1/lib"
-"""
-
 
 def test_a_full_disk_loses_nothing_and_the_next_call_goes_on(lib: Path, tmp_path: Path) -> None:
     write_videos(tmp_path / "more", 5, frames=16)
     (tmp_path / "mount").mkdir()
     for number in range(1500):  # little of each: copies of known content
         os.link(tmp_path / "more" / f"clip{number % 5}.mp4", tmp_path / "more" / f"copy-{'x' * 100}-{number}.mp4")
-    done = in_space(_FULL.replace("$0", sys.executable), tmp_path / "mount", lib, tmp_path / "more", "400k")
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("vtr: ")]
-    assert "cannot be written" in lines[0]
-    assert "what was committed is safe" in lines[0]
+    there, fill = tmp_path / "mount", f"! dd if=/dev/zero of={tmp_path}/mount/rest bs=1k || true"
+    codes, out, errors = in_space(
+        f"! mount -t tmpfs -o size=400k tmpfs {there}",
+        f"! cp -r {lib} {there}/lib",
+        f"index add {there}/lib {tmp_path}/more",
+        fill,
+        f"search {there}/lib 'a dog runs'",
+        f"! rm {there}/rest",
+        f"index verify {there}/lib",
+        fill,
+        f"search {there}/lib 'a dog runs'",
+        f"! rm {there}/rest; mount -o remount,size=64m {there}",
+        f"index add {there}/lib {tmp_path}/more",
+        f"index verify {there}/lib",
+        f'! test -z "$(ls {there}/lib | grep tmp)"',
+    )
+    assert codes[0] == 1
+    assert codes[2:] == [0, 0, 0, 0]
+    assert "cannot be written" in errors[0]
+    assert "what was committed is safe" in errors[0]
     # Where the log beside the database could not be put into it, opening it needs room too, and that is said.
-    assert all("the disk is full, make room and call again" in line for line in lines[1:])
-    assert len(lines) <= 2
-    assert "clip" in done.stdout  # a search on the full disk
-    assert "Traceback" not in done.stderr
-    first, second = [line for line in done.stdout.splitlines() if "all is well" in line]
+    assert all("the disk is full, make room and call again" in line for line in errors[1:])
+    assert len(errors) == 1 + codes[1]
+    assert "clip" in out  # a search on the full disk
+    first, second = [line for line in out.splitlines() if "all is well" in line]
     assert 3 < int(first.split(": ")[1].split()[0]) < 1508
     assert "1508 segments" in second
 
@@ -145,26 +162,26 @@ def test_an_index_for_which_there_is_no_room_is_left_out_and_the_old_one_stays(
         assert verify(library) == []
 
 
-_READ_ONLY = """
-mount --bind "$1" "$1" && mount -o remount,ro,bind "$1"
-"$0" -m vtr.cli search "$1" "a dog runs"
-"$0" -m vtr.cli index info "$1" --json
-"$0" -m vtr.cli index verify "$1"
-for verb in "add $1 $2" "sync $1 $2" "remove $1 $2" "compact $1"; do
-  "$0" -m vtr.cli index $verb && exit 9
-  test $? -eq 1
-done
-"""
+def read_only(lib: Path, videos: Path) -> list[str]:
+    return [
+        f"! mount --bind {lib} {lib} && mount -o remount,ro,bind {lib}",
+        f"search {lib} 'a dog runs'",
+        f"index info {lib} --json",
+        f"index verify {lib}",
+        f"index add {lib} {videos}",
+        f"index sync {lib} {videos}",
+        f"index remove {lib} {videos}",
+        f"index compact {lib}",
+    ]
 
 
 def test_a_read_only_library_answers_and_says_that_it_cannot_be_written(lib: Path, tmp_path: Path) -> None:
-    done = in_space(_READ_ONLY.replace("$0", sys.executable), lib, tmp_path / "videos")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("clip") == 3
-    assert "3 segments, all is well" in done.stdout
-    lines = [line for line in done.stderr.splitlines() if line.startswith("vtr: ")]
-    assert len(lines) == 4
-    assert all("cannot be written (Read-only file system)" in line for line in lines)
+    codes, out, errors = in_space(*read_only(lib, tmp_path / "videos"))
+    assert codes == [0, 0, 0, 1, 1, 1, 1]
+    assert out.count("clip") == 3
+    assert "3 segments, all is well" in out
+    assert len(errors) == 4
+    assert all("cannot be written (Read-only file system)" in line for line in errors)
 
 
 _WRITER = """
@@ -186,14 +203,13 @@ def test_what_a_killed_writer_left_is_seen_in_a_read_only_place_or_said(
     assert (lib / "library.db-wal").stat().st_size
     if not locks:
         (lib / "library.db-shm").unlink()
-    done = in_space(_READ_ONLY.replace("$0", sys.executable), lib, tmp_path / "videos")
+    codes, out, errors = in_space(*read_only(lib, tmp_path / "videos"))
     if locks:
-        assert done.returncode == 0, done.stderr
-        assert "4 segments, all is well" in done.stdout
+        assert codes == [0, 0, 0, 1, 1, 1, 1]
+        assert "4 segments, all is well" in out
     else:
-        assert done.returncode == 1
-        assert "library.db-wal holds what a stopped writer left" in done.stderr
-        assert "Traceback" not in done.stderr
+        assert codes == [1] * 7
+        assert all("library.db-wal holds what a stopped writer left" in line for line in errors)
 
 
 def test_a_reader_who_may_not_write_notices_a_writer_who_comes_later(

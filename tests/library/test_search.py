@@ -379,3 +379,18 @@ def test_a_query_that_names_no_file_or_nothing_is_refused(library: Library, tmp_
         run("search", library.path, "--like", tmp_path / "none.mp4")
     with pytest.raises(UsageError, match="empty query"):
         run("search", library.path)
+
+
+def test_a_search_in_words_imports_no_more_than_it_needs(library: Library, tmp_path: Path, repo: Path) -> None:
+    import subprocess
+    import sys
+
+    small_model().save_pretrained(tmp_path / "model")
+    script = (
+        "import sys; from vtr.cli import main; code = main(sys.argv[1:]); "
+        "heavy = {'transformers', 'torchvision', 'open_clip', 'av', 'decord', 'PIL', 'accelerate', 'pymilvus'}; "
+        "print(sorted(heavy & set(sys.modules))); sys.exit(code)"
+    )
+    words = ["search", str(library.path), "a dog runs", "--model", str(tmp_path / "model"), "--where", "duration < 9"]
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=repo, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -304,8 +305,8 @@ def _cold(out: Path, repeats: int = 5) -> dict[str, Any]:
 
 def _apart(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
     """Call in a fresh process: its memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def main(argv: list[str] | None = None) -> int:
