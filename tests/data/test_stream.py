@@ -220,6 +220,5 @@ def test_a_worker_that_is_killed_is_one_clear_error(corpus: Corpus) -> None:
         for worker in helper.children():
             worker.kill()
     with pytest.raises(VtrError, match="a data worker has gone"):
-        for _ in range(20):
-            next(batches)
+        list(islice(batches, 20))
     stream.close()
