@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.kernels.bimamba.build import BuildError, library_path
+from vtr.kernels.bimamba.sizes import Sizes
+from vtr.kernels.build import BuildError, library_path
 
 STATES = 16  # states per pass of the kernels; others are padded with zeros
 TASKS = 8  # work items that the backward is cut into at least; fixed, because dB and dC are summed in this grouping
@@ -122,22 +123,8 @@ def _aligned(count: int) -> int:
     return -(-count // 16) * 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sizes:
-    """The sizes of a call, from the shapes of its arguments."""
-
-    batch: int
-    length: int
-    width: int
-    taps: int
-    rank: int
-    n: int
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> _Sizes:
-        batch, length, _ = tensors[0].shape
-        width, taps = tensors[1].shape
-        return cls(batch=batch, length=length, width=width, taps=taps, rank=tensors[4].shape[1], n=tensors[6].shape[1])
+class _Sizes(Sizes):
+    """With what the C kernels make of them."""
 
     @property
     def padded(self) -> int:
