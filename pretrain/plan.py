@@ -1,4 +1,7 @@
-"""What a run will do, before it does it: what is missing, who reads what, how long it takes."""
+"""What a run will do, before it does it: what is missing, who reads what, how long it takes.
+
+python -m vtr.pretrain.plan 25M --ranks 512 --workers 12 --streams 6144 --batch-size 6144   # on paper: no shard is needed
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import tyro
 
-from vtr.data.manifests import Corpus
+from vtr.data.manifests import Corpus, CorpusMember, corpus_entries
 from vtr.data.shard_reader import remote_is_there
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
-from vtr.errors import VtrError
+from vtr.errors import UsageError, VtrError
 from vtr.pretrain.recipes import Recipe, Stage
 from vtr.pretrain.step import match_reach
 
@@ -165,6 +169,27 @@ def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, wo
     return "\n".join(lines)
 
 
+def published_corpus(name: str) -> Corpus:
+    """A corpus as its manifests say: every shard there, and all as full as published.
+
+    Raises:
+        UsageError: There is no such corpus, or its manifests lack counts or patterns.
+    """
+    from braceexpand import braceexpand
+
+    members = []
+    for entry in corpus_entries(name):
+        total, shards = entry.get("texts") or entry.get("items") or 0, list(braceexpand(entry["shards"]))
+        if not total:
+            raise UsageError(f"{entry['name']}: its manifest has no published count")
+        sizes = [(i + 1) * total // len(shards) - i * total // len(shards) for i in range(len(shards))]
+        member = CorpusMember(
+            name=entry["name"], media=entry["media"], shards=tuple(shards), sizes=tuple(sizes), published=total
+        )
+        members.append(member)
+    return Corpus(name=name, members=tuple(members))
+
+
 def expectation(measured: list[tuple[str, int, tuple[float, int]]], device: torch.device) -> str:
     """Times of whole stages from measured steps: (stage, its steps, (seconds, steps measured))."""
     from vtr.pretrain.loop import memory_gib
@@ -185,3 +210,37 @@ def _hours(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """The division of labour for a published corpus, without its shards."""
+
+    corpus: tyro.conf.Positional[str]
+    ranks: int = 8
+    workers: int = 12
+    streams: int = 1024
+    batch_size: int = 2048
+    recipe: str = "clean"
+
+
+def main() -> int:
+    """Entry of `python -m vtr.pretrain.plan`."""
+    from vtr.pretrain.recipes import STAGES, recipe
+
+    settings = tyro.cli(PlanSettings, description=__doc__)
+    try:
+        corpus = published_corpus(settings.corpus)
+        chosen = recipe(settings.recipe, settings.corpus)
+        stages = {s: dataclasses.replace(getattr(chosen, s), batch_size=settings.batch_size) for s in STAGES}
+        chosen = dataclasses.replace(chosen, streams=settings.streams, **stages)
+        print(corpus.table())
+        print(plan(corpus, chosen, STAGES, settings.ranks, settings.workers))
+    except VtrError as error:
+        print(f"vtr: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

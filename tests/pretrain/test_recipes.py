@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,13 @@ def test_official_recipe_has_the_published_hyperparameters() -> None:
     assert (r.multimodal.optim.lr, r.multimodal.epochs, r.multimodal.mlm_probability) == (4e-4, 10, 0.5)
     assert (r.unmasked.optim.lr, r.unmasked.epochs, r.unmasked.uta) == (8e-5, 1, 0.0)
     assert r.gather_ranks == 16
+
+
+def test_the_masked_stage_of_a_large_corpus_sees_as_many_clips_as_the_papers_of_a_small_one(tmp_path: Path) -> None:
+    r = recipe("clean", "25M")
+    assert r.masked.steps * r.masked.batch_size == pytest.approx(800 * 240_436, rel=1e-4)
+    own = recipe("clean", str(tmp_path)).masked
+    assert (own.steps, own.epochs) == (0, 800)
 
 
 def test_the_table_of_differences_is_what_the_recipes_do() -> None:

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from vtr.cli import main
 from vtr.data.demo import ensure_demo_corpus
+from vtr.data.manifests import load_corpus
+from vtr.data.stream import Stream, StreamSettings
+from vtr.pretrain.build import build_model
+from vtr.pretrain.recipes import recipe
+from vtr.pretrain.teacher import ensure_demo_teacher
 
 SMALL = ("--demo-clips", "96", "--demo-images", "48")
 
@@ -19,6 +25,12 @@ SMALL = ("--demo-clips", "96", "--demo-images", "48")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     ensure_demo_corpus(root / "demo", clips=96, images=48, progress=False)
+    # The demo's teacher, hardly trained: the runs find it there.
+    model = build_model("demo", load_corpus("demo", root / "demo"), root, recipe("clean", "demo"))
+    settings = StreamSettings(size=64, batch_size=8, streams=8, workers=0, crop_scale=None, flip=False)
+    stream = Stream(load_corpus("demo", root / "demo"), settings)
+    ensure_demo_teacher(root / "demo" / "teacher", iter(stream), model, steps=3)
+    stream.close()
     return root
 
 
@@ -36,15 +48,36 @@ def demo_flags(data_root: Path, out: Path, *more: object) -> tuple[object, ...]:
 @pytest.mark.slow
 def test_all_three_stages_run_and_leave_a_model_that_loads(repo: Path, data_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = pretrain(repo, "--steps", 2, "--log-every", 1, *demo_flags(data_root, out))
+    watched = ("--validate-every", 2, "--validate-samples", 8)
+    done = pretrain(repo, "--steps", 2, "--log-every", 1, *watched, *demo_flags(data_root, out))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    validations = [r["validation"] for r in rows if "validation" in r]
+    assert [set(v) >= {"t2v_r1", "v2t_r10"} for v in validations] == [True, True]  # of the stages with captions
+    rows = [r for r in rows if "loss" in r]
     assert [r["stage"] for r in rows] == ["masked"] * 2 + ["multimodal"] * 2 + ["unmasked"] * 2
     assert {"uta", "vtc", "mlm", "vtm"} <= set(rows[3])
     assert all(r["loss"] > 0 for r in rows)
     import vtr
 
-    assert vtr.load(out).config.video.dim == 96
+    model = vtr.load(out)
+    assert model.config.video.dim == 96
+    assert main(["export", str(out), "--out", str(tmp_path / "last")]) == 0
+    assert vtr.load(tmp_path / "last").fingerprint() == model.fingerprint()
+    assert main(["export", str(out), "--checkpoint", "best", "--out", str(tmp_path / "best")]) == 0
+    record = json.loads((out / "run.json").read_text())
+    assert [(m["member"], m["samples"]) for m in record["corpus"]] == [("demo-video", 96), ("demo-image", 48)]
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_plans_measures_and_writes_nothing(repo: Path, data_root: Path, tmp_path: Path) -> None:
+    done = pretrain(repo, "--dry-run", "--stage", "masked", "--steps", 50, *demo_flags(data_root, tmp_path / "dry"))
+    assert done.returncode == 0, done.stderr
+    assert "demo-video" in done.stdout
+    assert "masked: 50 steps on every rank" in done.stdout
+    assert "s a step over 20 steps" in done.stdout
+    assert "GiB" in done.stdout
+    assert not (tmp_path / "dry").exists()
 
 
 @pytest.mark.slow
@@ -85,10 +118,10 @@ def test_a_training_step_reads_real_shards_as_they_are(repo: Path, shared: Path,
 def test_bad_input_is_one_clear_line(
     flags: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from vtr.pretrain.run import main
+    from vtr.pretrain.run import main as pretrain_main
 
     out = () if "--out" in flags else ("--out", str(tmp_path / "run"))
-    code = main([*flags, *out, "--data-root", str(tmp_path)])
+    code = pretrain_main([*flags, *out, "--data-root", str(tmp_path)])
     message = capsys.readouterr().err.strip()
     assert code in (1, 2)
     assert message.startswith("vtr: ")

@@ -121,7 +121,8 @@ def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
         try:
             shards, missing = _resolved(entry["shards"], root)
             if not shards:
-                raise VtrError(f"none of {len(missing)} shards, first {missing[0]}")
+                absent.append(_member(entry, [], missing))
+                continue
             found = _member(entry, shards, missing)
             if found.samples == 0:
                 raise VtrError("its shards hold no samples")
@@ -132,10 +133,10 @@ def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
             absent.append(_member(entry, [], [str(error)]))
     corpus = Corpus(name=str(name), members=tuple(members), absent=tuple(absent))
     if not members:
-        detail = "; ".join(corpus.missing) or "the file lists no member"
+        detail = "; ".join(f"{m.name}: {_absence(m)}" for m in absent) or "the file lists no member"
         raise VtrError(f"corpus {name}: no shards found under {root} ({detail}); make them or give --data-root")
     for m in absent:
-        print(f"corpus {name}: without {m.name}: {m.missing[0]}", file=sys.stderr)
+        print(f"corpus {name}: without {m.name}: {_absence(m)}", file=sys.stderr)
     for m in members:
         if m.missing:
             print(
@@ -144,6 +145,12 @@ def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
                 file=sys.stderr,
             )
     return corpus
+
+
+def _absence(member: CorpusMember) -> str:
+    if len(member.missing) == 1:
+        return member.missing[0]
+    return f"none of its {len(member.missing)} shards, first {member.missing[0]}"
 
 
 def corpus_entries(name: str) -> list[dict[str, Any]]:
