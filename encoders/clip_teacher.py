@@ -31,6 +31,7 @@ class ClipTeacher(nn.Module):
         for name, value in state.items():
             self.register_buffer(name.replace(".", "__"), value.detach().clone())
         self.heads, self.quick_gelu = heads, quick_gelu
+        self.width = state["proj"].shape[1]  # channels of the tokens
         self.depth = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("transformer.resblocks."))
 
     @classmethod

@@ -91,7 +91,7 @@ def number_layers(module: nn.Module) -> None:
     """Give every sub-module that draws noise (attribute `salt`) a number of its own."""
     for number, part in enumerate(module.modules()):
         if hasattr(part, "salt"):
-            part.salt = number
+            setattr(part, "salt", number)  # noqa: B010 - mypy takes a module's attributes for tensors
 
 
 def checkpoint(function: Any, *args: Any) -> Any:

@@ -11,6 +11,7 @@ from vtr.errors import VtrError, unknown_name
 from vtr.pretrain.recipes import Recipe
 
 MODELS = ("tiny", "small", "middle", "base", "demo")
+TEXTS = ("bert", "scratch")
 
 
 def prepare_corpus(
@@ -29,11 +30,12 @@ def prepare_corpus(
     return load_corpus(name, data_root)
 
 
-def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe) -> Any:
+def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe, text: str = "bert") -> Any:
     """An untrained `VideoTextModel` of a named size, with its tokenizer.
 
-    The sizes of the paper start their text side from bert-base-uncased; `demo` is what two CPU cores train in minutes,
-    text side from scratch with a vocabulary made of the demo's captions.
+    Args:
+        size: One of the paper's, or `demo`: what two CPU cores train in minutes, 64 pixels, text side from scratch.
+        text: `bert`: start from bert-base-uncased; `scratch`: six layers of 384, for machines without it.
     """
     from vtr.data.text import Tokenizer
     from vtr.encoders.bert import BertConfig
@@ -42,15 +44,10 @@ def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe) -> Any:
 
     if size not in MODELS:
         raise unknown_name("model", size, MODELS)
+    if text not in TEXTS:
+        raise unknown_name("text", text, TEXTS)
     if size == "demo":
-        # The text side starts from scratch, with a vocabulary made of the corpus's own captions.
-        if corpus.name == "demo":
-            from vtr.data.demo import demo_texts
-
-            captions = demo_texts(data_root / "demo")
-        else:
-            captions = _captions(corpus, 100_000)
-        tokenizer = Tokenizer.train(captions, 600 if corpus.name == "demo" else 8000)
+        tokenizer = _own_tokenizer(corpus, data_root)
         video = VideoMambaConfig(
             image_size=64,
             patch_size=16,
@@ -63,7 +60,7 @@ def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe) -> Any:
             align_layers=recipe.align_layers,
             init="official",  # measured: at this size and length the two initialisations train alike
         )
-        text = BertConfig(
+        bert = BertConfig(
             vocab_size=tokenizer.vocab_size,
             hidden=96,
             layers=3,
@@ -75,22 +72,46 @@ def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe) -> Any:
             vision_width=96,
         )
         half = (0.5, 0.5, 0.5)
-        config = ModelConfig(video=video, text=text, embed_dim=128, pixel_mean=half, pixel_std=half, max_text_tokens=32)
+        config = ModelConfig(video=video, text=bert, embed_dim=128, pixel_mean=half, pixel_std=half, max_text_tokens=32)
         return VideoTextModel(config, tokenizer)
-    tokenizer = Tokenizer.load(_hub_file("bert-base-uncased", "tokenizer.json"))
     width = VIDEOMAMBA_SIZES[size].dim
     video = replace(
         VIDEOMAMBA_SIZES[size],
         pool="cls+avg",
         pool_norm=True,
-        align_dim=512,
+        align_dim=64 if corpus.name == "demo" else 512,  # the teacher's width
         align_layers=recipe.align_layers,
         num_classes=0,
         init=recipe.init,
     )
+    if text == "scratch":
+        tokenizer = _own_tokenizer(corpus, data_root)
+        bert = BertConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden=384,
+            layers=6,
+            fusion_layer=4,
+            heads=6,
+            intermediate=1536,
+            max_positions=64,
+            vision_width=width,
+        )
+        return VideoTextModel(ModelConfig(video=video, text=bert), tokenizer)
+    tokenizer = Tokenizer.load(_hub_file("bert-base-uncased", "tokenizer.json"))
     model = VideoTextModel(ModelConfig(video=video, text=BertConfig(vocab_size=30522, vision_width=width)), tokenizer)
     _load_bert(model, _hub_file("bert-base-uncased", "model.safetensors"))
     return model
+
+
+def _own_tokenizer(corpus: Any, data_root: Path) -> Any:
+    """A vocabulary made of the corpus's own captions."""
+    from vtr.data.text import Tokenizer
+
+    if corpus.name == "demo":
+        from vtr.data.demo import demo_texts
+
+        return Tokenizer.train(demo_texts(data_root / "demo"), 600)
+    return Tokenizer.train(_captions(corpus, 100_000), 8000)
 
 
 def _captions(corpus: Any, most: int) -> list[str]:

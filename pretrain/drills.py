@@ -76,7 +76,12 @@ class Call:
 
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            words, stdout=self._file, stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=limit
+            words,
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=limit,
         )
         self.started = time.monotonic()
 
@@ -202,7 +207,17 @@ class Lab:
         fixed: list[object] = ["--corpus", "demo", "--data-root", self.folder / "data"]
         fixed += ["--demo-clips", self.clips, "--demo-images", self.images]
         fixed += ["--teacher", self.folder / "teacher", "--out", out]
-        fixed += ["--log-every", 1, "--save-every", self.save_every, "--workers", self.workers, "--resume", "latest", *more]
+        fixed += [
+            "--log-every",
+            1,
+            "--save-every",
+            self.save_every,
+            "--workers",
+            self.workers,
+            "--resume",
+            "latest",
+            *more,
+        ]
         steps = [f"{stage}.steps={count}" for stage, count in self.steps.items()]
         return [*fixed, "--set", "warmup.steps=2", f"batch_size={self.batch_size}", *steps, *self.more]
 
@@ -328,7 +343,9 @@ def kill_drill(lab: Lab, ranks: int, moments: int, seed: int) -> tuple[str, list
                 call.rank(victim).kill()
                 started = time.monotonic()
                 code = call.wait(90)
-                lines.append(f"rank {victim} at step {at}, all ended after {time.monotonic() - started:.1f} s, code {code}")
+                lines.append(
+                    f"rank {victim} at step {at}, all ended after {time.monotonic() - started:.1f} s, code {code}"
+                )
                 continue
         call.kill()
         lines.append(f"all at step {at}")
@@ -369,11 +386,11 @@ class Ranks:
     folder: Path | None = None
 
 
-def shrink_drill(lab: Lab, ranks: Sequence[int], name: str) -> Path:
-    """A run that is killed on each number of ranks but the last, a share of its steps each."""
+def shrink_drill(lab: Lab, ranks: Sequence[int], name: str, *more: object) -> Path:
+    """A run that is killed on each number of ranks but the last, a share of its steps each; `more` flags up to then."""
     run, total = lab.folder / name, sum(lab.steps.values())
     for number, count in enumerate(ranks[:-1]):
-        call = lab.call(name, count)
+        call = lab.call(name, count, *more)
         target = (number + 1) * total // len(ranks)
         if not wait_for_step(call, run, target):
             raise VtrError(f"the run ended before step {target}:\n{call.tail()}")
@@ -565,7 +582,18 @@ def _write_tar(shard: Path, members: Sequence[tuple[str, bytes]]) -> None:
 
 
 def _data_run(lab: Lab, name: str, folder: Path, *more: str, workers: int = 1) -> Call:
-    flags: list[object] = ["--corpus", folder, "--model", "demo", "--stage", "unmasked", "--steps", 18, "--log-every", 1]
+    flags: list[object] = [
+        "--corpus",
+        folder,
+        "--model",
+        "demo",
+        "--stage",
+        "unmasked",
+        "--steps",
+        18,
+        "--log-every",
+        1,
+    ]
     flags += ["--out", lab.folder / name, "--workers", workers, "--resume", "latest", "--save-every", 1]
     # More than an epoch: every sample is read.
     flags += ["--set", "streams=8", f"batch_size={lab.batch_size}", "unmasked.match_group=0", *more]
@@ -716,7 +744,10 @@ def faults(settings: Faults) -> int:
         lab = Lab(folder, steps={"masked": 4, "multimodal": 6, "unmasked": 10})
         reference = lab.whole("whole", 2)
         for name in settings.only or FAULTS:
-            row = FAULTS[name](lab, reference)
+            try:
+                row = FAULTS[name](lab, reference)
+            except VtrError as error:
+                row = Row(fault=name, injected="", seen=str(error), seconds=None, resume="", good=False)
             stop = "–" if row.seconds is None else f"{row.seconds:.1f} s"
             mark = "" if row.good else " **WRONG**"
             cells = [row.fault, row.injected, row.seen, stop, row.resume + mark]
@@ -752,9 +783,10 @@ def main() -> int:
         | Annotated[Ranks, tyro.conf.subcommand("ranks")]
         | Annotated[Faults, tyro.conf.subcommand("faults")]
     )
-    chosen: Any = tyro.cli(commands, description=__doc__)  # type: ignore[call-overload]
+    chosen: Any = tyro.cli(commands, description=__doc__)  # type: ignore[arg-type, unused-ignore]
+    drills: dict[type, Callable[[Any], int]] = {Kills: kills, Ranks: ranks_table, Faults: faults}
     try:
-        return {Kills: kills, Ranks: ranks_table, Faults: faults}[type(chosen)](chosen)
+        return drills[type(chosen)](chosen)
     except VtrError as error:
         print(f"vtr: {error}", file=sys.stderr)
         return error.exit_code

@@ -20,6 +20,7 @@ from vtr.errors import VtrError
 from vtr.pretrain.objectives import gathered, world_size
 from vtr.pretrain.optim import learning_rate
 from vtr.pretrain.recipes import Stage
+from vtr.pretrain.sharding import clip_gradients
 
 
 class RunLog:
@@ -151,7 +152,9 @@ def train_stage(
         progress.judged_seen += round(seen)
         progress.judged_bad += round(bad)
         progress.bad_lines = (progress.bad_lines + batch.bad)[-3:]
-        check_bad(progress.judged_seen, progress.judged_bad, max_bad_fraction, progress.bad_lines or ["(on another rank)"])
+        check_bad(
+            progress.judged_seen, progress.judged_bad, max_bad_fraction, progress.bad_lines or ["(on another rank)"]
+        )
         fetched = time.perf_counter()
         lr = learning_rate(step, steps, stage.optim)
         for group in optimizer.param_groups:
@@ -166,7 +169,7 @@ def train_stage(
             done_before + step,
             step >= stage.vtm_from * steps,
         )
-        norm = torch.nn.utils.clip_grad_norm_(
+        norm = clip_gradients(
             step_function.parameters(), stage.optim.clip_grad if stage.optim.clip_grad > 0 else float("inf")
         )
         # Losses and summed gradients are the same on all ranks: all of them stop here, or none.
@@ -215,7 +218,9 @@ def train_stage(
             model.train()
             log.write(step=done_before + step + 1, stage=name, validation=found, time=round(time.time(), 2))
             accelerator.log({f"validation/{k}": v for k, v in found.items()}, step=done_before + step + 1)
-            bar.write(f"{name} step {step + 1}: " + ", ".join(f"{k} {v:.1f}" for k, v in found.items()), file=sys.stderr)
+            bar.write(
+                f"{name} step {step + 1}: " + ", ".join(f"{k} {v:.1f}" for k, v in found.items()), file=sys.stderr
+            )
             if keep_best is not None:
                 keep_best(found, step + 1, batch)
         if save_every and (step + 1) % save_every == 0 and step + 1 < end:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vtr.pretrain.recipes import Optim
+from vtr.pretrain.sharding import any_sharded
 
 # State dynamics and positions: two-dimensional, yet not weights that a pull towards zero regularises.
 _STATE = ("A_log", "A_b_log", "pos_embed", "cls_token", "temporal_pos_embedding", "temp")
@@ -30,7 +31,13 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict]:
 
 def build_optimizer(module: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of `module`."""
-    return torch.optim.AdamW(parameter_groups(module, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    return torch.optim.AdamW(
+        parameter_groups(module, optim),
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        foreach=False if any_sharded(module) else None,  # shares and whole tensors cannot go through one call
+    )
 
 
 def learning_rate(step: int, steps: int, optim: Optim) -> float:

@@ -1,20 +1,24 @@
-"""What a run will do, before it does it: what is missing, who reads what, how long it takes."""
+"""What a run will do, before it does it: what is missing, who reads what, how long it takes.
+
+python -m vtr.pretrain.plan 25M --ranks 512 --workers 12 --streams 6144 --batch-size 6144   # on paper: no shard is needed
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
+import tyro
 
-from vtr.data.manifests import Corpus
+from vtr.data.manifests import Corpus, CorpusMember, corpus_entries
 from vtr.data.shard_reader import remote_is_there
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
-from vtr.errors import VtrError
+from vtr.errors import UsageError, VtrError
 from vtr.pretrain.recipes import Recipe, Stage
+from vtr.pretrain.step import match_reach
 
 
 def _missing_remote(corpus: Corpus) -> list[str]:
@@ -91,6 +95,38 @@ def plan_media(corpus: Corpus, settings: StreamSettings, media: str, epoch: int 
     )
 
 
+def _reads(recipe: Recipe, stage: Stage, workers: int) -> StreamSettings:
+    share = stage.video_share
+    return StreamSettings(
+        batch_size=stage.batch_size,
+        streams=recipe.streams,
+        workers=workers,
+        block=stage.block,
+        seed=recipe.seed,
+        media_weights={"video": share, "image": 1 - share} if share else None,
+    )
+
+
+def check_stages(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int) -> None:
+    """Refuse before the first step what would stop a later stage.
+
+    Raises:
+        UsageError: Streams, batch, groups of wrong partners and ranks do not divide; the message says what to set.
+        VtrError: The corpus lacks a media type, or samples for as many streams.
+    """
+    for name in stages:
+        stage: Stage = getattr(recipe, name)
+        settings = _reads(recipe, stage, 1)
+        try:
+            owned_streams(settings, 0, ranks)
+            for media in media_weights(corpus, settings):
+                MediaOrder([m for m in corpus.members if m.media in (media, "auto")], settings, media)
+            if stage.vtm > 0:
+                match_reach(stage, stage.batch_size // ranks, ranks)
+        except VtrError as error:
+            raise type(error)(f"stage {name}: {error}") from None
+
+
 def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, workers: int) -> str:
     """The division of labour of every stage as text.
 
@@ -103,15 +139,7 @@ def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, wo
     counted: dict[tuple, MediaPlan] = {}
     for name in stages:
         stage: Stage = getattr(recipe, name)
-        share = stage.video_share
-        settings = StreamSettings(
-            batch_size=stage.batch_size,
-            streams=recipe.streams,
-            workers=workers,
-            block=stage.block,
-            seed=recipe.seed,
-            media_weights={"video": share, "image": 1 - share} if share else None,
-        )
+        settings = _reads(recipe, stage, workers)
         own = [len(owned_streams(settings, rank, ranks)) for rank in range(ranks)]
         used_workers = min(workers, own[0])
         steps = stage_steps(stage, corpus)
@@ -121,7 +149,11 @@ def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, wo
             f"{name}: {steps:,} steps on every rank, batch {stage.batch_size} = {ranks} ranks × "
             f"{stage.batch_size // ranks}, {recipe.streams} streams = {ranks} × {own[0]}, "
             f"{used_workers} workers a rank × {own[0] / max(1, used_workers):g} streams"
-            + (f" (of {workers} asked for: set streams to a multiple of {ranks * workers})" if used_workers < workers else "")
+            + (
+                f" (of {workers} asked for: set streams to a multiple of {ranks * workers})"
+                if used_workers < workers
+                else ""
+            )
         )
         for media, weight in weights.items():
             key = (media, settings.block, recipe.streams)
@@ -135,6 +167,27 @@ def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, wo
                 f"{epochs:.2f} epochs"
             )
     return "\n".join(lines)
+
+
+def published_corpus(name: str) -> Corpus:
+    """A corpus as its manifests say: every shard there, and all as full as published.
+
+    Raises:
+        UsageError: There is no such corpus, or its manifests lack counts or patterns.
+    """
+    from braceexpand import braceexpand
+
+    members = []
+    for entry in corpus_entries(name):
+        total, shards = entry.get("texts") or entry.get("items") or 0, list(braceexpand(entry["shards"]))
+        if not total:
+            raise UsageError(f"{entry['name']}: its manifest has no published count")
+        sizes = [(i + 1) * total // len(shards) - i * total // len(shards) for i in range(len(shards))]
+        member = CorpusMember(
+            name=entry["name"], media=entry["media"], shards=tuple(shards), sizes=tuple(sizes), published=total
+        )
+        members.append(member)
+    return Corpus(name=name, members=tuple(members))
 
 
 def expectation(measured: list[tuple[str, int, tuple[float, int]]], device: torch.device) -> str:
@@ -157,3 +210,37 @@ def _hours(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """The division of labour for a published corpus, without its shards."""
+
+    corpus: tyro.conf.Positional[str]
+    ranks: int = 8
+    workers: int = 12
+    streams: int = 1024
+    batch_size: int = 2048
+    recipe: str = "clean"
+
+
+def main() -> int:
+    """Entry of `python -m vtr.pretrain.plan`."""
+    from vtr.pretrain.recipes import STAGES, recipe
+
+    settings = tyro.cli(PlanSettings, description=__doc__)
+    try:
+        corpus = published_corpus(settings.corpus)
+        chosen = recipe(settings.recipe, settings.corpus)
+        stages = {s: dataclasses.replace(getattr(chosen, s), batch_size=settings.batch_size) for s in STAGES}
+        chosen = dataclasses.replace(chosen, streams=settings.streams, **stages)
+        print(corpus.table())
+        print(plan(corpus, chosen, STAGES, settings.ranks, settings.workers))
+    except VtrError as error:
+        print(f"vtr: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from vtr.errors import UsageError, unknown_name
+
+_K400_CLIPS = 240_436  # training videos of Kinetics-400, which the paper's masked stage reads 800 times
 
 STAGES = ("masked", "multimodal", "unmasked")
 
@@ -263,6 +266,9 @@ def _demo(base: Recipe) -> Recipe:
 def recipe(name: str, corpus: str) -> Recipe:
     """The recipe `clean` or `official` for a corpus.
 
+    The masked stage is 800 epochs of a folder, list or TOML of the user's (Kinetics-400, as in the paper), and as many
+    clips as that for a corpus that comes with vtr.
+
     Raises:
         UsageError: There is no recipe of that name.
     """
@@ -271,10 +277,13 @@ def recipe(name: str, corpus: str) -> Recipe:
     if name == "clean":
         base = _paper(clip=3.0, decay_state=False)
     else:
-        base = replace(
-            _paper(clip=0.0, decay_state=True), gather_ranks=16, init="official", official_frames=True
-        )
-    return _demo(base) if corpus == "demo" else base
+        base = replace(_paper(clip=0.0, decay_state=True), gather_ranks=16, init="official", official_frames=True)
+    if corpus == "demo":
+        return _demo(base)
+    if not Path(corpus).exists():  # a named corpus: its videos are ten to forty times as many as Kinetics-400's
+        clips = base.masked.epochs * _K400_CLIPS
+        base = replace(base, masked=replace(base.masked, steps=round(clips / base.masked.batch_size)))
+    return base
 
 
 def stage_settings(settings: Recipe, stage: str) -> Stage:

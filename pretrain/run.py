@@ -40,6 +40,8 @@ class RunSettings:
     """Only this stage: masked, multimodal or unmasked."""
     model: str | None = None
     """tiny, small, middle (default; the paper's), base, or demo: 64 pixels, text side from scratch."""
+    text: str = "bert"
+    """Text side of tiny to base: bert (bert-base-uncased), or scratch (six layers of 384, words of the corpus)."""
     recipe: str = "clean"
     """clean (ours) or official (what the released scripts do)."""
     out: Path | None = None
@@ -48,6 +50,8 @@ class RunSettings:
     """Where the corpora's shards are."""
     init: str | None = None
     """Start from this model: a run, a model folder or a checkpoint of ours."""
+    init_vision: str | None = None
+    """Start the video side alone from this model, as the released recipe does from a masked Kinetics-400 run."""
     teacher: str | None = None
     """CLIP teacher as open_clip ARCHITECTURE/PRETRAINED (default ViT-B-16/openai; the demo trains a small one)."""
     resume: str | None = None
@@ -66,6 +70,8 @@ class RunSettings:
     """Samples encoded at once on each rank; the losses still see the whole global batch (0 = all of the rank's)."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    fsdp: bool = False
+    """Share the blocks' weights and optimiser state among the ranks (FSDP2); accelerate's FSDP configuration asks for it too."""
     precision: str = "auto"
     """bf16 (autocast; parameters stay fp32), fp32, or auto: bf16 on a GPU."""
     workers: int = 1
@@ -205,10 +211,13 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
             return out
     elif main_process:
         print(corpus.table(), file=sys.stderr)
+    from vtr.pretrain.plan import check_stages
+
+    check_stages(corpus, chosen, stages, accelerator.num_processes)
     set_seed(chosen.seed)
     size = settings.model or ("demo" if settings.corpus == "demo" else "middle")
     own = _initial_model(settings) if settings.init and settings.model is None else None
-    model = own or build.build_model(size, corpus, settings.data_root, chosen)
+    model = own or build.build_model(size, corpus, settings.data_root, chosen, settings.text)
     identity = {"recipe": _plain(chosen), "corpus": corpus.fingerprint(), "model": _plain(model.config)}
     resumed = None if settings.dry_run else _resume_state(settings, out, stages, identity, accelerator)
     if settings.init and own is None:
@@ -216,13 +225,25 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
         from vtr.pretrain.export import initial_weights
 
         load_strictly(model, initial_weights(settings.init), settings.init)
+    if settings.init_vision:
+        from vtr.model import load_strictly
+        from vtr.pretrain.export import initial_weights
+
+        found = initial_weights(settings.init_vision)
+        vision = {k.removeprefix("vision_encoder."): v for k, v in found.items() if k.startswith("vision_encoder.")}
+        load_strictly(model.vision_encoder, vision, settings.init_vision)
+    model.to(accelerator.device)
     if resumed is None and not settings.init:
         build.warm_up(model, chosen)
-    model.to(accelerator.device)
     if accelerator.num_processes > 1:
         for value in model.state_dict().values():  # the same start on all ranks, to the last bit
             torch.distributed.broadcast(value, 0)
     model.vision_encoder.checkpointing = model.text_encoder.checkpointing = settings.checkpointing
+    if accelerator.num_processes > 1 and (settings.fsdp or accelerator.distributed_type == "FSDP"):
+        from vtr.pretrain.sharding import shard_blocks
+
+        plugin = getattr(accelerator.state, "fsdp_plugin", None)
+        shard_blocks(model, accelerator.device, reshard=getattr(plugin, "reshard_after_forward", True) is not False)
     log = RunLog(out / "log.jsonl" if main_process and not settings.dry_run else None)
     if not settings.dry_run:
         if main_process:
@@ -257,6 +278,9 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
             print(expectation(measured, accelerator.device))
         return out
     accelerator.wait_for_everyone()
+    from vtr.pretrain.sharding import portable
+
+    model = portable(model)
     run.main_only(lambda: model.save_pretrained(out / "model"))
     if main_process:
         print(f"model: {out / 'model'}", file=sys.stderr)
@@ -302,6 +326,15 @@ def _accelerator(settings: RunSettings, out: Path) -> Any:
     precision = {"auto": "bf16" if cuda else "no", "bf16": "bf16", "fp32": "no"}.get(settings.precision)
     if precision is None:
         raise unknown_name("precision", settings.precision, ("auto", "bf16", "fp32"))
+    if settings.report_to:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+        installed = [str(getattr(t, "value", t)) for t in get_available_trackers()]
+        for name in settings.report_to:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                raise unknown_name("tracker", name, list(LOGGER_TYPE_TO_CLASS))
+            if name not in installed:  # accelerate would go on without it
+                raise UsageError(f"--report-to {name}: not installed; run: pip install {name}")
     try:
         # Without cpu=True, Accelerator ignores torchrun's ranks on a machine without a GPU.
         return Accelerator(
@@ -344,7 +377,7 @@ class _Run:
         self, name: str, index: int, steps: int, done_before: int, resumed: dict[str, Any] | None
     ) -> tuple[float, int]:
         """Run one stage, or what a checkpoint has left of it; returns (seconds, steps done)."""
-        from vtr.pretrain import loop
+        from vtr.pretrain import loop, sharding
         from vtr.pretrain.optim import build_optimizer
         from vtr.pretrain.step import PretrainStep
 
@@ -363,11 +396,11 @@ class _Run:
         optimizer = build_optimizer(model, stage.optim)
         first_step, positions = 0, None
         if resumed is not None:
-            model.load_state_dict(resumed["model"])
+            sharding.load_state(model, resumed["model"])
             first_step = resumed["stage_step"]
             if first_step:
                 positions = resumed["positions"]
-                optimizer.load_state_dict(resumed["optimizer"])
+                sharding.load_optimizer(optimizer, resumed["optimizer"])
         if first_step >= steps:
             return 0.0, 0
         model.train()
@@ -380,8 +413,8 @@ class _Run:
             parts = _gathered(batch.positions if batch is not None else {}, accelerator)
             path = self.out / "checkpoints" / f"step-{done_before + stage_step:08d}.pt"
             state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "model": sharding.whole_state(model),
+                "optimizer": sharding.whole_optimizer(optimizer),
                 "step": done_before + stage_step,
                 "stage": name,
                 "stage_index": index,
@@ -509,7 +542,8 @@ def _teacher(settings: RunSettings, chosen: Recipe, stage: Stage, model: Any, co
 
     name = settings.teacher
     if name is None and settings.corpus == "demo":
-        folder = settings.data_root / "demo" / "teacher"
+        size = model.config.video.image_size
+        folder = settings.data_root / "demo" / ("teacher" if size == 64 else f"teacher-{size}")
         if accelerator.is_main_process and not (folder / "teacher.safetensors").is_file():
             from vtr.data.stream import Stream, StreamSettings
 
@@ -536,7 +570,17 @@ def _teacher(settings: RunSettings, chosen: Recipe, stage: Stage, model: Any, co
                 source.close()
         accelerator.wait_for_everyone()
         name = str(folder)
-    return load_teacher(name or "ViT-B-16/openai").to(accelerator.device)
+    teacher = load_teacher(name or "ViT-B-16/openai").to(accelerator.device)
+    config, wanted = model.config.video, chosen.align_layers
+    if wanted > min(teacher.depth, config.depth):
+        raise UsageError(
+            f"align_layers {wanted}: the teacher has {teacher.depth} layers, the model {config.depth} (--set align_layers=…)"
+        )
+    if teacher.width != config.align_dim:
+        raise UsageError(
+            f"--teacher {name}: its tokens have {teacher.width} channels, this model is made for {config.align_dim}"
+        )
+    return teacher
 
 
 def _resume_state(
@@ -583,9 +627,7 @@ def _changes(old: Any, new: Any, name: str = "") -> list[str]:
     """Where two nested tables differ, as lines."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
-        return [
-            c for k in keys for c in _changes(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))
-        ]
+        return [c for k in keys for c in _changes(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))]
     same = list(old) == list(new) if isinstance(old, list | tuple) and isinstance(new, list | tuple) else old == new
     return [] if same else [f"{name} was {old}, is {new}"]
 

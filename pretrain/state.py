@@ -55,7 +55,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         cause = getattr(error, "strerror", None) or "the file could not be written to its end, the disk may be full"
-        raise VtrError(f"checkpoint {path} cannot be written: {cause}{_free(folder)}; earlier checkpoints are untouched") from error
+        raise VtrError(
+            f"checkpoint {path} cannot be written: {cause}{_free(folder)}; earlier checkpoints are untouched"
+        ) from error
     for old in checkpoints(folder)[:-keep] if keep else []:
         old.unlink(missing_ok=True)
     return path

@@ -26,6 +26,7 @@ from vtr.encoders.masking import make_mask
 from vtr.errors import UsageError, VtrError
 from vtr.pretrain import objectives as obj
 from vtr.pretrain.recipes import Stage
+from vtr.pretrain.sharding import is_sharded
 
 # Salts of the row noise, one per use.
 _VIDEO, _TEXT, _MASK, _PAIR, _WRONG, _MLM = 0, 10, 20, 30, 40, 50
@@ -271,18 +272,9 @@ class PretrainStep:
 
     def _reach(self, n: int) -> tuple[int, int, Any]:
         """(candidates of a matching group, ranks that hold them, their process group)."""
-        span = self.stage.match_group or n * self.world
-        span = min(span, n * self.world)
-        if span <= n:
-            if n % span:
-                raise UsageError(f"match_group {span} does not divide the {n} samples of a rank (--set match_group=…)")
+        span, ranks = match_reach(self.stage, n, self.world)
+        if ranks == 1:
             return span, 1, None
-        ranks = span // n
-        if span % n or self.world % ranks:
-            raise UsageError(
-                f"match_group {span} cannot be made of ranks with {n} samples each out of {self.world} ranks "
-                "(--set match_group=…)"
-            )
         if ranks == self.world:
             return span, ranks, dist.group.WORLD
         if ranks not in self._subgroups:
@@ -316,7 +308,9 @@ class PretrainStep:
         for k, similarity in enumerate((caption[rows] @ video.T, video[rows] @ caption.T)):
             uniform = draws.row_uniform(draws.derived(seeds, _WRONG + k), (n,))
             try:
-                picks.append(obj.hard_negatives((similarity / temperature).cpu(), allowed.cpu(), uniform).to(ids.device))
+                picks.append(
+                    obj.hard_negatives((similarity / temperature).cpu(), allowed.cpu(), uniform).to(ids.device)
+                )
             except ValueError as error:
                 raise VtrError(f"{error}; the batch is too small or holds one sample many times") from None
         state_gradient, token_gradient = torch.zeros_like(states), torch.zeros_like(tokens)
@@ -393,7 +387,11 @@ class PretrainStep:
         """Sum the gradients of all ranks: each holds its rows' share of the global batch's gradient."""
         if self.world == 1:
             return
-        found = [p.grad for p in self.model.parameters() if p.grad is not None]
+        every = [p.grad for p in self.model.parameters() if p.grad is not None]
+        found = [g for g in every if not is_sharded(g)]
+        for gradient in every:
+            if is_sharded(gradient):
+                gradient.mul_(self.world)  # FSDP has taken the mean over the ranks
         bucket: list[Tensor] = []
         size = 0
         for gradient in [*found, None]:
@@ -409,6 +407,29 @@ class PretrainStep:
 
 
 _BUCKET = 16 << 20  # elements of one all-reduce
+
+
+def match_reach(stage: Stage, n: int, world: int) -> tuple[int, int]:
+    """(candidates of a group that wrong partners are drawn from, ranks that hold them).
+
+    Args:
+        n: Samples of a rank.
+
+    Raises:
+        UsageError: The group can be made neither of a part of a rank nor of whole ranks.
+    """
+    span = min(stage.match_group or n * world, n * world)
+    if span <= n:
+        if n % span:
+            raise UsageError(f"match_group {span} does not divide the {n} samples of a rank (--set match_group=…)")
+        return span, 1
+    ranks = span // n
+    if span % n or world % ranks:
+        raise UsageError(
+            f"match_group {span} cannot be made of ranks with {n} samples each out of {world} ranks "
+            "(--set match_group=…)"
+        )
+    return span, ranks
 
 
 class _Texts(NamedTuple):

@@ -94,20 +94,20 @@ def ensure_demo_teacher(
         "pad_id": model.tokenizer.pad_id,
     }
     torch.manual_seed(seed)
-    clip = small_clip(**size)
+    clip = small_clip(**size).to(model.device)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     bar = tqdm(total=steps, desc="teacher", file=sys.stderr, unit="step")
     for step in range(steps):
         batch = next(stream)
         pick = torch.randint(batch.frames.shape[1], (batch.frames.shape[0],), generator=generator)
-        images = model.normalise(batch.frames[torch.arange(len(pick)), pick][:, None])[:, 0]
+        images = model.normalise(batch.frames[torch.arange(len(pick)), pick][:, None].to(model.device))[:, 0]
         tokens = model.tokenizer(batch.captions, size["context"], pad_to=size["context"])
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 15) * (1 - step / steps)
-        image, text, scale = clip(images, tokens.ids)[:3]
+        image, text, scale = clip(images, tokens.ids.to(model.device))[:3]
         logits = scale * image @ text.T
-        labels = torch.arange(len(logits))
+        labels = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

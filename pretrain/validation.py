@@ -55,11 +55,13 @@ class Validation:
             self._clips = [self._clip(i) for i in own]  # small: a thousand clips of 8 frames are 1.2 GB over all ranks
         model.eval()
         video, text = [], []
-        for start in range(0, len(own), 32):
-            part = self._clips[start : start + 32]
+        for start in range(0, -(-len(self.videos) // world), 32):
+            # Every rank makes as many passes: with FSDP the ranks encode together.
+            part, captions = self._clips[start : start + 32], [self.captions[i] for i in own[start : start + 32]]
+            clips = torch.stack(part) if part else self._blank()[None]
             with accelerator.autocast():
-                video.append(model.encode_video(torch.stack(part)).embedding.float().cpu())
-                text.append(model.encode_text([self.captions[i] for i in own[start : start + 32]]).embedding.cpu())
+                video.append(model.encode_video(clips).embedding.float().cpu()[: len(part)])
+                text.append(model.encode_text(captions or [""]).embedding.float().cpu()[: len(part)])
         mine = (list(own), torch.cat(video) if video else None, torch.cat(text) if text else None)
         model.train()
         parts: list[Any] = [mine]
@@ -78,6 +80,10 @@ class Validation:
             found = retrieval_metrics(matrix)
             result.update({f"{way}_r{k}": round(float(getattr(found, f"r{k}")), 2) for k in (1, 5, 10)})
         return result
+
+    def _blank(self) -> Tensor:
+        video = self.model.config.video
+        return torch.zeros(video.num_frames, 3, video.image_size, video.image_size, dtype=torch.uint8)
 
     def _clip(self, index: int) -> Tensor:
         video = self.model.config.video

@@ -55,6 +55,7 @@ class Watch:
         if self.world > 1:
             self._store = self._store or _own_store()
             self._store.set(f"beat/{self.rank}", str(time.time()))
+            self._store.set(f"process/{self.rank}", f"{_machine()} {os.getpid()}")
             with contextlib.suppress(ValueError):  # not the main thread: a test
                 # Python runs handlers in the main thread, which may wait inside a collective: the pipe wakes ours.
                 read, write = os.pipe()
@@ -131,9 +132,7 @@ class Watch:
             if cause is None:
                 gone = self.gone(2.5 * self.beat)
                 cause = f"rank {', '.join(map(str, gone))} is gone" if gone else None
-            self._leave(
-                cause or "told to stop (SIGTERM): the launcher does so when another rank or a node has died"
-            )
+            self._leave(cause or "told to stop (SIGTERM): the launcher does so when another rank or a node has died")
         return not self._done.is_set()
 
     def _run(self) -> None:
@@ -157,6 +156,7 @@ class Watch:
                             heard[other] = (beat, now)
                         elif now - heard[other][1] > self.silence:
                             cause = f"rank {other} has not been heard of for {self.silence:.0f} s"
+                            self._end(other)
                             break
             except Exception as error:  # the store lives in rank 0's process
                 lost_store = lost_store or now
@@ -170,6 +170,13 @@ class Watch:
     def _cause(self) -> str | None:
         return self._store.get("cause").decode() if self._store.check(["cause"]) else None
 
+    def _end(self, other: int) -> None:
+        """Kill a rank that hangs, if it is on this machine: its launcher would wait half a minute for it."""
+        with contextlib.suppress(Exception):
+            machine, pid = self._store.get(f"process/{other}").decode().rsplit(" ", 1)
+            if machine == _machine() and machine and int(pid) != os.getpid():
+                os.kill(int(pid), signal.SIGKILL)
+
     def _exit(self, cause: str) -> None:
         if not self._said.is_set():
             self._said.set()
@@ -177,12 +184,20 @@ class Watch:
         os._exit(1)  # the main thread may wait for ever inside a collective
 
 
+def _machine() -> str:
+    """What processes that see each other's ids have in common; "" where that cannot be told."""
+    with contextlib.suppress(OSError):
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip() + os.readlink("/proc/self/ns/pid")
+    return ""
+
+
 def _own_store() -> Any:
     """A TCPStore on rank 0, its port told to the others through the process group's."""
     import torch.distributed as dist
 
     rank = dist.get_rank()
-    host = [os.environ.get("MASTER_ADDR", "127.0.0.1"), 0]
+    host: list[Any] = [os.environ.get("MASTER_ADDR", "127.0.0.1"), 0]
     store = None
     if rank == 0:
         store = dist.TCPStore(

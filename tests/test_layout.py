@@ -27,7 +27,7 @@ def test_every_folder_with_code_is_a_package_of_the_wheel(repo: Path) -> None:
     found = set()
     for folder in FOLDERS:
         for path in (repo / folder).rglob("*"):
-            if path.suffix in (".py", ".toml", ".c", ".cu", ".html") and "__pycache__" not in path.parts:
+            if path.suffix in (".py", ".toml", ".c", ".cu", ".html", ".yaml") and "__pycache__" not in path.parts:
                 dotted = ".".join(path.parent.relative_to(repo).parts)
                 found.add(dotted if folder == "vtr" else f"vtr.{dotted}")
     assert found == packages

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import video_bytes
+from tests.helpers import video_bytes, write_videos
 from vtr.data.manifests import Corpus, CorpusMember, load_corpus
 from vtr.data.shards import ShardWriter, expand_shards, shard_sizes
 from vtr.data.stream import Batch, Stream, StreamSettings, media_at, sample_id
@@ -136,6 +137,66 @@ def test_a_corpus_without_its_shards_says_where_it_looked(tmp_path: Path) -> Non
         load_corpus("demo", tmp_path)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_videos_without_captions_stream_from_a_folder_or_a_list_as_action_recognition_has_them(
+    listed: bool, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    paths = write_videos(tmp_path / "k400", 8)
+    source = tmp_path / "k400"
+    if listed:
+        source = tmp_path / "train.csv"
+        source.write_text("".join(f"{p},{i}\n" for i, p in enumerate(paths)))
+    settings = replace(SETTINGS, captions=False, block=1)
+    batches = take(load_corpus(source), 2, settings)
+    assert batches[0].frames.shape == (8, 4, 3, 32, 32)
+    assert len(set(batches[0].ids.tolist())) == 8
+
+
+def test_a_worker_ends_when_the_process_that_reads_from_it_is_killed(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+    import time
+
+    import psutil
+
+    write_videos(tmp_path / "videos", 8)
+    code = (
+        "import sys, time\n"
+        "from dataclasses import replace\n"
+        "from tests.data.test_stream import SETTINGS\n"
+        "from vtr.data.manifests import load_corpus\n"
+        "from vtr.data.stream import Stream\n"
+        "if __name__ == '__main__':\n"
+        "    s = Stream(load_corpus(sys.argv[1]), replace(SETTINGS, captions=False, block=1, workers=2))\n"
+        "    next(iter(s)); print('ready', flush=True); time.sleep(600)\n"
+    )
+    script = tmp_path / "reader.py"
+    script.write_text(code)
+    root = Path(__file__).resolve().parent.parent.parent
+    reader = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "videos")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == "ready\n"
+    others = psutil.Process(reader.pid).children(recursive=True)
+    assert len(others) >= 3  # two workers and the server that forked them
+    reader.kill()
+    reader.wait()
+    end = time.monotonic() + 30
+
+    def left() -> list[psutil.Process]:
+        return [p for p in others if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    while left() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert left() == []
+
+
 def test_real_image_shards_stream(shared: Path) -> None:
     shard = str(shared / "data" / "shards" / "cc12m-train-0000.tar")
     member = CorpusMember(name="cc12m", media="image", shards=(shard,), sizes=tuple(shard_sizes([shard])))
@@ -145,3 +206,19 @@ def test_real_image_shards_stream(shared: Path) -> None:
     batch = take(corpus, 1, replace(SETTINGS, block=1, media_weights={"image": 1.0}))[0]
     assert batch.frames.shape == (8, 1, 3, 32, 32)
     assert all(batch.captions)
+
+
+def test_a_worker_that_is_killed_is_one_clear_error(corpus: Corpus) -> None:
+    from dataclasses import replace
+
+    import psutil
+
+    stream = Stream(corpus, replace(SETTINGS, workers=1))
+    batches = iter(stream)
+    next(batches)
+    for helper in psutil.Process().children():
+        for worker in helper.children():
+            worker.kill()
+    with pytest.raises(VtrError, match="a data worker has gone"):
+        list(islice(batches, 20))
+    stream.close()

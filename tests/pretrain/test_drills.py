@@ -5,8 +5,6 @@ Short versions of `python -m vtr.pretrain.drills kills|ranks|faults`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from vtr.pretrain.drills import Lab, difference, kill_drill, largest_difference, log_rows, shrink_drill
@@ -27,11 +25,10 @@ def test_a_run_killed_at_random_moments_is_bitwise_the_whole_one(lab: Lab, ranks
     assert len(lines) == moments
 
 
-def test_two_ranks_and_one_that_takes_over_compute_what_one_does(lab: Lab) -> None:
+def test_two_ranks_and_one_that_takes_over_from_a_sharded_run_compute_what_one_does(lab: Lab) -> None:
     one, two = (lab.folder / f"whole-{n}" for n in (1, 2))  # of the tests above
     if not (one / "model").is_dir() or not (two / "model").is_dir():
         one, two = lab.whole("whole-1", 1), lab.whole("whole-2", 2)
     assert difference(two, one, tolerance=1e-5) == ""
     assert largest_difference(log_rows(two), log_rows(one)) > 0  # two runs, not one twice
-    assert difference(shrink_drill(lab, (2, 1), "shrinking"), one, tolerance=1e-5) == ""
-
+    assert difference(shrink_drill(lab, (2, 1), "shrinking", "--fsdp"), one, tolerance=1e-5) == ""

@@ -12,25 +12,12 @@ from vtr.data.manifests import Corpus, CorpusMember, corpus_entries, load_corpus
 from vtr.data.shards import ShardWriter
 from vtr.data.stream import StreamSettings
 from vtr.errors import VtrError
-from vtr.pretrain.plan import check_complete, plan, plan_media
+from vtr.pretrain.plan import check_complete, check_stages, plan, plan_media, published_corpus
 from vtr.pretrain.recipes import recipe
 
 
-def published(name: str) -> Corpus:
-    """A corpus as its manifests say, every shard there and as full as published."""
-    from braceexpand import braceexpand
-
-    members = []
-    for entry in corpus_entries(name):
-        shards = list(braceexpand(entry["shards"]))
-        total, count = entry["texts"], len(shards)
-        sizes = [(i + 1) * total // count - i * total // count for i in range(count)]
-        members.append(CorpusMember(name=entry["name"], media=entry["media"], shards=tuple(shards), sizes=tuple(sizes)))
-    return Corpus(name=name, members=tuple(members))
-
-
 def test_512_ranks_with_12_workers_share_25m_evenly() -> None:
-    corpus = published("25M")
+    corpus = published_corpus("25M")
     assert corpus.samples == 26_805_000
     chosen = replace(recipe("clean", "25M"), streams=6144)
     batches = {s: replace(getattr(chosen, s), batch_size=6144) for s in ("masked", "multimodal", "unmasked")}
@@ -56,10 +43,12 @@ def test_every_epoch_reads_each_sample_at_most_once_and_leaves_out_less_than_a_b
 
 def test_ranks_that_do_not_divide_the_streams_are_told_what_to_set() -> None:
     with pytest.raises(VtrError, match=r"--set streams"):
-        plan(published("5M"), recipe("clean", "5M"), ("multimodal",), 3, 1)
+        plan(published_corpus("5M"), recipe("clean", "5M"), ("multimodal",), 3, 1)
 
 
-def test_a_partial_corpus_is_refused_with_every_missing_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_partial_corpus_is_refused_with_every_missing_shard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ShardWriter(tmp_path / "cc3m", 2) as writer:
         for i in range(4):
             writer.write(f"{i}", "jpg", b"x", "a caption")
@@ -92,3 +81,17 @@ def test_the_manifests_add_up_to_the_published_counts(name: str, items: float, t
     assert sum(e["items"] for e in entries) / 1e6 == pytest.approx(items, abs=0.01)
     assert sum(e["texts"] for e in entries) / 1e6 == pytest.approx(texts, abs=0.01)
     assert all(e["licence"] and e["source"] and "2dataset" in e["make"] for e in entries)
+
+
+def test_a_stage_that_could_not_be_read_is_refused_before_the_first_step() -> None:
+    few = CorpusMember(name="few", media="image", shards=("0.tar",), sizes=(48,))
+    videos = CorpusMember(name="videos", media="video", shards=("1.tar",), sizes=(5000,))
+    chosen = recipe("clean", "demo")
+    chosen = replace(chosen, streams=64, unmasked=replace(chosen.unmasked, batch_size=64))
+    corpus = Corpus(name="c", members=(few, videos))
+    check_stages(corpus, chosen, ("masked",), 2)
+    with pytest.raises(VtrError, match=r"stage unmasked: 48 image samples do not fill 64 streams"):
+        check_stages(corpus, chosen, ("masked", "unmasked"), 2)
+    grouped = replace(chosen, streams=8, unmasked=replace(chosen.unmasked, match_group=24))
+    with pytest.raises(VtrError, match="match_group"):
+        check_stages(Corpus(name="c", members=(videos, few)), grouped, ("unmasked",), 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,13 @@ def test_official_recipe_has_the_published_hyperparameters() -> None:
     assert r.gather_ranks == 16
 
 
+def test_the_masked_stage_of_a_large_corpus_sees_as_many_clips_as_the_papers_of_a_small_one(tmp_path: Path) -> None:
+    r = recipe("clean", "25M")
+    assert r.masked.steps * r.masked.batch_size == pytest.approx(800 * 240_436, rel=1e-4)
+    own = recipe("clean", str(tmp_path)).masked
+    assert (own.steps, own.epochs) == (0, 800)
+
+
 def test_the_table_of_differences_is_what_the_recipes_do() -> None:
     clean, official = recipe("clean", "5M"), recipe("official", "5M")
 
@@ -36,9 +44,9 @@ def test_the_table_of_differences_is_what_the_recipes_do() -> None:
     differ = {k for k in ours if ours[k] != theirs[k]}
     listed = {d.setting for d in DIFFERENCES if d.setting}
     stages = {"masked.", "multimodal.", "unmasked."}
-    assert {k.replace(s, "multimodal.") if k.startswith(s) else k for k in differ for s in stages if k.startswith(s)} | {
-        k for k in differ if not k.startswith(tuple(stages))
-    } == listed
+    assert {
+        k.replace(s, "multimodal.") if k.startswith(s) else k for k in differ for s in stages if k.startswith(s)
+    } | {k for k in differ if not k.startswith(tuple(stages))} == listed
     assert all(d.why for d in DIFFERENCES)
 
 

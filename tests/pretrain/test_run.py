@@ -77,6 +77,8 @@ def test_a_training_step_reads_real_shards_as_they_are(repo: Path, shared: Path,
         (("--corpus", "demo", "--set", "unmasked.optm.lr=1"), "optim"),
         (("--corpus", "demo", "--stage", "maksed"), "masked"),
         (("--corpus", "demo", "--steps", "0"), "positive"),
+        (("--corpus", "demo", "--report-to", "tensorbord"), "tensorboard"),
+        (("--corpus", "demo", "--report-to", "clearml"), "pip install clearml"),
         (("--corpus", "demo", "--out", "/proc/nowhere"), "/proc/nowhere"),
     ],
 )

@@ -18,18 +18,35 @@ from vtr.encoders.masking import KINDS
 from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import VtrError
 from vtr.model import ModelConfig, VideoTextModel
+from vtr.pretrain import teacher as teacher_module
 from vtr.pretrain.recipes import Stage
 from vtr.pretrain.step import PretrainStep
 from vtr.pretrain.teacher import small_clip
 
-WORDS = "a red blue green circle square triangle moves left right up down and grows shrinks".split()
+WORDS = [
+    "a",
+    "red",
+    "blue",
+    "green",
+    "circle",
+    "square",
+    "triangle",
+    "moves",
+    "left",
+    "right",
+    "up",
+    "down",
+    "and",
+    "grows",
+    "shrinks",
+]
 
 
-def build(align_layers: int = 1, dropout: float = 0.1) -> tuple[VideoTextModel, ClipTeacher]:
+def build(align_layers: int = 1, dropout: float = 0.1, depth: int = 3) -> tuple[VideoTextModel, ClipTeacher]:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train([" ".join(WORDS)], 80)
     video = VideoMambaConfig(
-        image_size=32, patch_size=16, num_frames=4, dim=32, depth=3, pool_norm=True, align_dim=64,
+        image_size=32, patch_size=16, num_frames=4, dim=32, depth=depth, pool_norm=True, align_dim=64,
         align_layers=align_layers,
     )  # fmt: skip
     text = BertConfig(
@@ -44,7 +61,9 @@ def build(align_layers: int = 1, dropout: float = 0.1) -> tuple[VideoTextModel, 
 def batch(count: int, frames: int = 4) -> tuple[torch.Tensor, list[str], torch.Tensor, list[dict]]:
     g = torch.Generator().manual_seed(5)
     pixels = torch.randint(0, 256, (count, frames, 3, 32, 32), generator=g, dtype=torch.uint8)
-    texts = [" ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (3 + k % 5,), generator=g)) for k in range(count)]
+    texts = [
+        " ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (3 + k % 5,), generator=g)) for k in range(count)
+    ]
     ids = torch.randint(2**62, (count,), generator=g)
     ids[count // 2] = ids[0]  # one sample twice: a second positive
     meta = [{"paraphrase": t[::-1], "sibling_caption": "a circle" if k % 3 else ""} for k, t in enumerate(texts)]
@@ -77,7 +96,9 @@ def assert_same(one: Any, other: Any) -> None:
     assert one[1].keys() == other[1].keys()
     scale = max(g.abs().max().item() for g in one[1].values())
     for name, gradient in one[1].items():
-        torch.testing.assert_close(other[1][name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            other[1][name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +144,14 @@ def test_two_ranks_with_four_pieces_of_eight_are_the_batch_of_64(whole: Any, tmp
             assert_same(expected, torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "none"])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_the_masked_stage_aligns_with_every_mask_and_number_of_layers(kind: str, layers: int) -> None:
-    model, teacher = build(align_layers=layers)
+@pytest.mark.parametrize(
+    ("kind", "layers", "depth"), [*((k, n, 3) for k in (*KINDS, "none") for n in (1, 2)), ("attention", 6, 7)]
+)
+def test_the_masked_stage_aligns_with_every_mask_and_number_of_layers(
+    kind: str, layers: int, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(teacher_module._SMALL, "layers", max(3, layers))
+    model, teacher = build(align_layers=layers, depth=depth)
     step = PretrainStep(model, Stage(uta=1.0, mask=kind, video_mask_ratio=0.5), seed=1)
     pixels, texts, ids, meta = batch(8)
     optimizer = torch.optim.AdamW(step.parameters(), lr=3e-3)

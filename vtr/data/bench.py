@@ -44,7 +44,14 @@ class BenchResult:
 
 
 def generate_shards(
-    folder: Path, clips: int, *, short_side: int = 336, seconds: float = 5.0, fps: int = 25, gop: int = 25, seed: int = 0
+    folder: Path,
+    clips: int,
+    *,
+    short_side: int = 336,
+    seconds: float = 5.0,
+    fps: int = 25,
+    gop: int = 25,
+    seed: int = 0,
 ) -> None:
     """Write shards of H.264 clips (16:9, textured, moving) unless the folder holds some."""
     import av
@@ -59,7 +66,9 @@ def generate_shards(
     with ShardWriter(folder, 32) as writer:
         for number in tqdm(range(clips), desc="clips", file=sys.stderr, unit="clip"):
             # Smooth noise, larger than the picture, that moves: residuals and motion vectors as real films have.
-            coarse = rng.integers(0, 256, (short_side // 16 + 8, width // 16 + 8, 3), np.uint8).repeat(24, 0).repeat(24, 1)
+            coarse = (
+                rng.integers(0, 256, (short_side // 16 + 8, width // 16 + 8, 3), np.uint8).repeat(24, 0).repeat(24, 1)
+            )
             fine = rng.integers(0, 24, coarse.shape, np.uint8)
             texture = np.minimum(coarse.astype(np.int16) + fine, 255).astype(np.uint8)
             speed = rng.uniform(-1.5, 1.5, 2)
@@ -163,7 +172,9 @@ def _decode_only(jobs: list[tuple[str, int]], workers: int, frames: int, seconds
     ready, go, answers = context.Semaphore(0), context.Event(), context.Queue()
     shuffled = [jobs[i] for i in np.random.default_rng(1).permutation(len(jobs))]
     parts = [
-        context.Process(target=_decode_part, args=(shuffled[i::workers], frames, seconds, ready, go, answers), daemon=True)
+        context.Process(
+            target=_decode_part, args=(shuffled[i::workers], frames, seconds, ready, go, answers), daemon=True
+        )
         for i in range(workers)
     ]
     for part in parts:
@@ -182,7 +193,9 @@ def _loader(corpus: Any, workers: int, frames: int, size: int, batch_size: int, 
     from vtr.data.stream import Stream, StreamSettings
 
     streams = next(n for n in range(workers, 0, -1) if batch_size % n == 0)
-    settings = StreamSettings(frames=frames, size=size, batch_size=batch_size, streams=streams, workers=workers, flip=True)
+    settings = StreamSettings(
+        frames=frames, size=size, batch_size=batch_size, streams=streams, workers=workers, flip=True
+    )
     stream = Stream(corpus, settings)
     try:
         # The first batches come out of the queues filled while nobody looked.

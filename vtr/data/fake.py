@@ -21,7 +21,7 @@ import tyro
 from vtr.data.shards import RawSample, iterate_samples
 from vtr.errors import UsageError, VtrError
 
-_SOURCES = 200  # different clips and images at most; larger copies repeat them under other keys
+_SOURCES = 64  # different clips and images at most; larger copies repeat them under other keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,16 @@ def fake_corpus(name: str, out: Path, scale: int = 10_000) -> dict[str, int]:
     from vtr.data.demo import ensure_demo_corpus
     from vtr.data.manifests import corpus_entries
 
-    written = {}
+    entries = corpus_entries(name)
+    totals = {e["name"]: round((e.get("texts") or e.get("items") or 0) / scale) for e in entries}
+    for entry in entries:
+        if not totals[entry["name"]] or not entry["shards"].endswith(".tar") or "://" in entry["shards"]:
+            raise UsageError(f"{entry['name']}: a copy needs published counts and a pattern of local .tar files")
     with tempfile.TemporaryDirectory(prefix="vtr-fake-") as folder:
         demo = Path(folder) / "demo"
         ensure_demo_corpus(demo, clips=_SOURCES, images=_SOURCES, progress=False)
-        for entry in corpus_entries(name):
-            total = round((entry.get("texts") or entry.get("items") or 0) / scale)
-            if not total or not entry["shards"].endswith(".tar") or "://" in entry["shards"]:
-                raise UsageError(f"{entry['name']}: a copy needs published counts and a pattern of local .tar files")
+        for entry in entries:
+            total = totals[entry["name"]]
             source = _endless(demo / "train" / entry["media"])
             shards = list(braceexpand(entry["shards"]))
             for number, shard in enumerate(shards):
@@ -65,15 +67,17 @@ def fake_corpus(name: str, out: Path, scale: int = 10_000) -> dict[str, int]:
                 with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
                     for i in range(first, last):
                         sample = next(source)
-                        for extension, data in ((sample.extension, sample.media), ("txt", (sample.caption or "").encode())):
+                        for extension, data in (
+                            (sample.extension, sample.media),
+                            ("txt", (sample.caption or "").encode()),
+                        ):
                             info = tarfile.TarInfo(f"{path.stem}{i - first:04d}.{extension}")
                             info.size = len(data)
                             tar.addfile(info, io.BytesIO(data))
                 os.replace(partial, path)
                 stats = {"count": last - first, "successes": last - first}
                 path.with_name(f"{path.stem}_stats.json").write_text(json.dumps(stats))
-            written[entry["name"]] = total
-    return written
+    return totals
 
 
 def _endless(folder: Path) -> Iterator[RawSample]:

@@ -45,7 +45,7 @@ def expand_shards(spec: str, *, allow_pipe: bool = False) -> list[str]:
 
 def resolve_shards(spec: str, *, allow_pipe: bool = False) -> tuple[list[str], list[str]]:
     """As `expand_shards`, with the missing ones as a second list instead of an error."""
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     found: list[str] = []
     missing: list[str] = []
@@ -60,7 +60,7 @@ def resolve_shards(spec: str, *, allow_pipe: bool = False) -> tuple[list[str], l
             continue
         try:
             names = list(braceexpand(part))
-        except UnbalancedBracesError as error:
+        except ValueError as error:
             raise UsageError(f"shards {part!r}: {error}") from None
         if "://" in part or part.startswith("pipe:"):
             found += names
@@ -173,7 +173,9 @@ def shard_sizes(shards: Sequence[str]) -> list[int]:
             tables[folder] = _sizes_table(folder or ".", remote="://" in shard)
         known = tables[folder].get(name)
         if known is None and "://" in shard:
-            raise VtrError(f"{folder}/sizes.json does not name {name}; make it with: vtr shards verify, and copy it there")
+            raise VtrError(
+                f"{folder}/sizes.json does not name {name}; make it with: vtr shards verify, and copy it there"
+            )
         if known is None:
             known = _downloaded(shard)
         sizes.append(int(known) if known is not None else count_samples(shard))

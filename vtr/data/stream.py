@@ -12,11 +12,13 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ from vtr.errors import UsageError, VtrError
 
 Positions = dict[str, dict[int, tuple[int, int]]]  # media -> stream -> (epoch, samples of it consumed, good or bad)
 
+_LOOK = 5.0  # seconds between looks whether the workers live
 _ENOUGH = 50  # samples after which the share of bad ones is judged
 
 
@@ -208,7 +211,9 @@ class _Reader:
     def __next__(self) -> tuple[int, int, int]:
         """(epoch, shard, index) of the next sample."""
         while True:
-            for self.place, shard, index in self._samples:
+            found = next(self._samples, None)
+            if found is not None:
+                self.place, shard, index = found
                 return self.epoch, shard, index
             self.barren += 1
             if self.barren > self.patience:
@@ -317,16 +322,15 @@ class _Part(torch.utils.data.IterableDataset):
         found: dict[tuple[int, int], dict] = {}
         dropped: list[str] = []
         seen = 0
-        need = {i: per for i in streams}
+        need = dict.fromkeys(streams, per)
         filled = dict.fromkeys(streams, 0)
         while need:
             # All streams' next samples at once, for the threads; then again for those that met bad ones.
             wanted = [(i, next(readers[media, i])) for i, n in need.items() for _ in range(n)]
             seen += len(wanted)
             jobs = [ref for _, ref in wanted]
-            results = map(lambda ref: self._load(media, *ref), jobs) if pool is None else pool.map(  # noqa: C417
-                lambda ref: self._load(media, *ref), jobs
-            )
+            load = partial(self._load, media)
+            results = map(load, jobs) if pool is None else pool.map(load, jobs)
             need = {}
             for (i, _), (key, sample) in zip(wanted, results):
                 if isinstance(sample, str):
@@ -353,8 +357,9 @@ class _Part(torch.utils.data.IterableDataset):
             "bad": dropped,
         }
 
-    def _load(self, media: str, epoch: int, shard: int, index: int) -> tuple[str, dict | str]:
-        """(key, sample or the reason why it is bad)."""
+    def _load(self, media: str, reference: tuple[int, int, int]) -> tuple[str, dict | str]:
+        """(key, sample or the reason why it is bad) of (epoch, shard, index)."""
+        epoch, shard, index = reference
         member, path = self.orders[media].shards[shard]
         raw = self.cache.read(path, index)
         if isinstance(raw, str):
@@ -433,7 +438,7 @@ class Stream:
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
-            timeout=settings.stall if self.workers else 0,
+            timeout=_LOOK if self.workers else 0,
             pin_memory=settings.pin_memory,
             multiprocessing_context="forkserver" if self.workers and sys.platform != "win32" else None,
         )
@@ -464,16 +469,27 @@ class Stream:
 
     def _next(self) -> Any:
         assert self._iterator is not None
-        try:
-            return next(self._iterator)
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            # Killed by the system (memory), by a crash of a decoder, or nothing came for `stall` seconds.
-            raise VtrError(
-                f"a data worker has gone or stalled at step {self._step}: {str(error).splitlines()[0]}; "
-                "if the system killed it for memory, lower --workers"
-            ) from error
+        start = time.monotonic()
+        while True:
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:
+                # The loader looks whether its workers live only when its time is up: that is short, and asked for again.
+                if "timed out" not in str(error) or time.monotonic() - start > self.settings.stall:
+                    self._worker_gone(error)
+            except (OSError, EOFError) as error:
+                self._worker_gone(error)
+
+    def _worker_gone(self, error: Exception) -> NoReturn:
+        """Raise what the failure of `next` means."""
+        # Killed by the system (memory), by a crash of a decoder, or nothing came for `stall` seconds. What it had put
+        # into shared memory goes with it: then the connection to it breaks instead.
+        if self.workers == 0 or (isinstance(error, RuntimeError) and "DataLoader" not in str(error)):
+            raise error
+        raise VtrError(
+            f"a data worker has gone or stalled at step {self._step}: {str(error).splitlines()[0]}; "
+            "if the system killed it for memory, lower --workers"
+        ) from error
 
     def _join(self, parts: list[dict]) -> Batch:
         def flat(name: str) -> list:
