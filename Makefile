@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types clean
+.PHONY: demo test gpu lint types clean
 
 # A second call is instant: the stamp is newer than pyproject.toml.
 $(STAMP): pyproject.toml
@@ -29,6 +29,12 @@ types: $(STAMP)
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# On a machine with a GPU: its tests and benchmark, under nine minutes, by a Python that has torch (PYTHON=...), nothing
+# installed. OUT gets the results; MAMBA_SOURCE names a folder with the source archives of mamba-ssm and causal-conv1d.
+OUT ?= kernels
+gpu:
+	$(PYTHON) -m pytest -m gpu tests/kernels; $(PYTHON) -m vtr.kernels.bench --device cuda --minutes 5 --out $(OUT) $(if $(MAMBA_SOURCE),--mamba-source $(MAMBA_SOURCE))
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

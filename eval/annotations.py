@@ -46,7 +46,7 @@ def read_annotations(
     stripped = text.lstrip("\ufeff \t\r\n")
     if stripped.startswith(("{", "[")):
         name, items = _from_json(path, stripped, split, choices)
-    elif path.suffix == ".csv":
+    elif path.suffix == ".csv" and "\t" not in stripped.partition("\n")[0]:  # LSMDC's .csv files have tabs
         name, items = _from_csv(path, text)
     else:
         name, items = _from_tabs(path, text)

@@ -26,6 +26,7 @@ class Line:
     mean_recall: float | None
     protocol: str
     marks: str  # what keeps it from being compared
+    how: str = ""  # frames, candidates re-ranked, precision
     date: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +81,10 @@ def lines_of(result: dict[str, Any]) -> list[Line]:
         "protocol": result["protocol"],
         "date": result.get("run", {}).get("date", ""),
     }
-    own = {**common, "model": result["model"], "marks": "; ".join(marks)}
+    how = [f"{result['frames']} frames"] if "frames" in result else []
+    how += [f"k {result['rerank']}"] if result.get("rerank") else []
+    how += [result[key] for key in ("precision",) if key in result] + list(result.get("compat", ()))
+    own = {**common, "model": result["model"], "marks": "; ".join(marks), "how": ", ".join(how)}
     none: dict[str, float] = {}
     lines = [
         Line(
@@ -114,7 +118,7 @@ def lines_of(result: dict[str, Any]) -> list[Line]:
 
 def text_table(lines: Sequence[Line]) -> str:
     """The lines as text, a benchmark after the other; what is marked stands below."""
-    width = max([len(line.model) for line in lines] + [5]) + 2
+    width = max(len(name) for line in lines for name in (line.model, line.benchmark)) + 2
     rows = max([len(line.row) for line in lines] + [3]) + 2
     out: list[str] = []
     notes: list[str] = []
@@ -124,7 +128,9 @@ def text_table(lines: Sequence[Line]) -> str:
         if line.benchmark != benchmark:
             benchmark = line.benchmark
             head = "".join(f"{h:>7}" for h in ("R@1", "R@5", "R@10", "MdR"))
-            out += ["" if out else None, f"{benchmark:<{width}}{'row':<{rows}}{head}{head}{'mean':>7}"]  # type: ignore[list-item]
+            if out:
+                out.append("")
+            out += [f"{benchmark:<{width}}{'row':<{rows}}{head}{head}{'mean':>7}"]
             out.append(f"{'':<{width + rows}}{'text to video':>28}{'video to text':>28}")
         if line.model.endswith(", published"):
             key = (line.benchmark, line.model, line.row)
@@ -140,9 +146,9 @@ def text_table(lines: Sequence[Line]) -> str:
             line.mean_recall
         ]
         numbers = "".join(f"{'' if c is None else f'{c:.1f}':>7}" for c in cells)
-        out.append(f"{line.model:<{width}}{line.row:<{rows}}{numbers}{mark}")
+        out.append(f"{line.model:<{width}}{line.row:<{rows}}{numbers}  {line.how}{mark}".rstrip())
     out += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
-    return "\n".join(line for line in out if line is not None)
+    return "\n".join(out)
 
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8e6c8a", "#c98b1b", "#2f4858", "#6b9080", "#a44a3f")

@@ -39,14 +39,17 @@ class Team:
             self._accelerator.end_training()
 
     def together(self, work: Callable[[], R]) -> R:
-        """Run `work` on every rank and wait for all; where it fails on one, it fails on all instead of hanging."""
+        """Run `work` on every rank and wait for all; where it fails on one, it fails on all instead of hanging.
+
+        A failure of all ranks is the first one's to report.
+        """
         result, error = None, None
         try:
             result = work()
         except Exception as caught:
             error = caught
         failed = self._count(error is not None)
-        if error is not None:
+        if error is not None and (self.main or failed < self.size):
             raise error
         if failed:
             raise OtherRankFailed(

@@ -115,10 +115,14 @@ def evaluate(
         tokens=rerank > 0,
         workers=workers,
     )
-    if not allow_missing:
-        _refuse(benchmark, [f"missing: {m}" for m in benchmark.missing])
-    if not benchmark.videos:
-        raise VtrError(f"{benchmark.name}: none of its {benchmark.total} videos can be used")
+
+    def whole() -> None:
+        if not allow_missing:
+            _refuse(benchmark, [f"missing: {m}" for m in benchmark.missing])
+        if not benchmark.videos:
+            raise VtrError(f"{benchmark.name}: none of its {benchmark.total} videos can be used")
+
+    team.together(whole)
     with tempfile.TemporaryDirectory() as temporary:
         folder = WorkFolder(_work_folder(work or Path(temporary), model, benchmark, settings))
         result = _evaluate(model, benchmark, rerank, allow_missing, compat, settings, folder, team)
@@ -176,11 +180,15 @@ def _evaluate(
     features = encode_all(model, benchmark.videos, texts_in, settings, work, team)
     problems = [f"missing: {m}" for m in benchmark.missing]
     problems += [f"broken: {reason}" for _, reason in sorted(features.broken.items())]
-    if not allow_missing:
-        _refuse(benchmark, problems)
     kept = [i for i in range(len(benchmark.videos)) if i not in features.broken]
-    if not kept:
-        raise VtrError(f"{benchmark.name}: none of its {benchmark.total} videos can be used")
+
+    def enough() -> None:
+        if not allow_missing:
+            _refuse(benchmark, problems)
+        if not kept:
+            raise VtrError(f"{benchmark.name}: none of its {benchmark.total} videos can be used")
+
+    team.together(enough)
     part, texts = benchmark.keep(kept)
     result: dict[str, Any] = {
         "benchmark": benchmark.name,
@@ -365,18 +373,28 @@ def run(settings: ZeroShotSettings, team: Any = None) -> int:
 
     _check(settings)
     paragraph = "paragraph" in settings.compat
-    benchmarks = [load_benchmark(name, settings.data_root, paragraph=paragraph) for name in settings.data]
-    for benchmark in benchmarks:
-        compared({}, benchmark, settings.published, None)  # a wrong name is said now, not after hours
     team = team or Team()
-    model = team.together(lambda: vtr.model.load(settings.model))
-    vtr.model.needs_text(model, settings.model)
+
+    def prepared() -> list[Any]:
+        """A wrong name or folder is said now, not after hours."""
+        found = [load_benchmark(name, settings.data_root, paragraph=paragraph) for name in settings.data]
+        for benchmark in found:
+            compared({}, benchmark, settings.published, None)
+        try:
+            settings.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VtrError(f"--out {settings.out}: cannot be created ({error.strerror})") from error
+        return found
+
+    def loaded() -> Any:
+        model = vtr.model.load(settings.model)
+        vtr.model.needs_text(model, settings.model)
+        return model
+
+    benchmarks = team.together(prepared)
+    model = team.together(loaded)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and model.device.type == "cuda")
     fingerprint = model.fingerprint()
-    try:
-        settings.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VtrError(f"--out {settings.out}: cannot be created ({error.strerror})") from error
     results = []
     for benchmark in benchmarks:
         start = time.perf_counter()
@@ -462,6 +480,7 @@ def main(argv: list[str] | None = None) -> int:
             team = Team.start()
         return run(settings, team)
     except OtherRankFailed as error:
+        time.sleep(2)  # torchrun ends all ranks when one ends: the one with the message speaks first
         return error.exit_code
     except VtrError as error:
         if team is None or team.main or not isinstance(error, UsageError):

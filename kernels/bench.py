@@ -1,6 +1,6 @@
 """Times bimamba: the step-by-step loop, the chunked torch path and the C kernels, in one run on one machine.
 
-`python -m vtr.kernels.bench --device cpu [--json] [--threads N]`
+`python -m vtr.kernels.bench --device cpu [--json] [--threads N]`; `--device cuda` is in bench_cuda.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -103,10 +104,15 @@ def measure(widths: Sequence[int] = WIDTHS, length: int = LENGTH) -> list[dict[s
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m vtr.kernels.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to measure")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to measure")
     parser.add_argument("--json", action="store_true", help="print the rows as a JSON list")
     parser.add_argument(
         "--threads", type=int, default=None, help="threads of torch and of the kernels (default: torch's)"
+    )
+    parser.add_argument("--minutes", type=float, default=6.0, help="GPU: when to stop starting new measurements")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="GPU: where RESULTS.md is written")
+    parser.add_argument(
+        "--mamba-source", type=Path, default=None, help="GPU: folder with mamba_ssm-*.tar.gz and causal_conv1d-*.tar.gz"
     )
     options = parser.parse_args(arguments)
     if options.threads is not None:
@@ -114,6 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     try:
+        if options.device == "cuda":
+            from vtr.kernels import bench_cuda
+
+            return bench_cuda.main(options.minutes, options.out, options.mamba_source, options.json)
         info = backend_info()
         rows = measure()
     except VtrError as error:

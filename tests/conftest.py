@@ -36,3 +36,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Lists what ran of the CUDA kernels, since without a GPU that is what they rest on."""
+    counts: dict[str, dict[str, int]] = {}
+    registers: dict[str, list[tuple[int, int]]] = {}
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            path, _, name = report.nodeid.partition("::")
+            if path in ("tests/kernels/test_cuda.py", "tests/kernels/test_add_norm.py") and report.when != "teardown":
+                found = counts.setdefault(name.partition("[")[0], {})
+                found[outcome] = found.get(outcome, 0) + 1
+            for kernel, used, spills in dict(report.user_properties).get("registers", ()):
+                registers.setdefault(kernel, []).append((used, spills))
+    if not counts:
+        return
+    terminalreporter.section("CUDA kernels: what ran")
+    for name, found in counts.items():
+        terminalreporter.line(f"{name}: " + ", ".join(f"{count} {outcome}" for outcome, count in found.items()))
+    for kernel, seen in sorted(registers.items()):
+        used, spills = zip(*seen)
+        terminalreporter.line(
+            f"  {kernel:<20} {min(used)} to {max(used)} registers, {min(spills)} to {max(spills)} bytes of spills"
+            f" in {len(seen)} builds"
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,17 @@ def test_every_published_layout_loads(layout: str, tmp_path: Path) -> None:
     assert not model.training
     again = load_checkpoint(name, device="cpu")  # from safetensors
     assert {k: v.sum() for k, v in again.state_dict().items()} == {k: v.sum() for k, v in own.items()}
+
+
+def test_settings_of_a_class_that_is_not_here_are_passed_over(tmp_path: Path) -> None:
+    module = types.ModuleType("utils.easydict")
+    module.EasyDict = type("EasyDict", (dict,), {"__module__": "utils.easydict"})  # type: ignore[attr-defined]
+    sys.modules.update({"utils": types.ModuleType("utils"), "utils.easydict": module})
+    settings = module.EasyDict(lr=0.1, inner=module.EasyDict(a=[1]))
+    settings.lr = 0.1  # as that class keeps its keys: twice
+    path = saved(tmp_path, {"model": official(VIDEO), "config": settings})
+    del sys.modules["utils"], sys.modules["utils.easydict"]
+    assert load_checkpoint(VIDEO, file=path, device="cpu").registered == VIDEO
 
 
 def test_a_safetensors_file_loads_like_a_pth_file(tmp_path: Path) -> None:
@@ -363,6 +376,11 @@ def test_without_a_network_one_line_says_which_file_to_put_where(tmp_path: Path)
     assert "\n" not in str(error.value)
     torch.save(official(RETRIEVAL), place)
     assert vtr.load(RETRIEVAL, "cpu").registered == RETRIEVAL
+
+
+def test_a_file_named_by_analogy_that_cannot_be_had_says_so() -> None:
+    with pytest.raises(VtrError, match=r"mask_ft_f16_res224\.pth; known of this row: the zoo's table names the file"):
+        vtr.load("videomamba_middle.k400_mask_ft_f16")
 
 
 def test_without_a_network_the_vocabulary_is_named_too(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def load_checkpoint(
     with _alone(folder):  # the ranks of one evaluation all come here
         source = _source(folder)
         if source is None or (file is not None and source["sha256"] != _sha256(Path(file))):
-            path = Path(file) if file is not None else _fetched(checkpoint.repository, checkpoint.file, checkpoint.name)
+            path = Path(file) if file is not None else _fetched(checkpoint.repository, checkpoint.file, checkpoint)
             convert(checkpoint, path, folder, vocabulary)
     kind: Any = VideoTextModel if checkpoint.task == "retrieval" else RecognitionModel
     model = kind.from_pretrained(folder)
@@ -203,13 +203,8 @@ def _compare(checkpoint: Checkpoint, path: Path, found: dict[str, object]) -> No
     }
     differs = [f"{k} is {found[k]}, expected {v}" for k, v in promised.items() if found[k] != v]
     if differs:
-        hints = [
-            f"; known of this row: {_table()['defects'][d]}"
-            for d in checkpoint.defects
-            if d in ("wrong-link", "name-by-analogy")
-        ]
         raise VtrError(
-            f"{path} is not the file of {checkpoint.name} ({checkpoint.file}): {'; '.join(differs)}{''.join(hints)}"
+            f"{path} is not the file of {checkpoint.name} ({checkpoint.file}): {'; '.join(differs)}{_hints(checkpoint)}"
         )
 
 
@@ -258,11 +253,17 @@ def _tokenizer(checkpoint: Checkpoint, vocabulary: str | Path | None) -> Any:
 
     if vocabulary is None:
         found = [cache_folder() / n for n in _VOCABULARY_FILES if (cache_folder() / n).is_file()]
-        vocabulary = found[0] if found else _fetched(_VOCABULARY, "tokenizer.json", checkpoint.name)
+        vocabulary = found[0] if found else _fetched(_VOCABULARY, "tokenizer.json", checkpoint)
     return Tokenizer.load(vocabulary)
 
 
-def _fetched(repository: str, file: str, name: str) -> Path:
+def _hints(checkpoint: Checkpoint) -> str:
+    """What is known of a row whose file is hard to get right."""
+    known = [d for d in checkpoint.defects if d in ("wrong-link", "name-by-analogy")]
+    return "".join(f"; known of this row: {_table()['defects'][d]}" for d in known)
+
+
+def _fetched(repository: str, file: str, checkpoint: Checkpoint) -> Path:
     """A file put into the cache folder by hand, or from the hub."""
     by_hand = cache_folder() / file
     if by_hand.is_file():
@@ -277,8 +278,9 @@ def _fetched(repository: str, file: str, name: str) -> Path:
         return Path(hf_hub_download(repository, file, etag_timeout=10))
     except Exception as error:  # no network, gated, renamed: many kinds
         raise VtrError(
-            f"{name}: {file} of {repository} cannot be downloaded ({type(error).__name__}); "
-            f"fetch https://huggingface.co/{repository}/resolve/main/{file} elsewhere and put it at {by_hand}"
+            f"{checkpoint.name}: {file} of {repository} cannot be downloaded ({type(error).__name__}); "
+            f"fetch https://huggingface.co/{repository}/resolve/main/{file} elsewhere and put it at "
+            f"{by_hand}{_hints(checkpoint)}"
         ) from error
 
 

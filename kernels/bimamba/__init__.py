@@ -1,7 +1,7 @@
 """bimamba: conv, bidirectional selective scan and gate of a VideoMamba block as one differentiable operator.
 
-The operator is `torch.ops.vtr.bimamba`; which code computes it is chosen per call: C on the CPU in float32 and below,
-torch otherwise. `backend_info` says what is there and why, `use_backend` and `VTR_BIMAMBA` override the choice.
+The operator is `torch.ops.vtr.bimamba`; which code computes it is chosen per call: C on the CPU and CUDA on the GPU in
+float32 and below, torch otherwise. `backend_info` says what is there and why, `use_backend` and `VTR_BIMAMBA` override the choice.
 Shapes: B batch, L tokens, E inner width, N state, R rank of delta, K conv taps.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from vtr.errors import UsageError, unknown_name
-from vtr.kernels.bimamba import c, eager
-from vtr.kernels.bimamba.build import BuildError
+from vtr.kernels import nvrtc
+from vtr.kernels.bimamba import c, cuda, eager, mamba
+from vtr.kernels.build import BuildError
 
 __all__ = ["BackendRow", "backend_info", "bimamba", "use_backend"]
 
-BACKENDS = ("c", "cuda", "eager")
+BACKENDS = ("c", "cuda", "mamba_ssm", "eager")
 _forced: str | None = None
-_warned = False
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +49,41 @@ def _override() -> tuple[str | None, str]:
     return name, "VTR_BIMAMBA"
 
 
+def _has_c() -> tuple[bool, str]:
+    try:
+        _, isa = c.library()
+    except BuildError as error:
+        return False, str(error)
+    return True, f"compiled for {isa}, {torch.get_num_threads()} threads"
+
+
+def _has_cuda() -> tuple[bool, str]:
+    if not torch.cuda.is_available():
+        return False, "torch sees no CUDA device here"
+    try:
+        nvrtc.kernels(cuda.UNIT, torch.device("cuda"), {"STORAGE": 0, "TAPS": 4})
+    except BuildError as error:
+        return False, str(error)
+    major, minor = torch.cuda.get_device_capability()
+    return True, f"compiled for {torch.cuda.get_device_name()} (sm_{major}{minor})"
+
+
 def backend_info() -> list[BackendRow]:
     """Every backend in the order of preference, with the reason it is or isn't there and what it is chosen for."""
     forced, by = _override()
-    try:
-        _, isa = c.library()
-        has_c, why_c = True, f"compiled for {isa}, {torch.get_num_threads()} threads"
-    except BuildError as error:
-        has_c, why_c = False, str(error)
-    chosen = {"c": "float32, bfloat16 and float16 on the CPU", "eager": "float64, and every device but the CPU"}
-    if not has_c:
-        chosen = {"eager": "everything"}
+    there = {"c": _has_c(), "cuda": _has_cuda(), "mamba_ssm": mamba.available(), "eager": (True, "plain torch")}
+    chosen = dict.fromkeys(BACKENDS, "")
+    devices = {"c": "the CPU", "cuda": "the GPU", "mamba_ssm": "the GPU", "eager": "every device"}
+    taken = [name for name in ("c", "cuda") if there[name][0]]
     if forced is not None:
-        chosen = {forced: f"everything it can, by {by}"}
-        if forced == "c":
-            chosen["eager"] = "float64, and every device but the CPU"
+        taken = [name for name in taken if devices[name] != devices[forced]] if forced != "eager" else []
+        taken += [forced]
+    for name in taken:
+        chosen[name] = f"float32, bfloat16 and float16 on {devices[name]}" + (f", by {by}" if name == forced else "")
+    chosen["eager"] = f"everything, by {by}" if forced == "eager" else "all else" if taken else "everything"
     return [
-        BackendRow(name="c", available=has_c, reason=why_c, chosen_for=chosen.get("c", "")),
-        BackendRow(name="cuda", available=False, reason="not part of this version", chosen_for=chosen.get("cuda", "")),
-        BackendRow(name="eager", available=True, reason="plain torch", chosen_for=chosen.get("eager", "")),
+        BackendRow(name=name, available=there[name][0], reason=there[name][1], chosen_for=chosen[name])
+        for name in BACKENDS
     ]
 
 
@@ -75,7 +92,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Within the block, compute bimamba by this backend, in every thread.
 
     Args:
-        name: "c", "eager" or "cuda". "c" still leaves float64 and other devices to torch.
+        name: "c", "cuda", "mamba_ssm" or "eager". What the named one cannot compute (float64, tensors on another
+            device) is computed as without it.
 
     Raises:
         UsageError: no such backend, or it is not available here (with the reason).
@@ -97,23 +115,39 @@ def _lean() -> bool:
     return torch.compiler.is_exporting() or os.environ.get("VTR_BIMAMBA_LEAN", "") not in ("", "0")
 
 
+def _fall_back(reason: str) -> str:
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"bimamba runs in plain torch, many times slower: {reason}", RuntimeWarning, stacklevel=2)
+    return "eager"
+
+
 def _choose(tensors: Sequence[Tensor]) -> str:
-    global _warned
     forced, by = _override()
-    if forced == "cuda":
-        raise UsageError(f"bimamba backend 'cuda' (by {by}) is not part of this version; known here: c, eager")
-    if forced == "eager" or tensors[0].device.type != "cpu" or eager.compute_dtype(*tensors) == torch.float64:
+    device = tensors[0].device
+    if forced == "eager" or eager.compute_dtype(*tensors) == torch.float64:
         return "eager"
-    try:
-        c.library()
-    except BuildError as error:
-        if forced == "c":
-            raise UsageError(f"bimamba backend 'c' (by {by}) is not available: {error}") from None
-        if not _warned:
-            _warned = True
-            warnings.warn(f"bimamba runs in plain torch, many times slower: {error}", RuntimeWarning, stacklevel=2)
+    if device.type == "cpu":
+        there, reason = _has_c()
+        name = "c"
+    elif device.type == "cuda" and forced == "mamba_ssm":
+        there, reason = mamba.available()
+        name = "mamba_ssm"
+    elif device.type == "cuda" and torch.cuda.is_available() and forced != "c":
+        there, reason, name = True, cuda.unsupported(tensors) or "", "cuda"
+        if not reason:
+            try:
+                nvrtc.kernels(cuda.UNIT, device, cuda.defines(tensors))
+            except BuildError as error:
+                reason = str(error)
+        there = not reason
+    else:
         return "eager"
-    return "c"
+    if there:
+        return name
+    if forced == name:
+        raise UsageError(f"bimamba backend {name!r} (by {by}) is not available: {reason}")
+    return _fall_back(reason)
 
 
 def _check(tensors: Sequence[Tensor]) -> None:
@@ -148,16 +182,23 @@ def _forward_keep(*tensors: Tensor, keep: bool = True) -> tuple[Tensor, Tensor]:
     nothing = tensors[0].new_empty(0, dtype=torch.float32)
     if tensors[0].numel() == 0:
         return tensors[0].new_zeros(*tensors[0].shape[:2], tensors[0].shape[2] // 2), nothing
-    if _choose(tensors) == "c":
+    backend = _choose(tensors)
+    if backend == "c":
         return c.forward(tensors, keep=keep)
+    if backend == "cuda":
+        return cuda.forward(tensors, keep=keep)
     with torch.no_grad():
-        return eager.bimamba(*tensors), nothing
+        return _differentiable(backend)(*tensors), nothing
 
 
-def _eager_backward(grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _differentiable(backend: str) -> Callable[..., Tensor]:
+    return mamba.bimamba if backend == "mamba_ssm" else eager.bimamba
+
+
+def _autograd_backward(backend: str, grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in tensors]
-        y = eager.bimamba(*leaves)
+        y = _differentiable(backend)(*leaves)
         grads = torch.autograd.grad(y, leaves, grad)
     return tuple(g.contiguous() for g in grads)
 
@@ -165,14 +206,17 @@ def _eager_backward(grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ..
 def _backward(grad: Tensor, kept: Tensor, *tensors: Tensor) -> list[Tensor]:
     if tensors[0].numel() == 0:
         return [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in tensors]
-    if _choose(tensors) == "c":
+    backend = _choose(tensors)
+    if backend == "c":
         return list(c.backward(grad, kept, tensors))
+    if backend == "cuda":
+        return list(cuda.backward(grad, kept, tensors))
     # Inside an operator autograd is switched off for this thread, so the recomputation runs in one of its own.
     stream = torch.cuda.current_stream(grad.device) if grad.is_cuda else None
 
     def work() -> tuple[Tensor, ...]:
         with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
-            return _eager_backward(grad, tensors)
+            return _autograd_backward(backend, grad, tensors)
 
     with ThreadPoolExecutor(1) as pool:
         return list(pool.submit(work).result())
@@ -199,7 +243,8 @@ def _forward_fake(*tensors: Tensor) -> Tensor:
 
 @_keep_op.register_fake
 def _keep_fake(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-    kept = c.kept_numel(tensors) if _choose(tensors) == "c" else 0
+    sizes = {"c": c.kept_numel, "cuda": cuda.kept_numel}.get(_choose(tensors))
+    kept = sizes(tensors) if sizes else 0
     return _forward_fake(*tensors), tensors[0].new_empty(kept, dtype=torch.float32)
 
 
@@ -268,7 +313,7 @@ def bimamba(
     Returns:
         (B, L, E) in the dtype of xz; computed in float64 where any argument is float64, else in float32, also under
         autocast. Differentiable once in every argument. Where a gradient will be asked for, the kernels keep the states
-        at tile ends for it, about twice the memory of the output; `VTR_BIMAMBA_LEAN=1`, or an activation checkpoint
+        at tile ends for it, about two to three times the memory of the output; `VTR_BIMAMBA_LEAN=1`, or an activation checkpoint
         around the call, has them computed again instead.
 
     Raises:

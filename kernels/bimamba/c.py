@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.kernels.bimamba.build import BuildError, library_path
+from vtr.kernels.build import BuildError, library_path
 
 STATES = 16  # states per pass of the kernels; others are padded with zeros
 TASKS = 8  # work items that the backward is cut into at least; fixed, because dB and dC are summed in this grouping

@@ -1,73 +1,16 @@
 /* The CUDA kernels of bimamba: conv + SiLU and the selective scan, both directions, forward and backward.
  *
- * Header-free CUDA C++ for NVRTC. Compiled once per storage type and number of taps: -DSTORAGE=0 (float32), 1 (bfloat16),
- * 2 (float16), -DTAPS=K. Tensors are channels-last, so a warp reads neighbouring channels of one token whatever the
+ * Compiled once per storage type and number of taps, -DTAPS=K. Tensors are channels-last, so a warp reads neighbouring
+ * channels of one token whatever the
  * length, and the reversed direction only walks the tokens from the end. States, decays and sums are float32.
- * The same text runs on CPU threads through tests/kernels/cuda_shim.h (-DSHIM).
+ * The same text runs on CPU threads through tests/kernels/cuda_shim.cpp (-DSHIM).
  * Shapes: B batch, L tokens, E channels, 16 states, K taps, R rank of delta. "Seen order" numbers the tokens in the order
  * in which a direction meets them.
  */
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef long long i64;
+#include "common.cuh"
 
-#ifndef SHIM
-#define DEVICE __device__ __forceinline__
-#define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
-#define SHARED __shared__
-#define FULL 0xffffffffu
-DEVICE float ex2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-DEVICE float lg2(float x) { float y; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-DEVICE float rcp(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-DEVICE float bits_f(u32 x) { return __uint_as_float(x); }
-DEVICE u16 to_bf16(float x) { u16 r; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(x)); return r; }
-DEVICE u16 to_f16(float x) { u16 r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x)); return r; }
-DEVICE float from_f16(u16 x) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x)); return r; }
-/* two bf16 in one register, `a` in the lower half */
-DEVICE u32 pack(float a, float b) { u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a)); return r; }
-DEVICE float lane_xor(float v, int mask) { return __shfl_xor_sync(FULL, v, mask); }
-/* c (16 x 8) += a (16 x 16) b (16 x 8) in bf16 with float32 sums, in the fragment layout of mma.m16n8k16 */
-DEVICE void mma(float *c, const u32 *a, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-#define BARRIER() __syncthreads()
-#endif
-
-#define LOG2E 1.4426950408889634f
-#define LN2 0.6931471805599453f
 #define NS 16   /* states */
 #define SEG 32  /* tokens between two states kept for the backward */
-
-/* ---- storage ---- */
-
-#if STORAGE == 0
-typedef float store_t;
-DEVICE float get(const store_t *p) { return *p; }
-DEVICE void put(store_t *p, float v) { *p = v; }
-#elif STORAGE == 1
-typedef u16 store_t;
-DEVICE float get(const store_t *p) { return bits_f((u32)*p << 16); }
-DEVICE void put(store_t *p, float v) { *p = to_bf16(v); }
-#else
-typedef u16 store_t;
-DEVICE float get(const store_t *p) { return from_f16(*p); }
-DEVICE void put(store_t *p, float v) { *p = to_f16(v); }
-#endif
-template <int V> struct __align__(V * sizeof(store_t)) pack_t { store_t v[V]; };
-template <int V> DEVICE void get_v(const store_t *p, bool there, float *out) {
-    pack_t<V> r;
-    if (there) r = *(const pack_t<V> *)p;
-#pragma unroll
-    for (int i = 0; i < V; i++) out[i] = there ? get(r.v + i) : 0.f;
-}
-template <int V> DEVICE void put_v(store_t *p, const float *in) {
-    pack_t<V> r;
-#pragma unroll
-    for (int i = 0; i < V; i++) put(r.v + i, in[i]);
-    *(pack_t<V> *)p = r;
-}
 
 /* ---- scalar functions ---- */
 
@@ -88,7 +31,7 @@ DEVICE float softplus(float x) {
 #else
     float l = e < 0.03f ? e * (1.f - e * (0.5f - e * (1.f / 3 - e * 0.25f))) : LN2 * lg2(1.f + e);
 #endif
-    return x == x ? top + l : x;
+    return top + l;
 }
 /* A of -exp(A_log), for exp2; finite also where A_log is beyond 88, so that delta = 0 gives 1 and not NaN. */
 DEVICE float rate(float a_log) {
@@ -117,8 +60,9 @@ struct job_t {
     float *dA;                  /* (2, B * chunks, 16, E), of the decay's rate */
     float *dD, *dbias;          /* (2, B * chunks, E) */
     float *dconv;               /* (2, B * runs, K + 1, E): weights, then bias */
+    float *out_conv_w, *out_conv_b, *out_bias, *out_A_log, *out_D; /* (2, E, K), (2, E), (2, E), (2, E, 16), (2, E) */
 };
-enum { ADD = 1, GATE = 2, KEEP = 4, STATES = 8, ADJOINT = 16 };
+enum { KEEP = 1, STATES = 2, ADJOINT = 4 }; /* flags: of the gating pass, of the scan, of scan_edges */
 
 /* ---- conv + SiLU: both directions in one pass, since x[p .. p+K-1] is what the forward direction needs for token p+K-1
  * and the reversed one for token p ---- */
@@ -290,82 +234,88 @@ DEVICE place_t place(const job_t &j, int channels) {
     s.c = blockIdx.y % j.chunks;
     return s;
 }
-DEVICE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 
-/* SPLIT lanes share a channel, each holds 16 / SPLIT of its states. ENDS: no output; only the state at the end of the
- * chunk, from zero at its start, and the sum of delta; with ADJOINT the gradient's recurrence, from the chunk's end. */
-template <int SPLIT, bool ENDS> DEVICE void scan_forward(const job_t &j) {
-    constexpr int MINE = NS / SPLIT, CHANNELS = SCAN_THREADS / SPLIT, ROWS = 2 * TILE * NS / SCAN_THREADS;
-    SHARED float rows[2][TILE][2 * NS]; /* B | C */
+enum { PLAIN, GATED, ENDS, ENDS_ADJOINT };
+/* SPLIT lanes share a channel, each holds 16 / SPLIT of its states. PLAIN writes the part of its direction, ys for the
+ * forward one and y for the other; GATED adds ys, gates and writes y. ENDS has no output: only the state at the end of the
+ * chunk, from zero at its start, and the sum of delta; ENDS_ADJOINT likewise for the gradient's recurrence, from the
+ * chunk's end. Offsets within a tile are 32-bit, those of its first token 64-bit. */
+template <int SPLIT, int KIND> DEVICE void scan_forward(const job_t &j) {
+    constexpr bool ends = KIND >= ENDS, adjoint = KIND == ENDS_ADJOINT, gated = KIND == GATED;
+    constexpr int MINE = NS / SPLIT, CHANNELS = SCAN_THREADS / SPLIT, WIDE = 2 * NS, ROWS = TILE * WIDE / SCAN_THREADS;
+    SHARED __align__(16) float rows[2][TILE][WIDE]; /* B | C */
     const place_t s = place(j, CHANNELS);
-    const int part = threadIdx.x % SPLIT;
-    const i64 e = s.e0 + threadIdx.x / SPLIT, L = j.L, E = j.E, wide = j.R + 2 * NS;
-    const bool live = e < E;
+    const int part = threadIdx.x % SPLIT, column = threadIdx.x % WIDE, row0 = threadIdx.x / WIDE;
+    const i64 e = s.e0 + threadIdx.x / SPLIT, L = j.L, E = j.E;
+    const bool live = e < E, writes = live && part == 0, keep = gated && (j.flags & KEEP), states = !ends && (j.flags & STATES);
     const i64 ec = live ? e : E - 1, both = ((i64)s.dir * j.B + s.b) * L;
-    const i64 first = s.c * j.chunk, last = least(first + j.chunk, L), count = last - first;
-    const bool adjoint = ENDS && (j.flags & ADJOINT), reversed = (s.dir != 0) != adjoint, add = j.flags & ADD, gate = j.flags & GATE;
-    const i64 nearest = adjoint ? L - last : first; /* where the walk starts, in the order of the walk */
+    const i64 first = s.c * j.chunk, last = least(first + j.chunk, L);
+    const int count = (int)(last - first);
+    const bool reversed = (s.dir != 0) != adjoint;
+    const i64 start = reversed ? L - 1 - (adjoint ? L - last : first) : (adjoint ? L - last : first); /* token */
+    const int step = (int)(reversed ? -E : E), row_step = (int)(reversed ? -(j.R + WIDE) : j.R + WIDE);
     float A[MINE], h[MINE];
 #pragma unroll
     for (int i = 0; i < MINE; i++) {
         A[i] = rate(j.A_log[s.dir][ec * NS + part * MINE + i]);
         h[i] = 0.f;
-        if (!ENDS && s.c) h[i] = j.edges[((((i64)s.dir * j.B + s.b) * j.chunks + s.c) * NS + part * MINE + i) * E + ec];
+        if (!ends && s.c) h[i] = j.edges[((((i64)s.dir * j.B + s.b) * j.chunks + s.c) * NS + part * MINE + i) * E + ec];
     }
-    const float bias = j.bias[s.dir][ec], D = ENDS ? 0.f : j.D[s.dir][ec];
+    const float bias = j.bias[s.dir][ec], D = ends ? 0.f : j.D[s.dir][ec];
     float total = 0.f;
-    store_t nu[TILE], nd[TILE], nz[TILE], no[TILE];
+    /* of the tile that is fetched next, and of the one that is written next */
+    const store_t *pd = j.dt + (both + start) * E + ec, *px = adjoint ? j.gy + (s.b * L + start) * E + ec : j.u + (both + start) * E + ec;
+    const store_t *pz = j.xz + (s.b * L + start) * 2 * E + E + ec, *po = j.ys + (s.b * L + start) * E + ec;
+    const store_t *pr = j.low + (both + start) * (j.R + WIDE) + j.R + column;
+    store_t *out = (gated || s.dir ? j.y : j.ys) + (s.b * L + start) * E + ec, *kept = j.ys + (s.b * L + start) * E + ec;
+    store_t nx[TILE], nd[TILE], nz[TILE], no[TILE];
     float nrow[ROWS];
-#define TOKEN(t) (reversed ? L - 1 - nearest - (t) : nearest + (t))
-    auto fetch = [&](i64 t0) {
+    auto fetch = [&](int left) { /* `left`: the last token there, counted from the tile's first */
 #pragma unroll
         for (int i = 0; i < TILE; i++) {
-            const i64 l = TOKEN(least(t0 + i, count - 1)), at = (both + l) * E + ec, one = (s.b * L + l) * E + ec;
-            nd[i] = j.dt[at];
-            if (adjoint) {
-                nu[i] = j.gy[one];
-                nz[i] = j.xz[one + (s.b * L + l + 1) * E];
-            } else
-                nu[i] = j.u[at];
-            if (!ENDS && gate) nz[i] = j.xz[one + (s.b * L + l + 1) * E];
-            if (!ENDS && add) no[i] = j.ys[one];
+            const int off = (i < left ? i : left) * step;
+            nd[i] = pd[off];
+            nx[i] = px[off];
+            if (gated || adjoint) nz[i] = pz[2 * off];
+            if (gated) no[i] = po[off];
         }
 #pragma unroll
         for (int k = 0; k < ROWS; k++) {
-            const int at = k * SCAN_THREADS + threadIdx.x;
-            const i64 l = TOKEN(least(t0 + at / (2 * NS), count - 1));
-            nrow[k] = get(j.low + (both + l) * wide + j.R + at % (2 * NS));
+            const int i = row0 + k * (SCAN_THREADS / WIDE);
+            nrow[k] = get(pr + (i < left ? i : left) * row_step);
         }
+        pd += TILE * step;
+        px += TILE * step;
+        pz += 2 * TILE * step;
+        po += TILE * step;
+        pr += TILE * row_step;
     };
     auto stage = [&](int buffer) {
 #pragma unroll
-        for (int k = 0; k < ROWS; k++) {
-            const int at = k * SCAN_THREADS + threadIdx.x;
-            rows[buffer][at / (2 * NS)][at % (2 * NS)] = nrow[k];
-        }
+        for (int k = 0; k < ROWS; k++) rows[buffer][row0 + k * (SCAN_THREADS / WIDE)][column] = nrow[k];
     };
-    fetch(0);
+    fetch(count - 1);
     stage(0);
     BARRIER();
-    for (i64 t0 = 0; t0 < count; t0 += TILE) {
-        const int buffer = (int)(t0 / TILE & 1);
-        store_t cu[TILE], cd[TILE], cz[TILE], co[TILE];
+    for (int t0 = 0; t0 < count; t0 += TILE) {
+        const int buffer = t0 / TILE & 1, left = count - 1 - t0;
+        store_t cx[TILE], cd[TILE], cz[TILE], co[TILE];
 #pragma unroll
         for (int i = 0; i < TILE; i++) {
-            cu[i] = nu[i];
+            cx[i] = nx[i];
             cd[i] = nd[i];
             cz[i] = nz[i];
             co[i] = no[i];
         }
-        if (t0 + TILE < count) fetch(t0 + TILE);
+        if (left >= TILE) fetch(left - TILE);
 #pragma unroll
         for (int i = 0; i < TILE; i++) {
-            const bool there = t0 + i < count;
+            const bool there = i <= left;
             /* past the end: delta 0 keeps the state, and nothing is written */
-            const float x = get(cu + i), d = there ? softplus(get(cd + i) + bias) : 0.f;
+            const float x = get(cx + i), d = there ? softplus(get(cd + i) + bias) : 0.f;
             const float *row = rows[buffer][i] + part * MINE;
-            if (ENDS) total += d;
-            if (ENDS && adjoint) {
+            if (ends) total += d;
+            if (adjoint) {
                 const float z = get(cz + i), dy = there ? x * z * sigmoid(z) : 0.f;
 #pragma unroll
                 for (int n = 0; n < MINE; n++) h[n] = ex2(d * A[n]) * (h[n] + dy * row[NS + n]);
@@ -376,42 +326,47 @@ template <int SPLIT, bool ENDS> DEVICE void scan_forward(const job_t &j) {
 #pragma unroll
             for (int n = 0; n < MINE; n++) {
                 h[n] = ex2(d * A[n]) * h[n] + dx * row[n];
-                if (!ENDS) y += h[n] * row[NS + n];
+                if (!ends) y += h[n] * row[NS + n];
             }
-            if (ENDS) continue;
-#pragma unroll
-            for (int m = 1; m < SPLIT; m *= 2) y += lane_xor(y, m);
-            if (there && live && part == 0) {
-                const i64 at = (s.b * L + TOKEN(t0 + i)) * E + e;
-                if (add) y += get(co + i);
-                if (!gate) put((s.dir && !add ? j.y : j.ys) + at, y);
+            if (ends) continue;
+            if (SPLIT > 1) y += lane_xor(y, 1);
+            if (SPLIT > 2) y += lane_xor(y, 2);
+            if (gated) y += get(co + i);
+            if (there && writes) {
+                if (!gated)
+                    put(out + i * step, y);
                 else {
                     const float z = get(cz + i);
-                    if (j.flags & KEEP) put(j.ys + at, y);
-                    put(j.y + at, y * z * sigmoid(z));
+                    if (keep) put(kept + i * step, y);
+                    put(out + i * step, y * z * sigmoid(z));
                 }
             }
         }
-        const i64 seen = first + t0 + TILE;
-        if (!ENDS && (j.flags & STATES) && seen % SEG == 0 && seen < L && live) {
-            float *out = j.states + ((((i64)s.dir * j.B + s.b) * ((L - 1) / SEG) + seen / SEG - 1) * NS + part * MINE) * E + e;
+        out += TILE * step;
+        kept += TILE * step;
+        if (states && live) {
+            const i64 seen = first + t0 + TILE;
+            if (seen % SEG == 0 && seen < L) {
+                float *at = j.states + ((((i64)s.dir * j.B + s.b) * ((L - 1) / SEG) + seen / SEG - 1) * NS + part * MINE) * E + e;
 #pragma unroll
-            for (int n = 0; n < MINE; n++) out[n * E] = h[n];
+                for (int n = 0; n < MINE; n++) at[n * E] = h[n];
+            }
         }
-        if (t0 + TILE < count) stage(buffer ^ 1);
+        if (left >= TILE) stage(buffer ^ 1);
         BARRIER();
     }
-    if (ENDS && live) {
+    if (ends && live) {
         const i64 at = ((i64)s.dir * j.B + s.b) * j.chunks + s.c;
 #pragma unroll
         for (int n = 0; n < MINE; n++) j.edges[(at * NS + part * MINE + n) * E + e] = h[n];
         if (part == 0) j.sums[at * E + e] = total;
     }
-#undef TOKEN
 }
-KERNEL(SCAN_THREADS, 8) scan_forward_1(job_t j) { scan_forward<1, false>(j); }
-KERNEL(SCAN_THREADS, 8) scan_forward_4(job_t j) { scan_forward<4, false>(j); }
-KERNEL(SCAN_THREADS, 8) scan_ends_4(job_t j) { scan_forward<4, true>(j); }
+KERNEL(SCAN_THREADS, 8) scan_plain_1(job_t j) { scan_forward<1, PLAIN>(j); }
+KERNEL(SCAN_THREADS, 8) scan_gated_1(job_t j) { scan_forward<1, GATED>(j); }
+KERNEL(SCAN_THREADS, 8) scan_plain_4(job_t j) { scan_forward<4, PLAIN>(j); }
+KERNEL(SCAN_THREADS, 8) scan_ends_4(job_t j) { scan_forward<4, ENDS>(j); }
+KERNEL(SCAN_THREADS, 8) scan_adjoint_4(job_t j) { scan_forward<4, ENDS_ADJOINT>(j); }
 
 /* Turns the state that each chunk ends with when it starts from zero into the state it starts with; with ADJOINT the
  * gradient of the state at each chunk's end, coming from the chunks after it. grid: x = channels / 64, y = 2 B 16. */
@@ -461,14 +416,15 @@ struct tile_t {
 /* v, and the rest that rounding to bf16 leaves of it */
 DEVICE float rounded(float v) { return bits_f((u32)to_bf16(v) << 16); }
 
-/* c += a b with `a` and `b` as the sum of PARTS bf16; products whose size is below a float32's rounding are left out. */
+/* c += a b with `a` and `b` as the sum of PARTS bf16; products whose size is below a float32's rounding are left out.
+ * Only the lanes of one column of b hold values (`mine`), the others zeros. */
 DEVICE void mma_parts(float *c, const float (*a)[4], const float *b, bool mine) {
     float x[2][4], v[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         x[0][i] = a[0][i];
         x[1][i] = a[1][i];
-        v[i] = mine ? b[i] : 0.f;
+        v[i] = b[i];
     }
     u32 fa[PARTS][4], fb[PARTS][2];
 #pragma unroll
@@ -477,8 +433,8 @@ DEVICE void mma_parts(float *c, const float (*a)[4], const float *b, bool mine) 
         fa[p][1] = pack(x[1][0], x[1][1]);
         fa[p][2] = pack(x[0][2], x[0][3]);
         fa[p][3] = pack(x[1][2], x[1][3]);
-        fb[p][0] = pack(v[0], v[1]);
-        fb[p][1] = pack(v[2], v[3]);
+        fb[p][0] = mine ? pack(v[0], v[1]) : 0u;
+        fb[p][1] = mine ? pack(v[2], v[3]) : 0u;
         if (p + 1 < PARTS) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -494,6 +450,15 @@ DEVICE void mma_parts(float *c, const float (*a)[4], const float *b, bool mine) 
         for (int q = 0; p + q < PARTS; q++) mma(c, fa[p], fb[q][0], fb[q][1]);
 }
 
+/* Of twice N values in two lanes `mask` apart, each lane keeps N: its own and the other's, added. */
+template <int N> DEVICE void fold(float *v, bool upper, int mask) {
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const float send = upper ? v[k] : v[k + N], keep = upper ? v[k + N] : v[k];
+        v[k] = keep + lane_xor(send, mask);
+    }
+}
+
 /* A warp holds 16 channels x 16 states as the A fragment of an mma: lane (g, t) the states g, g+8 of four channels. So
  * the sums over channels (dB, dC) are matrix products: of the states with a matrix whose column `token` is dx or dy.
  * One block: 64 channels of one batch row, direction and chunk. grid as in place(). */
@@ -502,13 +467,18 @@ KERNEL(BACK_THREADS, 3) scan_backward(job_t j) {
     const place_t s = place(j, BACK_CHANNELS);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
     const int ch[4] = {warp * 16 + 2 * t, warp * 16 + 2 * t + 1, warp * 16 + 2 * t + 8, warp * 16 + 2 * t + 9};
-    const i64 L = j.L, E = j.E, wide = j.R + 2 * NS, both = ((i64)s.dir * j.B + s.b) * L;
+    const i64 L = j.L, E = j.E, both = ((i64)s.dir * j.B + s.b) * L;
     const i64 first = s.c * j.chunk, last = least(first + j.chunk, L);
     /* staging and results: one channel, every second token */
+    constexpr int EVERY = BACK_THREADS / BACK_CHANNELS;
     const int mine = threadIdx.x % BACK_CHANNELS, row0 = threadIdx.x / BACK_CHANNELS;
-    const i64 e = s.e0 + mine, ec = e < E ? e : E - 1;
+    const i64 e = s.e0 + mine;
+    const bool live = e < E;
+    const i64 ec = live ? e : E - 1;
     const float bias = j.bias[s.dir][ec], D = j.D[s.dir][ec];
     float dD = 0.f, dbias = 0.f;
+    /* offsets within a tile are 32-bit, from the tile's first token in seen order */
+    const int way = s.dir ? -1 : 1, wide = (int)j.R + 2 * NS, step_e = way * (int)E, step_w = way * wide;
 #define TOKEN(i) (s.dir ? L - 1 - (i) : (i))
     float A[2][4], dA[2][4], G[2][4]; /* G: gradient of the state, already decayed by the token after it */
 #pragma unroll
@@ -521,27 +491,33 @@ KERNEL(BACK_THREADS, 3) scan_backward(job_t j) {
             dA[k][c] = 0.f;
             G[k][c] = in && j.chunks > 1 ? j.edges[((((i64)s.dir * j.B + s.b) * j.chunks + s.c) * NS + g + 8 * k) * E + ce] : 0.f;
         }
+    /* B | C: a warp reads one token's 32 columns */
+    const int column = threadIdx.x % (2 * NS);
     auto stage = [&](i64 i0, bool all) {
-#pragma unroll 4
-        for (int r = row0; r < HALF; r += BACK_THREADS / BACK_CHANNELS) {
-            const i64 i = i0 + r;
+        const i64 l0 = TOKEN(i0), at = (both + l0) * E + ec, one = (s.b * L + l0) * E + ec;
+        const int there = (int)least(HALF, last - i0);
+        const store_t *pd = j.dt + at, *pu = j.u + at, *pg = j.gy + one, *pz = j.xz + 2 * one - ec + E;
+        const store_t *pr = j.low + (both + l0) * wide + j.R + column;
+#pragma unroll
+        for (int k = 0; k < HALF / EVERY; k++) {
+            const int r = row0 + k * EVERY, off = r * step_e;
             float d = 0.f, dx = 0.f, dy = 0.f;
-            if (i < last && e < E) {
-                const i64 l = TOKEN(i), at = (both + l) * E + e;
-                d = softplus(get(j.dt + at) + bias);
-                dx = d * get(j.u + at);
+            if (r < there && live) {
+                d = softplus(get(pd + off) + bias);
+                dx = d * get(pu + off);
                 if (all) {
-                    const float z = get(j.xz + (s.b * L + l) * 2 * E + E + e);
-                    dy = get(j.gy + (s.b * L + l) * E + e) * z * sigmoid(z);
+                    const float z = get(pz + 2 * off);
+                    dy = get(pg + off) * z * sigmoid(z);
                 }
             }
             m.dt[r][mine] = d;
             m.dx[r][mine] = dx;
-            m.dy[r][mine] = dy;
+            if (all) m.dy[r][mine] = dy;
         }
-        for (int k = threadIdx.x; k < HALF * 2 * NS; k += BACK_THREADS) {
-            const i64 i = i0 + k / (2 * NS);
-            m.rows[k / (2 * NS)][k % (2 * NS)] = i < last ? get(j.low + (both + TOKEN(i)) * wide + j.R + k % (2 * NS)) : 0.f;
+#pragma unroll
+        for (int k = 0; k < HALF / WARPS; k++) {
+            const int r = warp + k * WARPS;
+            m.rows[r][column] = r < there ? get(pr + r * step_w) : 0.f;
         }
     };
     auto step = [&](int r, float (*h)[4], float (*decay)[4]) {
@@ -596,7 +572,7 @@ KERNEL(BACK_THREADS, 3) scan_backward(job_t j) {
 #pragma unroll
             for (int part = 8 / SUB - 1; part >= 0; part--) {
                 const int q = q2 * (8 / SUB) + part;
-                float hs[SUB + 1][2][4], decay[SUB][2][4], sums[SUB * 8];
+                float hs[SUB + 1][2][4], decay[SUB][2][4], sums[16];
 #pragma unroll
                 for (int k = 0; k < 2; k++)
 #pragma unroll
@@ -639,24 +615,18 @@ KERNEL(BACK_THREADS, 3) scan_backward(job_t j) {
                         }
 #pragma unroll
                     for (int c = 0; c < 4; c++) {
-                        sums[r * 8 + c] = gu[c];
-                        sums[r * 8 + 4 + c] = gd[c];
+                        sums[(r & 1) * 8 + c] = gu[c];
+                        sums[(r & 1) * 8 + 4 + c] = gd[c];
                     }
+                    if (r & 1) continue;
+                    /* two tokens' sums over states: each of eight lanes ends with two of the 16 values */
+                    fold<8>(sums, lane & 4, 4);
+                    fold<4>(sums, lane & 8, 8);
+                    fold<2>(sums, lane & 16, 16);
+                    float *out = (g & 2 ? m.gd : m.gu)[i + (g & 1)] + ch[0] + (g & 4) * 2;
+                    out[0] = sums[0];
+                    out[1] = sums[1];
                 }
-                /* sums over states: each of eight lanes ends with four of the 32 values */
-#pragma unroll
-                for (int half = SUB * 4, mask = 4; mask < 32; half /= 2, mask *= 2) {
-                    const bool up = lane & mask;
-#pragma unroll
-                    for (int k = 0; k < half; k++) {
-                        const float send = up ? sums[k] : sums[k + half], keep = up ? sums[k + half] : sums[k];
-                        sums[k] = keep + lane_xor(send, mask);
-                    }
-                }
-                const int where = ((g & 1) << 4) + ((g & 2) << 2) + (g & 4); /* of 32: token * 8 + (gu | gd) * 4 */
-                float(*out)[BACK_CHANNELS] = where & 4 ? m.gd : m.gu;
-#pragma unroll
-                for (int c = 0; c < 4; c++) out[q * SUB + where / 8][ch[c]] = sums[c];
             }
             const int i = q2 * 8 + 2 * t;
 #pragma unroll
@@ -666,30 +636,34 @@ KERNEL(BACK_THREADS, 3) scan_backward(job_t j) {
             }
         }
         BARRIER();
+        const i64 l0 = TOKEN(i0), at = (both + l0) * E + ec, one = (s.b * L + l0) * E + ec, half = 2 * one - ec + E;
+        const int there = (int)least(HALF, last - i0);
+        const store_t *pd = j.dt + at, *pu = j.u + at, *pg = j.gy + one, *pz = j.xz + half, *ps = j.ys + one;
+        store_t *qu = j.du + at, *qd = j.ddt + at, *qz = j.dxz + half;
 #pragma unroll 4
-        for (int r = row0; r < HALF; r += BACK_THREADS / BACK_CHANNELS) {
-            const i64 i = i0 + r;
-            if (i >= last || e >= E) break;
-            const i64 l = TOKEN(i), at = (both + l) * E + e, half = (s.b * L + l) * 2 * E + E + e;
-            const float u = get(j.u + at), dy = m.dy[r][mine], gu = m.gu[r][mine];
+        for (int k = 0; k < HALF / EVERY; k++) {
+            const int r = row0 + k * EVERY, off = r * step_e;
+            if (r >= there || !live) break;
+            const float u = get(pu + off), dy = m.dy[r][mine], gu = m.gu[r][mine];
             /* the slope of softplus from its argument: 1 - exp(-delta) would lose small ones */
-            const float dd = (LN2 * m.gd[r][mine] + gu * u) * sigmoid(get(j.dt + at) + bias);
+            const float dd = (LN2 * m.gd[r][mine] + gu * u) * sigmoid(get(pd + off) + bias);
             dD += dy * u;
             dbias += dd;
-            put(j.du + at, dy * D + gu * m.dt[r][mine]);
-            put(j.ddt + at, dd);
+            put(qu + off, dy * D + gu * m.dt[r][mine]);
+            put(qd + off, dd);
             if (s.dir == 0) {
-                const float z = get(j.xz + half), q = sigmoid(z), gy = get(j.gy + (s.b * L + l) * E + e);
-                put(j.dxz + half, gy * get(j.ys + (s.b * L + l) * E + e) * q * (1.f + z * (1.f - q)));
+                const float z = get(pz + 2 * off), q = sigmoid(z);
+                put(qz + 2 * off, get(pg + off) * get(ps + off) * q * (1.f + z * (1.f - q)));
             }
         }
-        for (int k = threadIdx.x; k < HALF * 2 * NS; k += BACK_THREADS) {
-            const i64 i = i0 + k / (2 * NS);
-            if (i >= last) break;
+        float *pb = j.part_bc + ((s.blk * 2 + s.dir) * j.B * L + s.b * L + l0) * 2 * NS + column;
+#pragma unroll
+        for (int k = 0; k < HALF / WARPS; k++) {
+            const int r = warp + k * WARPS;
             float sum = 0.f;
 #pragma unroll
-            for (int w = 0; w < WARPS; w++) sum += m.bc[w][k / (2 * NS)][k % (2 * NS)];
-            j.part_bc[((s.blk * 2 + s.dir) * j.B * L + s.b * L + TOKEN(i)) * 2 * NS + k % (2 * NS)] = sum;
+            for (int w = 0; w < WARPS; w++) sum += m.bc[w][r][column];
+            if (r < there) pb[r * way * 2 * NS] = sum;
         }
     }
     const i64 part = ((i64)s.dir * j.B + s.b) * j.chunks + s.c;
@@ -703,8 +677,8 @@ KERNEL(BACK_THREADS, 3) scan_backward(job_t j) {
     m.gu[row0][mine] = dD;
     m.gd[row0][mine] = dbias;
     BARRIER();
-    if (row0 == 0 && e < E) {
-        for (int r = 1; r < BACK_THREADS / BACK_CHANNELS; r++) {
+    if (row0 == 0 && live) {
+        for (int r = 1; r < EVERY; r++) {
             dD += m.gu[r][mine];
             dbias += m.gd[r][mine];
         }
@@ -722,4 +696,29 @@ KERNEL(256, 1) sum_bc(job_t j) {
     float sum = 0.f;
     for (i64 k = 0; k < nb; k++) sum += j.part_bc[k * all + at];
     put(j.dlow + at / (2 * NS) * (j.R + 2 * NS) + j.R + at % (2 * NS), sum);
+}
+
+/* The gradients of the parameters of conv and scan: the parts of batch rows, chunks and runs, in their order.
+ * grid: x = channels / 64, y = 2 (16 + 2 + K + 1). */
+KERNEL(64, 1) sum_parts(job_t j) {
+    const i64 e = (i64)blockIdx.x * 64 + threadIdx.x, rows = NS + 2 + TAPS + 1, d = blockIdx.y / rows, E = j.E;
+    const int row = (int)(blockIdx.y % rows);
+    if (e >= E) return;
+    const i64 parts = row < NS + 2 ? j.B * j.chunks : j.B * ((j.L + j.run - 1) / j.run);
+    const i64 step = row < NS ? NS * E : row < NS + 2 ? E : (TAPS + 1) * E;
+    const float *in = row < NS ? j.dA + row * E : row == NS ? j.dD : row == NS + 1 ? j.dbias : j.dconv + (row - NS - 2) * E;
+    in += d * parts * step + e;
+    float sum = 0.f;
+    for (i64 k = 0; k < parts; k++) sum += in[k * step];
+    const i64 at = d * E + e;
+    if (row < NS)
+        j.out_A_log[at * NS + row] = -ex2(LOG2E * j.A_log[d][e * NS + row]) * sum; /* A = -exp(A_log) */
+    else if (row == NS)
+        j.out_D[at] = sum;
+    else if (row == NS + 1)
+        j.out_bias[at] = sum;
+    else if (row < NS + 2 + TAPS)
+        j.out_conv_w[at * TAPS + row - NS - 2] = sum;
+    else
+        j.out_conv_b[at] = sum;
 }

@@ -35,9 +35,10 @@ def test_an_annotation_file_of_another_format_is_refused(name: str, content: str
         read_annotations(tmp_path / name)
 
 
-def test_lsmdc_lines_are_read_from_their_stated_format(tmp_path: Path) -> None:
-    (tmp_path / "l.txt").write_text("1014_a_00.00.07-00.00.08.638\t0\t1\t0\t1\tSomeone walks.\n")
-    name, items = read_annotations(tmp_path / "l.txt")
+@pytest.mark.parametrize("file", ["l.txt", "LSMDC16_challenge_1000_publictect.csv"])
+def test_lsmdc_lines_are_read_from_their_stated_format(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("1014_a_00.00.07-00.00.08.638\t0\t1\t0\t1\tSomeone walks.\n")
+    name, items = read_annotations(tmp_path / file)
     assert name == "LSMDC tab-separated"
     assert (items[0].videos, items[0].captions) == (("1014_a_00.00.07-00.00.08.638",), ("Someone walks.",))
 

@@ -12,12 +12,12 @@ import torch
 
 from tests.helpers import WORDS, small_model, write_videos
 from vtr.errors import UsageError, VtrError
-from vtr.eval.benchmarks import load_benchmark
+from vtr.eval.benchmarks import Benchmark, load_benchmark, load_protocol
 from vtr.eval.features import EncodeSettings, WorkFolder, encode_all, load_clip
 from vtr.eval.rerank import match_pairs, wanted_pairs
 from vtr.eval.retrieval import at_chance, choice_rows, class_rows, direction_pairs, retrieval_rows
 from vtr.eval.team import Team
-from vtr.eval.zero_shot import evaluate, main
+from vtr.eval.zero_shot import compared, evaluate, main
 from vtr.model import combined_scores
 
 SETTINGS = EncodeSettings(frames=4, antialias=False, max_text_tokens=32)
@@ -247,6 +247,20 @@ def test_a_compat_switch_is_named_in_the_result_and_an_unknown_one_refused(tmp_p
     assert main(["--model", "x", "--data", "demo", "--compat", "antialiasing"]) == 2
 
 
+def test_compat_switches_change_what_they_name(tmp_path: Path) -> None:
+    path = tmp_path / "test.json"
+    write_videos(tmp_path, 1)
+    (tmp_path / "clip1.mp4").write_bytes((tmp_path / "clip0.mp4").read_bytes())  # equal videos: every score is a tie
+    path.write_text(json.dumps([{"video": f"clip{i}.mp4", "caption": ["a dog", WORDS[i]]} for i in range(2)]))
+    benchmark = load_benchmark(str(path), tmp_path)
+    assert evaluate(small_model(), benchmark, top=0)["t2v"]["embedding"]["r1"] == 50.0
+    assert evaluate(small_model(), benchmark, top=0, compat=("ties-won",))["t2v"]["embedding"]["r1"] == 100.0
+    joined = load_benchmark(str(path), tmp_path, paragraph=True)
+    assert joined.captions == (f"a dog {WORDS[0]}", f"a dog {WORDS[1]}")
+    small, sharp = (evaluate(small_model(), benchmark, top=0, compat=c) for c in ((), ("antialias",)))
+    assert (small["antialias"], sharp["antialias"]) == (False, True)
+
+
 def test_the_published_number_stands_beside_ours_with_the_difference(tmp_path: Path) -> None:
     small_model().save_pretrained(tmp_path / "m")
     write_videos(tmp_path / "msrvtt" / "videos", 2)
@@ -259,6 +273,17 @@ def test_the_published_number_stands_beside_ours_with_the_difference(tmp_path: P
     ours = result["t2v"]["reranked"]["r1"]
     assert result["published"][0]["t2v_difference"][0] == pytest.approx(ours - 35.6)
     assert main([*flags, "--data", "msrvtt", "--published", "videomamba_middle.99m"]) == 2
+
+
+def test_an_official_checkpoint_is_compared_with_its_own_published_row() -> None:
+    benchmark = load_protocol("didemo")
+    row = {"r1": 44.0, "r5": 68.0, "r10": 77.0}
+    ours = {"t2v": {"embedding": row, "reranked": row}, "v2t": {"embedding": row, "reranked": row}}
+    found = compared(ours, Benchmark(protocol=benchmark, videos=(), captions=(), text_truth=(), video_truth=()), (),
+                     "videomamba_middle.25m_f8")  # fmt: skip
+    assert [entry["model"] for entry in found] == ["videomamba_middle.25m_f8"]
+    assert found[0]["t2v_difference"] == [0.9, -0.1, -0.7]
+    assert found[0]["v2t_difference"] == [0.2, -1.7, -0.8]
 
 
 def test_a_model_blind_to_direction_gets_half_of_the_pairs(tmp_path: Path) -> None:

@@ -1,36 +1,129 @@
-// Runs the CUDA kernels of bimamba on CPU threads: a CUDA thread is a std::thread, blocks come one after the other.
+// Runs CUDA kernels on the CPU, from the kernels' own text (-DSTORAGE=.. -DSOURCE="scan.cu").
 //
-// Compiled with the kernels' own text (-DSTORAGE=.. -DTAPS=.. -DSOURCE="scan.cu"). It models barriers, shuffles and matrix
-// products, not warp convergence or launch limits. With -DSANITIZE it is a program that runs every kernel once, for
-// ThreadSanitizer, which finds a missing barrier even where the values come out right.
+// A CUDA thread is a fiber that gives way at barriers, shuffles and matrix products; blocks come one after the other. It
+// does not model warp convergence or launch limits. With -DSANITIZE it is a program whose CUDA threads are real threads
+// and which runs every kernel of scan.cu once, for ThreadSanitizer: that finds a missing barrier even where the values come out right.
 #define SHIM
+#include <algorithm>
 #include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
+#ifndef SANITIZE
+#include <ucontext.h>
+#endif
 
 struct index_t { long x, y; };
+struct slot_t { float value; uint32_t a[4], b[2]; };
+// Two sets, used in turn: who is a step ahead writes into the one that nobody reads any more.
+static slot_t slots[2][1024];
+static long block_size;
+
+#ifdef SANITIZE
 static thread_local index_t threadIdx, blockIdx;
+static thread_local int turn;
 static std::unique_ptr<std::barrier<>> block_barrier;
 static std::vector<std::unique_ptr<std::barrier<>>> warp_barriers;
-struct slot_t { float value; uint32_t a[4], b[2]; };
-static slot_t slots[1024];
+static void block_sync() { block_barrier->arrive_and_wait(); }
+static void warp_sync() { warp_barriers[threadIdx.x / 32]->arrive_and_wait(); }
+static void run_block(const std::function<void()> &body) {
+    block_barrier = std::make_unique<std::barrier<>>(block_size);
+    warp_barriers.clear();
+    for (long w = 0; w < block_size; w += 32) warp_barriers.push_back(std::make_unique<std::barrier<>>(std::min(32l, block_size - w)));
+    std::vector<std::thread> pool;
+    for (long t = 0; t < block_size; t++)
+        pool.emplace_back([t, &body] {
+            threadIdx = {t, 0};
+            turn = 0;
+            body();
+        });
+    for (auto &thread : pool) thread.join();
+}
+#else
+static index_t threadIdx, blockIdx;
+static int turn;
+struct fiber_t { ucontext_t context; int turn; bool done; std::vector<char> stack; };
+struct meeting_t { long arrived = 0, round = 0; };
+static std::vector<fiber_t> fibers;
+static std::vector<meeting_t> warps;
+static meeting_t block;
+static ucontext_t outside;
+static const std::function<void()> *block_body;
+static void give_way(long next) {
+    fiber_t &me = fibers[threadIdx.x];
+    me.turn = turn;
+    const long self = threadIdx.x;
+    threadIdx.x = next;
+    turn = fibers[next].turn;
+    if (next != self) swapcontext(&me.context, &fibers[next].context);
+}
+static void meet(meeting_t &m, long first, long count) {
+    if (++m.arrived == count) {
+        m.arrived = 0;
+        m.round++;
+        return;
+    }
+    const long round = m.round;
+    while (m.round == round) {
+        long next = threadIdx.x;
+        do next = first + (next + 1 - first) % count;
+        while (fibers[next].done && next != threadIdx.x);
+        give_way(next);
+    }
+}
+static void block_sync() { meet(block, 0, block_size); }
+static void warp_sync() {
+    const long first = threadIdx.x / 32 * 32;
+    meet(warps[first / 32], first, std::min(32l, block_size - first));
+}
+static void fiber_main() {
+    (*block_body)();
+    fibers[threadIdx.x].done = true;
+    for (long t = 0; t < block_size; t++)
+        if (!fibers[t].done) {
+            threadIdx.x = t;
+            turn = fibers[t].turn;
+            setcontext(&fibers[t].context);
+        }
+    setcontext(&outside);
+}
+static void run_block(const std::function<void()> &body) {
+    fibers.resize(block_size);
+    warps.assign((block_size + 31) / 32, {});
+    block = {};
+    block_body = &body;
+    for (auto &f : fibers) {
+        f.stack.resize(1 << 16);
+        f.turn = 0;
+        f.done = false;
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = f.stack.data();
+        f.context.uc_stack.ss_size = f.stack.size();
+        f.context.uc_link = nullptr;
+        makecontext(&f.context, fiber_main, 0);
+    }
+    threadIdx = {0, 0};
+    turn = 0;
+    swapcontext(&outside, &fibers[0].context);
+}
+#endif
 
 #define DEVICE static inline
 #define KERNEL(threads, blocks) extern "C" void
 #define SHARED static
-#define __align__(n) alignas(n)
-#define BARRIER() block_barrier->arrive_and_wait()
-static void warp_sync() { warp_barriers[threadIdx.x / 32]->arrive_and_wait(); }
+#define __align__(n) __attribute__((aligned(n)))
+#define BARRIER() block_sync()
 static float bits_f(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static uint32_t f_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 static float flush(float x) { return std::fabs(x) < 1.17549435e-38f ? 0.f : x; }
 static float ex2(float x) { return flush(std::exp2(x)); }
 static float lg2(float x) { return std::log2(x); }
+static float rsqrt(float x) { return 1.f / std::sqrt(x); }
 static float rcp(float x) { return flush(1.f / x); }
 static uint16_t to_bf16(float f) {
     if (f != f) return 0x7fff;
@@ -54,51 +147,51 @@ static float from_f16(uint16_t h) {
 }
 static uint32_t pack(float a, float b) { return to_bf16(a) | (uint32_t)to_bf16(b) << 16; }
 static float lane_xor(float v, int mask) {
-    slots[threadIdx.x].value = v;
+    slot_t *set = slots[turn ^= 1];
+    set[threadIdx.x].value = v;
     warp_sync();
-    float r = slots[threadIdx.x ^ mask].value;
-    warp_sync();
-    return r;
+    return set[threadIdx.x ^ mask].value;
 }
 // PTX ISA, mma.m16n8k16 with 16-bit elements: which lane and register hold A(row, k), B(k, column), C(row, column).
 static void mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
-    slot_t &mine = slots[threadIdx.x];
+    slot_t *set = slots[turn ^= 1], &mine = set[threadIdx.x];
     memcpy(mine.a, a, sizeof mine.a);
     mine.b[0] = b0;
     mine.b[1] = b1;
     warp_sync();
     const long warp = threadIdx.x / 32 * 32, lane = threadIdx.x % 32;
     auto half = [](uint32_t v, int odd) { return bits_f(odd ? v & 0xffff0000u : v << 16); };
-    auto at_a = [&](int row, int k) { return half(slots[warp + row % 8 * 4 + k % 8 / 2].a[row / 8 + 2 * (k / 8)], k & 1); };
-    auto at_b = [&](int k, int n) { return half(slots[warp + n * 4 + k % 8 / 2].b[k / 8], k & 1); };
+    auto at_a = [&](int row, int k) { return half(set[warp + row % 8 * 4 + k % 8 / 2].a[row / 8 + 2 * (k / 8)], k & 1); };
+    auto at_b = [&](int k, int n) { return half(set[warp + n * 4 + k % 8 / 2].b[k / 8], k & 1); };
     for (int i = 0; i < 4; i++) {
         const int row = (int)lane / 4 + 8 * (i / 2), column = (int)lane % 4 * 2 + i % 2;
         float sum = c[i];
         for (int k = 0; k < 16; k++) sum += at_a(row, k) * at_b(k, column);
         c[i] = sum;
     }
-    warp_sync();
 }
 
 #include SOURCE
 
 extern "C" long shim_job_size() { return sizeof(job_t); }
 extern "C" void shim_launch(void (*kernel)(job_t), int threads, long x, long y, const job_t *job) {
-    block_barrier = std::make_unique<std::barrier<>>(threads);
-    warp_barriers.clear();
-    for (int w = 0; w < threads; w += 32) warp_barriers.push_back(std::make_unique<std::barrier<>>(std::min(32, threads - w)));
-    std::vector<std::thread> pool;
-    for (int t = 0; t < threads; t++)
-        pool.emplace_back([=] {
-            threadIdx = {t, 0};
-            for (long by = 0; by < y; by++)
-                for (long bx = 0; bx < x; bx++) {
-                    blockIdx = {bx, by};
-                    kernel(*job);
-                    block_barrier->arrive_and_wait(); // shared memory is the next block's from here
-                }
-        });
-    for (auto &thread : pool) thread.join();
+    block_size = threads;
+#ifdef SANITIZE
+    run_block([=] {
+        for (long by = 0; by < y; by++)
+            for (long bx = 0; bx < x; bx++) {
+                blockIdx = {bx, by};
+                kernel(*job);
+                block_sync(); // shared memory is the next block's from here
+            }
+    });
+#else
+    for (long by = 0; by < y; by++)
+        for (long bx = 0; bx < x; bx++) {
+            blockIdx = {bx, by};
+            run_block([=] { kernel(*job); });
+        }
+#endif
 }
 
 #ifdef SANITIZE
@@ -134,22 +227,25 @@ int main() {
     j.chunk = chunk; j.chunks = chunks; j.directions = 2;
     for (long flags : {0L, (long)ADJOINT}) {
         j.flags = flags;
-        shim_launch(scan_ends_4, 64, B * 5, 2 * chunks, &j);
+        shim_launch(flags ? scan_adjoint_4 : scan_ends_4, 64, B * 5, 2 * chunks, &j);
         shim_launch(scan_edges, 64, 2, 2 * B * 16, &j);
         if (flags) shim_launch(scan_backward, 128, B * 2, 2 * chunks, &j);
         else {
             j.flags = STATES;
-            shim_launch(scan_forward_4, 64, B * 5, 2 * chunks, &j);
-            shim_launch(scan_forward_1, 64, B * 2, 2 * chunks, &j);
+            shim_launch(scan_plain_4, 64, B * 5, 2 * chunks, &j);
+            shim_launch(scan_plain_1, 64, B * 2, 2 * chunks, &j);
             j.flags = KEEP;
             shim_launch(gate_sum, 256, (B * L * E + 255) / 256, 1, &j);
         }
     }
-    j.chunk = L; j.chunks = 1; j.direction = 1; j.directions = 1; j.flags = ADD | GATE | KEEP | STATES;
-    shim_launch(scan_forward_1, 64, B * 2, 1, &j);
+    j.chunk = L; j.chunks = 1; j.direction = 1; j.directions = 1; j.flags = KEEP | STATES;
+    shim_launch(scan_gated_1, 64, B * 2, 1, &j);
     shim_launch(sum_bc, 256, (both * 32 + 255) / 256, 1, &j);
     shim_launch(conv_backward_4, 64, 1, B * runs, &j);
     shim_launch(conv_backward_1, 64, 2, B * runs, &j);
+    j.out_conv_w = filled<float>(2 * E * TAPS, 1); j.out_conv_b = filled<float>(2 * E, 1); j.out_bias = filled<float>(2 * E, 1);
+    j.out_A_log = filled<float>(2 * E * 16, 1); j.out_D = filled<float>(2 * E, 1);
+    shim_launch(sum_parts, 64, 2, 2 * (16 + 2 + TAPS + 1), &j);
     std::puts("every kernel ran");
 }
 #endif

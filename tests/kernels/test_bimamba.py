@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels.cases import arguments, assert_close, with_gradients
 from vtr.errors import UsageError
-from vtr.kernels import bench
-from vtr.kernels.bimamba import backend_info, bimamba, build, c, eager, use_backend
+from vtr.kernels import bench, build
+from vtr.kernels.bimamba import backend_info, bimamba, c, eager, use_backend
 
 ROOT = Path(__file__).resolve().parents[2]
 HAS_C = next(row for row in backend_info() if row.name == "c").available
@@ -27,41 +28,6 @@ def _two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-def arguments(batch=2, length=33, width=24, states=16, taps=4, rank=3, dtype=torch.float32, seed=0):
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
-    values = [normal(batch, length, 2 * width)]
-    for _ in range(2):
-        values += [
-            normal(width, taps) * 0.5,
-            normal(width) * 0.2,
-            normal(rank + 2 * states, width) / width**0.5,
-            normal(width, rank) / rank**0.5,
-            normal(width) - 3,
-            torch.log(torch.arange(1.0, states + 1, dtype=torch.float64)) + 0.3 * normal(width, states),
-            1 + 0.3 * normal(width),
-        ]
-    return [v.to(dtype) for v in values]
-
-
-def with_gradients(function, values, seed=1):
-    leaves = [v.detach().clone().requires_grad_() for v in values]
-    y = function(*leaves)
-    g = torch.Generator().manual_seed(seed)
-    grad = torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype)
-    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
-
-
-def assert_close(got, want, tolerance):
-    # a gradient that is zero in theory (A_log for one token: the state starts at zero) must be exactly zero
-    for i, (a, b) in enumerate(zip(got, want, strict=True)):
-        error = (a.double() - b.double()).norm()
-        assert error <= tolerance * b.double().norm(), f"item {i}: {error / b.double().norm():.2e}"
 
 
 SHAPES = [
@@ -311,7 +277,7 @@ def fresh_library(monkeypatch, tmp_path):
     """As in a new process with an empty cache."""
     monkeypatch.setattr(c, "_library", None)
     monkeypatch.setattr(c, "_failure", None)
-    monkeypatch.setattr("vtr.kernels.bimamba._warned", False)
+    monkeypatch.setattr("vtr.kernels.bimamba._warned", set())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("VTR_BIMAMBA", raising=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("scan.c")
+SOURCE = Path(__file__).parent / "bimamba" / "scan.c"
 # ISA variants, best first: name, flags, the torch CPU capabilities that promise the instructions.
 VARIANTS = {
     "avx512": (("-march=x86-64-v4", "-mprefer-vector-width=512"), ("AVX512",)),
