@@ -374,14 +374,17 @@ def spread(values: list[float]) -> str:
 def markdown(result: dict[str, Any], command: str, where: str) -> str:
     """The table as text."""
     lines = [f"# {result['title']}", "", f"Paper: {result['source']}.", ""]
-    lines += ["| row | accuracy, % | each seed | class or reversal, % | frames shuffled, % | s | paper |"]
+    lines += [
+        "| row | accuracy, % | each seed | class or reversal, % | frames shuffled, % (class or reversal) | s | paper |"
+    ]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for row in result["rows"]:
         t = row["trials"]
         seconds = statistics.fmean(x["seconds"] + x.get("pretrain_seconds", 0.0) for x in t)
         lines.append(
             f"| {row['name']} | {spread([x['accuracy'] for x in t])} | {' '.join(format(x['accuracy'], '.1f') for x in t)} "
-            f"| {spread([x['pairs'] for x in t])} | {spread([x['shuffled'] for x in t])} | {seconds:.0f} "
+            f"| {spread([x['pairs'] for x in t])} | {spread([x['shuffled'] for x in t])} "
+            f"({spread([x['shuffled_pairs'] for x in t])}) | {seconds:.0f} "
             f"| {row['paper'] if row['paper'] is not None else ''} |"
         )
     lines += ["", *([result["note"], ""] if result["note"] else []), *verdicts(result), f"`{command}`, {where}"]
