@@ -37,7 +37,7 @@ class _Job(ctypes.Structure):
         ("states", _POINTERS),
         *((name, ctypes.c_void_p) for name in ("gy", "dxz")),
         *((name, _POINTERS) for name in ("du", "ddt", "dbc", "dA", "dD", "dbias", "dconv_w", "dconv_b")),
-        ("next", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("first", "last", "next")),
     ]
 
 
@@ -156,39 +156,51 @@ def _split(kept: Tensor, sizes: _Sizes) -> dict[str, Tensor]:
     return parts
 
 
-def _prepare(tensors: Sequence[Tensor], sizes: _Sizes, low: Tensor, has_low: bool) -> tuple[_State, dict[str, Any]]:
-    """Conv and projections of both directions; the job is ready for the scan. `low` is filled unless it is there."""
+def _start(tensors: Sequence[Tensor], sizes: _Sizes) -> tuple[_State, dict[str, Any]]:
+    """A job with all that is not computed: its arguments and their transposes."""
     xz = _f32(tensors[0])
     ways = [[_f32(t) for t in tensors[1 + 7 * i : 8 + 7 * i]] for i in (0, 1)]
-    rank, n, padded, width = sizes.rank, sizes.n, sizes.padded, sizes.width
-    job = _Job(B=sizes.batch, L=sizes.length, E=width, N=padded, K=sizes.taps)
-    state = _State(job=job)
+    n, padded = sizes.n, sizes.padded
+    state = _State(job=_Job(B=sizes.batch, L=sizes.length, E=sizes.width, N=padded, K=sizes.taps))
+    a = [F.pad(-torch.exp(w[5]), (0, padded - n)).t().contiguous() for w in ways]
     state.point("xz", xz)
-    u = [xz.new_empty(sizes.batch, sizes.length, width) for _ in ways]
     state.point("conv_w", *(w[0].t().contiguous() for w in ways))
     state.point("conv_b", *(w[1] for w in ways))
-    state.point("u", *u)
-    _run("bimamba_conv_forward", job, sizes.batch * -(-width // 16))
-    lows = list(low.view(2, -1, rank + 2 * n).unbind())
-    if not has_low:
-        for ui, w, out in zip(u, ways, lows):
-            # a product of plain matrices: F.linear copies a strided input of three dimensions first
-            torch.mm(ui.view(-1, width), w[2].t(), out=out)
-    dt = [torch.mm(x[:, :rank], w[3].t()) for x, w in zip(lows, ways)]
-    a = [F.pad(-torch.exp(w[5]), (0, padded - n)).t().contiguous() for w in ways]
-    if padded == n:
-        job.row = rank + 2 * n
-        state.point("Bm", *lows, offset=(rank, rank))
-        state.point("Cm", *lows, offset=(rank + n, rank + n))
-    else:
-        job.row = padded
-        state.point("Bm", *(F.pad(x[:, rank : rank + n], (0, padded - n)).contiguous() for x in lows))
-        state.point("Cm", *(F.pad(x[:, rank + n :], (0, padded - n)).contiguous() for x in lows))
-    state.point("dt", *dt)
     state.point("A", *a)
     state.point("D", *(w[6] for w in ways))
     state.point("bias", *(w[4] for w in ways))
-    return state, {"xz": xz, "ways": ways, "u": u, "low": lows, "a": a}
+    return state, {"xz": xz, "ways": ways, "a": a}
+
+
+def _project(
+    state: _State,
+    ways: Sequence[Sequence[Tensor]],
+    sizes: _Sizes,
+    directions: Sequence[int],
+    u: Sequence[Tensor],
+    dt: Sequence[Tensor],
+    low: Sequence[Tensor],
+    has_low: bool,
+) -> None:
+    """Conv and projections of some directions, into u, dt (B L, E) and, unless it is there, low (B L, R + 2N) of each."""
+    rank, n, padded, job = sizes.rank, sizes.n, sizes.padded, state.job
+    job.first, job.last = directions[0], directions[-1] + 1
+    state.point("u", *u)
+    state.point("dt", *dt)
+    _run("bimamba_conv_forward", job, sizes.batch * -(-sizes.width // 16))
+    for d in directions:
+        # products of plain matrices: F.linear copies a strided input of three dimensions first
+        if not has_low:
+            torch.mm(u[d], ways[d][2].t(), out=low[d])
+        torch.mm(low[d][:, :rank], ways[d][3].t(), out=dt[d])
+    if padded == n:
+        job.row = rank + 2 * n
+        state.point("Bm", *low, offset=(rank, rank))
+        state.point("Cm", *low, offset=(rank + n, rank + n))
+    else:
+        job.row = padded
+        state.point("Bm", *(F.pad(x[:, rank : rank + n], (0, padded - n)).contiguous() for x in low))
+        state.point("Cm", *(F.pad(x[:, rank + n :], (0, padded - n)).contiguous() for x in low))
 
 
 def _scan(state: _State, sizes: _Sizes, y: Tensor, kept: dict[str, Tensor] | None) -> None:
@@ -211,12 +223,20 @@ def forward(tensors: Sequence[Tensor], keep: bool = False) -> tuple[Tensor, Tens
     """
     with torch.autocast("cpu", enabled=False), torch.no_grad():
         sizes = _Sizes.of(tensors)
-        kept = tensors[0].new_empty(kept_numel(tensors) if keep else 0, dtype=torch.float32)
-        parts = _split(kept, sizes) if keep else None
-        low = parts["low"] if parts else kept.new_empty(sizes.kept()["low"])
-        state, _ = _prepare(tensors, sizes, low, has_low=False)
-        y = kept.new_empty(sizes.batch, sizes.length, sizes.width)
-        _scan(state, sizes, y, parts)
+        state, parts = _start(tensors, sizes)
+        ways, tokens, width = parts["ways"], sizes.batch * sizes.length, sizes.width
+        kept = parts["xz"].new_empty(kept_numel(tensors) if keep else 0)
+        y = kept.new_empty(sizes.batch, sizes.length, width)
+        saved = _split(kept, sizes) if keep else None
+        # What is kept needs both directions side by side; else they take turns in the same memory.
+        turns = [(0, 1)] if keep else [(0,), (1,)]
+        u, dt = ([kept.new_empty(tokens, width) for _ in turns[0]] * len(turns) for _ in range(2))
+        low = (
+            list(saved["low"].view(2, tokens, -1)) if saved else [kept.new_empty(tokens, sizes.rank + 2 * sizes.n)] * 2
+        )
+        for directions in turns:
+            _project(state, ways, sizes, directions, u, dt, low, has_low=False)
+            _scan(state, sizes, y, saved)
         return y.to(tensors[0].dtype), kept
 
 
@@ -234,11 +254,14 @@ def backward(grad: Tensor, kept: Tensor, tensors: Sequence[Tensor]) -> tuple[Ten
         if lean:
             kept = kept.new_empty(kept_numel(tensors), dtype=torch.float32)
         saved = _split(kept, sizes)
-        state, parts = _prepare(tensors, sizes, saved["low"], has_low=not lean)
-        job, xz, ways, u, low = state.job, parts["xz"], parts["ways"], parts["u"], parts["low"]
+        state, parts = _start(tensors, sizes)
+        job, xz, ways = state.job, parts["xz"], parts["ways"]
         rank, n, batch, length, width = sizes.rank, sizes.n, sizes.batch, sizes.length, sizes.width
+        u, dt = ([kept.new_empty(batch * length, width) for _ in ways] for _ in range(2))
+        low = list(saved["low"].view(2, batch * length, -1))
+        _project(state, ways, sizes, (0, 1), u, dt, low, has_low=not lean)
         if lean:
-            _scan(state, sizes, torch.empty_like(u[0]), saved)
+            _scan(state, sizes, kept.new_empty(batch, length, width), saved)
         state.point("ys", saved["ys"])
         state.point("states", saved["states_forward"], saved["states_reverse"])
 
@@ -273,7 +296,7 @@ def backward(grad: Tensor, kept: Tensor, tensors: Sequence[Tensor]) -> tuple[Ten
             dlow[:, rank:].view(-1, 2, n).copy_(bc[..., :n])
             out["du"][i].view(-1, width).addmm_(dlow, x_proj)
             da_log = (out["dA"][i].sum(0) * parts["a"][i]).t()[:, :n].contiguous()
-            d_x_proj = dlow.t() @ u[i].view(-1, width)
+            d_x_proj = dlow.t() @ u[i]
             d_dt_proj = (low[i][:, :rank].t() @ ddt).t().contiguous()
             grads.append([d_x_proj, d_dt_proj, out["dbias"][i].sum(0), da_log, out["dD"][i].sum(0)])
         _run("bimamba_conv_backward", job, batch * -(-width // 16))

@@ -53,6 +53,7 @@ typedef struct {
     float *dA[2];                              /* (B, N, E) */
     float *dD[2], *dbias[2];                   /* (B, E) */
     float *dconv_w[2], *dconv_b[2];            /* (B, K, E), (B, E) */
+    int64_t first, last;                       /* directions first .. last - 1, of conv forward and scan forward */
     int64_t next;                              /* the work counter */
 } job_t;
 
@@ -257,7 +258,7 @@ int bimamba_conv_forward(job_t *j) {
     unsigned old = flush_subnormals();
     while ((i = take(j)) < j->B * items) {
         const int64_t b = i / items, k0 = i % items * side, k1 = k0 + side < nb ? k0 + side : nb;
-        for (int rev = 0; rev < 2; rev++)
+        for (int rev = (int)j->first; rev < j->last; rev++)
             for (int64_t t0 = 0; t0 < j->L; t0 += TILE)
                 for (int64_t k = k0; k < k1; k++) {
                     const int n = width_of(j, k * VW), count = j->L - t0 < TILE ? (int)(j->L - t0) : TILE;
@@ -397,7 +398,7 @@ INLINE void forward_end(const job_t *j, int64_t b, int64_t e, int n, int rev, in
 static void scan_forward_item(const job_t *j, int64_t b, int64_t k0, int64_t k1, vf *mem, forward_t *m) {
     const int64_t L = j->L, N = j->N;
     vf *h = mem, *A = mem + SIDE * N;
-    for (int rev = 0; rev < 2; rev++) {
+    for (int rev = (int)j->first; rev < j->last; rev++) {
         for (int64_t k = k0; k < k1; k++)
             for (int64_t i = 0; i < N; i++) {
                 h[(k - k0) * N + i] = (vf){0};
