@@ -92,10 +92,12 @@ class BiMamba(nn.Module):
             setattr(self, f"D{end}", nn.Parameter(torch.ones(inner)))
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, x: Tensor, order: str = "spatial", permutation: Permutation | None = None) -> Tensor:
-        """x (B, L, D) -> (B, L, D).
+    def forward(self, xz: Tensor, order: str = "spatial", permutation: Permutation | None = None) -> Tensor:
+        """What comes after in_proj: (B, L, 2E) -> (B, L, D).
 
         Args:
+            xz: in_proj's output. The caller makes it, so that it can let go of in_proj's input: beside a long video's scan
+                there should be no memory that nobody reads any more.
             order: "v1": the first half of the channels scans the tokens as they come, the second half permuted;
                 "v2": all channels do both, and the mean is taken (so that its size is that of one). Else: as they come.
             permutation: For v1 and v2.
@@ -105,7 +107,6 @@ class BiMamba(nn.Module):
             conv, dt = getattr(self, f"conv1d{end}"), getattr(self, f"dt_proj{end}")
             flat += [conv.weight.squeeze(1), conv.bias, getattr(self, f"x_proj{end}").weight, dt.weight, dt.bias]
             flat += [a_log, getattr(self, f"D{end}")]
-        xz = self.in_proj(x)
         if permutation is None or order not in ("v1", "v2"):
             return self.out_proj(bimamba(xz, *flat))
         forth, back = permutation
@@ -148,7 +149,9 @@ class Block(nn.Module):
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         normed, residual = add_norm(residual, hidden, self.norm.weight, scale=scale, eps=self.norm.eps, dtype=dtype)
-        return self.mixer(normed, order, permutation), residual
+        xz = self.mixer.in_proj(normed)
+        del normed
+        return self.mixer(xz, order, permutation), residual
 
 
 def drop_scale(batch: int, rate: float, training: bool, salt: int, device: torch.device) -> Tensor | None:
@@ -297,6 +300,7 @@ class VideoMamba(nn.Module):
             tokens = tokens[~mask].view(tokens.shape[0], -1, tokens.shape[2])
         hidden: Any = None
         residual, drop = tokens.float(), 0.0
+        del tokens  # not kept through the layers
         want = self.config.align_layers if self.config.align_dim else 0
         collected = []
         for i, (layer, order) in enumerate(zip(self.layers, self.orders)):

@@ -50,7 +50,7 @@ def ranks(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None = None, 
         similarity: (Q, G) scores; -inf for candidates out of the running.
         truth: Right answers of each query; default: query i's is i.
         ties: `fair`, so that a model that scores everything alike gets the middle rank, not the first; `won`, `lost`:
-            the right answer comes first or last of those that score the same.
+            the right answer comes first or last of those that score the same (to float32 rounding).
 
     Raises:
         VtrError: A score is NaN, or a query has no right answer.
@@ -77,6 +77,11 @@ class _Places(NamedTuple):
     right: np.ndarray
 
 
+# Scores that differ by less, relative to the largest of the query, are the same but for the order of float32 sums: two copies
+# of a caption get them apart on one number of threads and alike on another, and a result would depend on it.
+_ALIKE = 32 * float(np.finfo(np.float32).eps)
+
+
 def _places(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None) -> _Places:
     scores = np.asarray(similarity)
     if scores.ndim != 2:
@@ -91,11 +96,14 @@ def _places(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None) -> _P
     for i, (row, right) in enumerate(zip(scores, truth)):
         if len(right) == 0:
             raise VtrError(f"query {i} has no right answer")
-        own = row[list(right)]
-        best = own.max()
-        out.better[i] = (row > best).sum()
-        out.right[i] = (own == best).sum()
-        out.wrong[i] = (row == best).sum() - out.right[i]
+        finite = np.abs(row[np.isfinite(row)])
+        near = _ALIKE * float(finite.max()) if len(finite) else 0.0
+        best = row[list(right)].max()
+        with np.errstate(invalid="ignore"):  # -inf against -inf
+            same = (row == best) | (np.abs(row - best) <= near)
+        out.better[i] = ((row > best) & ~same).sum()
+        out.right[i] = same[list(right)].sum()
+        out.wrong[i] = same.sum() - out.right[i]
     return out
 
 
@@ -128,7 +136,7 @@ def retrieval_metrics(
 
 
 def tied_queries(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None = None) -> int:
-    """Queries whose best right answer scores exactly as a wrong one."""
+    """Queries whose best right answer scores as a wrong one, but for rounding."""
     return int((_places(similarity, truth).wrong > 0).sum())
 
 
@@ -168,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         elif name.endswith("tied_queries"):
             print(
-                f"  {m} of {len(matrix)} queries score a wrong answer exactly as the right one. The first line is what random "
+                f"  {m} of {len(matrix)} queries score a wrong answer as the right one. The first line is what random "
                 'order among such gives; "ties won" puts the right answer first, as published figures often do.'
             )
     return 0

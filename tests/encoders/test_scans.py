@@ -74,7 +74,7 @@ def test_temporal_first_equals_spatial_first_of_a_video_with_time_and_place_exch
     tokens = torch.randn(1, 17, 32)
     order = temporal_first(4, 4, tokens.device)
     exchanged = torch.cat([tokens[:, :1], tokens[:, 1:].unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2)], 1)
-    assert torch.allclose(mixer(permuted(tokens, order.forth)), mixer(exchanged))
+    assert torch.allclose(mixer(mixer.in_proj(permuted(tokens, order.forth))), mixer(mixer.in_proj(exchanged)))
 
 
 def test_spatial_first_never_permutes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,13 @@ def test_a_right_answer_wins_or_loses_its_ties_when_asked() -> None:
     assert recalls(scores, [[1]], (1, 2)) == pytest.approx([100 / 3, 200 / 3])
 
 
+def test_scores_apart_by_rounding_alone_are_tied() -> None:
+    apart = np.array([[0.5, 0.5 + 6e-8, 0.1], [0.3, 0.2, 0.1], [0.0, 0.1, 0.9]], dtype=np.float32)
+    alike = np.array([[0.5, 0.5, 0.1], [0.3, 0.2, 0.1], [0.0, 0.1, 0.9]], dtype=np.float32)
+    assert ranks(apart).tolist() == ranks(alike).tolist() == [1.5, 2, 1]
+    assert ranks(np.array([[0.5, 0.5 + 1e-4], [0.0, 1.0]], dtype=np.float32)).tolist() == [2, 1]
+
+
 @pytest.mark.parametrize(
     ("transposed", "stated"), [(False, (48.0, 71.3, 81.4, 2.0, 13.65)), (True, (46.9, 74.9, 83.7, 2.0, 9.78))]
 )
