@@ -76,7 +76,7 @@ def run(settings: DoctorSettings) -> int:
     print("\nbackends of the kernel bimamba, in order of preference:")
     for row in report["bimamba"]:
         used = f"; used for {row['chosen_for']}" if row["chosen_for"] else ""
-        print(f"  {row['name']:<8}{'yes' if row['available'] else 'no':<5}{row['reason']}{used}")
+        print(f"  {row['name']:<11}{'yes' if row['available'] else 'no':<5}{row['reason']}{used}")
     for note in report["notes"]:
         print(f"note: {note}")
     return 0
