@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # threads of a pool would not live on in fo
 import faiss
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from tests.helpers import small_model, video_bytes
 from vtr.errors import VtrError
@@ -191,6 +193,8 @@ def _child(function: Callable[[], object]) -> int:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
+            # tqdm's own lock is a semaphore that forked processes share: one killed inside would stop all after it.
+            tqdm.set_lock(threading.RLock())
             function()
             code = 0
         finally:
