@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["Library", "VideoTextModel", "VtrError", "load"]
-
-# torch takes memory of 2 MiB and more in huge pages: a 64-frame clip's tensors are freed and mapped anew in every layer, and
-# the page faults cost a quarter of the time. torch reads this at its first allocation; a value set by the user stays.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 # The code folders (encoders/, kernels/, pretrain/, eval/, data_manifests/) are sub-packages of `vtr`. An installed
 # wheel has them inside the package folder; a checkout has them beside it, so there the repo root joins `__path__`.

@@ -23,6 +23,8 @@ from vtr.kernels.build import BuildError, library_path
 STATES = 16  # states per pass of the kernels; others are padded with zeros
 TASKS = 8  # work items that the backward is cut into at least; fixed, because dB and dC are summed in this grouping
 
+TURNS_FROM = 2**23  # elements of u in both directions; for fewer, the memory is no matter and the turns cost time
+
 _POINTERS = ctypes.c_void_p * 2
 
 
@@ -228,12 +230,14 @@ def forward(tensors: Sequence[Tensor], keep: bool = False) -> tuple[Tensor, Tens
         kept = parts["xz"].new_empty(kept_numel(tensors) if keep else 0)
         y = kept.new_empty(sizes.batch, sizes.length, width)
         saved = _split(kept, sizes) if keep else None
-        # What is kept needs both directions side by side; else they take turns in the same memory.
-        turns = [(0, 1)] if keep else [(0,), (1,)]
-        u, dt = ([kept.new_empty(tokens, width) for _ in turns[0]] * len(turns) for _ in range(2))
-        low = (
-            list(saved["low"].view(2, tokens, -1)) if saved else [kept.new_empty(tokens, sizes.rank + 2 * sizes.n)] * 2
-        )
+        # What is kept needs both directions side by side; else those of long sequences take turns in the same memory.
+        turns = [(0, 1)] if keep or 2 * tokens * width < TURNS_FROM else [(0,), (1,)]
+
+        def pair(columns: int) -> list[Tensor]:
+            return [kept.new_empty(tokens, columns) for _ in turns[0]] * len(turns)
+
+        u, dt = pair(width), pair(width)
+        low = list(saved["low"].view(2, tokens, -1)) if saved else pair(sizes.rank + 2 * sizes.n)
         for directions in turns:
             _project(state, ways, sizes, directions, u, dt, low, has_low=False)
             _scan(state, sizes, y, saved)

@@ -108,6 +108,16 @@ def test_two_runs_are_bitwise_equal(shape):
 
 
 @needs_c
+@pytest.mark.parametrize("shape", [{"length": 70, "width": 40}, {"batch": 1, "length": 5, "states": 20}], ids=str)
+def test_directions_that_take_turns_in_one_memory_give_the_same_bits(shape, monkeypatch):
+    values = arguments(**shape)
+    with use_backend("c"), torch.no_grad():
+        together = bimamba(*values)
+        monkeypatch.setattr(c, "TURNS_FROM", 0)
+        assert torch.equal(bimamba(*values), together)
+
+
+@needs_c
 @pytest.mark.parametrize("length", [1, 64, 150])
 def test_the_lean_mode_gives_the_same_gradients_bit_for_bit(length, monkeypatch):
     values = arguments(length=length, width=40)
