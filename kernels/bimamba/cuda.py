@@ -24,7 +24,7 @@ STATES = 16  # NS of scan.cu; fewer are padded with zeros
 SEGMENT = 32  # SEG of scan.cu
 BACK_CHANNELS = 64  # BACK_CHANNELS of scan.cu
 MAX_TAPS = 16  # the convolution keeps its window in registers
-KEEP, KEEP_STATES, ADJOINT = 1, 2, 4  # flags of scan.cu
+KEEP, ADJOINT = 1, 2  # flags of scan.cu
 
 UNIT = nvrtc.Unit(
     source=Path(__file__).with_name("scan.cu"),
@@ -54,7 +54,7 @@ class Job(ctypes.Structure):
     """job_t of scan.cu, passed to every kernel by value."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("B", "L", "E", "R", "chunk", "chunks", "direction", "directions")),
+        *((name, ctypes.c_int64) for name in ("B", "L", "E", "R", "chunk", "chunks", "direction")),
         *((name, ctypes.c_int64) for name in ("flags", "run")),
         *((name, ctypes.c_void_p) for name in ("xz", "u", "dt", "low")),
         *((name, _PAIR) for name in ("conv_w", "conv_b", "bias", "A_log", "D")),
@@ -253,22 +253,20 @@ class _Call:
         keep = 0
         if states is not None:
             self.point(states=states)
-            keep = KEEP_STATES
+            keep = KEEP
         if cut.one_direction:
-            job.chunk, job.chunks, job.directions = s.length, 1, 1
+            job.chunk, job.chunks, job.flags = s.length, 1, keep
             grid = (s.batch * -(-s.width // 64), 1)
             for direction in (0, 1):
                 job.direction = direction
-                job.flags = keep | (KEEP if keep else 0)
                 self.launch("scan_gated_1" if direction else "scan_plain_1", grid, job)
             return
-        job.chunk, job.chunks, job.direction, job.directions = cut.chunk, cut.chunks, 0, 2
+        job.chunk, job.chunks, job.direction = cut.chunk, cut.chunks, 0
         if cut.chunks > 1:
             self.edges(0)
         job.flags = keep
         grid = (s.batch * -(-s.width * cut.lanes // 64), 2 * cut.chunks)
         self.launch(f"scan_plain_{cut.lanes}", grid, job)
-        job.flags = KEEP if keep else 0
         self.launch("gate_sum", (-(-y.numel() // 256), 1), job)
 
     def edges(self, flags: int) -> None:
@@ -348,7 +346,7 @@ def backward(
         dlow = call.new(2, tokens, _low(s))
         call.point(gy=grad.detach().to(call.xz.dtype).contiguous(), du=du, ddt=ddt, dxz=dxz, dlow=dlow)
         call.point(states=saved["states"], ys=saved["ys"])
-        job.chunk, job.chunks, job.direction, job.directions = cut.back_chunk, cut.back_chunks, 0, 2
+        job.chunk, job.chunks, job.direction = cut.back_chunk, cut.back_chunks, 0
         parts = s.batch * cut.back_chunks
         call.point(
             part_bc=call.new(blocks, 2, tokens, 2 * STATES, dtype=f32),

@@ -1,9 +1,8 @@
 /* The CUDA kernels of bimamba: conv + SiLU and the selective scan, both directions, forward and backward.
  *
  * Compiled once per storage type and number of taps, -DTAPS=K. Tensors are channels-last, so a warp reads neighbouring
- * channels of one token whatever the
- * length, and the reversed direction only walks the tokens from the end. States, decays and sums are float32.
- * The same text runs on CPU threads through tests/kernels/cuda_shim.cpp (-DSHIM).
+ * channels of one token whatever the length, and the reversed direction only walks the tokens from the end. States,
+ * decays and sums are float32. The same text runs on the CPU through tests/kernels/cuda_shim.cpp (-DSHIM).
  * Shapes: B batch, L tokens, E channels, 16 states, K taps, R rank of delta. "Seen order" numbers the tokens in the order
  * in which a direction meets them.
  */
@@ -42,7 +41,7 @@ DEVICE float rate(float a_log) {
 struct job_t {
     i64 B, L, E, R;             /* R: columns of low before those of B and C */
     i64 chunk, chunks;          /* tokens of a chunk of the sequence (a multiple of SEG), and how many there are */
-    i64 direction, directions;  /* the first direction of this launch, and how many */
+    i64 direction;              /* the first of this launch; the grid says how many */
     i64 flags;                  /* of the kernel */
     i64 run;                    /* tokens of one thread of the convolution */
     const store_t *xz;          /* (B, L, 2E): u | z */
@@ -62,7 +61,7 @@ struct job_t {
     float *dconv;               /* (2, B * runs, K + 1, E): weights, then bias */
     float *out_conv_w[2], *out_conv_b[2], *out_bias[2], *out_A_log[2], *out_D[2]; /* (E, K), (E), (E), (E, 16), (E) */
 };
-enum { KEEP = 1, STATES = 2, ADJOINT = 4 }; /* flags: of the gating pass, of the scan, of scan_edges */
+enum { KEEP = 1, ADJOINT = 2 }; /* flags: states and ys are kept for the backward; scan_edges walks from the end */
 
 /* ---- conv + SiLU: both directions in one pass, since x[p .. p+K-1] is what the forward direction needs for token p+K-1
  * and the reversed one for token p. grid: x = batch rows x runs, y = channels / 64 V ---- */
@@ -246,10 +245,10 @@ template <int N> DEVICE void fold(float *v, bool upper, int mask) {
 
 enum { PLAIN, GATED, ENDS, ENDS_ADJOINT };
 /* SPLIT lanes share a channel: each holds 16 / SPLIT of its states, and of every TILE tokens it loads, activates and writes
- * TILE / SPLIT. PLAIN writes the part of its direction, ys for the
- * forward one and y for the other; GATED adds ys, gates and writes y. ENDS has no output: only the state at the end of the
- * chunk, from zero at its start, and the sum of delta; ENDS_ADJOINT likewise for the gradient's recurrence, from the
- * chunk's end. Offsets within a tile are 32-bit, those of its first token 64-bit. */
+ * TILE / SPLIT. PLAIN writes the part of its direction, ys for the forward one and y for the other; GATED adds ys, gates
+ * and writes y. ENDS has no output: only the state at the end of the chunk, from zero at its start, and the sum of delta;
+ * ENDS_ADJOINT likewise for the gradient's recurrence, from the chunk's end. Offsets within a tile are 32-bit, those of
+ * its first token 64-bit. */
 template <int SPLIT, int KIND> DEVICE void scan_forward(const job_t &j) {
     constexpr bool ends = KIND >= ENDS, adjoint = KIND == ENDS_ADJOINT, gated = KIND == GATED;
     constexpr int MINE = NS / SPLIT, OWN = TILE / SPLIT, CHANNELS = SCAN_THREADS / SPLIT, WIDE = 2 * NS, ROWS = TILE * WIDE / SCAN_THREADS;
@@ -257,12 +256,12 @@ template <int SPLIT, int KIND> DEVICE void scan_forward(const job_t &j) {
     const place_t s = place(j, CHANNELS);
     const int part = threadIdx.x % SPLIT, column = threadIdx.x % WIDE, row0 = threadIdx.x / WIDE;
     const i64 e = s.e0 + threadIdx.x / SPLIT, L = j.L, E = j.E;
-    const bool live = e < E, keep = gated && (j.flags & KEEP), states = !ends && (j.flags & STATES);
+    const bool live = e < E, keep = gated && (j.flags & KEEP), states = !ends && (j.flags & KEEP);
     const i64 ec = live ? e : E - 1, both = ((i64)s.dir * j.B + s.b) * L;
     const i64 first = s.c * j.chunk, last = least(first + j.chunk, L);
     const int count = (int)(last - first);
     const bool reversed = (s.dir != 0) != adjoint;
-    const i64 start = reversed ? L - 1 - (adjoint ? L - last : first) : (adjoint ? L - last : first); /* token */
+    const i64 seen0 = adjoint ? L - last : first, start = reversed ? L - 1 - seen0 : seen0; /* the walk's first token */
     const int step = (int)(reversed ? -E : E), row_step = (int)(reversed ? -(j.R + WIDE) : j.R + WIDE);
     float A[MINE], h[MINE];
 #pragma unroll

@@ -230,22 +230,21 @@ int main() {
     j.dbias = filled<float>(2 * B * chunks * E, 1); j.dconv = filled<float>(2 * B * runs * (TAPS + 1) * E, 1);
     shim_launch(conv_forward_4, 64, B * runs, 1, &j);
     shim_launch(conv_forward_1, 64, B * runs, 2, &j);
-    j.chunk = chunk; j.chunks = chunks; j.directions = 2;
+    j.chunk = chunk; j.chunks = chunks;
     for (long flags : {0L, (long)ADJOINT}) {
         j.flags = flags;
         shim_launch(flags ? scan_adjoint_4 : scan_ends_4, 64, B * 5, 2 * chunks, &j);
         shim_launch(scan_edges, 64, 2, 2 * B * 16, &j);
         if (flags) shim_launch(scan_backward, 128, B * 2, 2 * chunks, &j);
         else {
-            j.flags = STATES;
+            j.flags = KEEP;
             shim_launch(scan_plain_4, 64, B * 5, 2 * chunks, &j);
             shim_launch(scan_plain_2, 64, B * 3, 2 * chunks, &j);
             shim_launch(scan_plain_1, 64, B * 2, 2 * chunks, &j);
-            j.flags = KEEP;
             shim_launch(gate_sum, 256, (B * L * E + 255) / 256, 1, &j);
         }
     }
-    j.chunk = L; j.chunks = 1; j.direction = 1; j.directions = 1; j.flags = KEEP | STATES;
+    j.chunk = L; j.chunks = 1; j.direction = 1; j.flags = KEEP;
     shim_launch(scan_gated_1, 64, B * 2, 1, &j);
     shim_launch(sum_bc, 256, (both * 32 + 255) / 256, 1, &j);
     shim_launch(conv_backward_4, 64, B * runs, 1, &j);
