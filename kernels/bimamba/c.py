@@ -1,4 +1,4 @@
-"""bimamba on the CPU through scan.c: projections by torch, conv and scan by the compiled kernels.
+"""bimamba on the CPU through scan.c.
 
 Shapes: B batch, L tokens, E inner width, N state, R rank of delta, K conv taps.
 """
@@ -8,22 +8,21 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.kernels.bimamba.sizes import Sizes
 from vtr.kernels.build import BuildError, library_path
 
 STATES = 16  # states per pass of the kernels; others are padded with zeros
-TASKS = 8  # work items that the backward is cut into at least; fixed, because dB and dC are summed in this grouping
-
-TURNS_FROM = 2**23  # elements of u in both directions; for fewer, the memory is no matter and the turns cost time
+# What the backward's sums are cut into, fixed so that no result depends on the threads: sums over tokens into parts of
+# the batch, sums over channels into groups, which small batches need to keep every thread busy.
+PARTS, TASKS = 32, 8
 
 _POINTERS = ctypes.c_void_p * 2
 
@@ -32,14 +31,20 @@ class _Job(ctypes.Structure):
     """job_t of scan.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("B", "L", "E", "N", "K", "row", "groups")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("B", "L", "E", "K", "R", "N", "states", "row", "groups", "parts", "threads")
+        ),
         ("xz", ctypes.c_void_p),
-        *((name, _POINTERS) for name in ("conv_w", "conv_b", "u", "dt", "Bm", "Cm", "A", "D", "bias")),
+        *((name, _POINTERS) for name in ("conv_w", "conv_b", "x_proj", "dt_proj", "bias", "A", "D", "packed", "low")),
         *((name, ctypes.c_void_p) for name in ("y", "ys")),
-        ("states", _POINTERS),
+        ("ends", _POINTERS),
         *((name, ctypes.c_void_p) for name in ("gy", "dxz")),
-        *((name, _POINTERS) for name in ("du", "ddt", "dbc", "dA", "dD", "dbias", "dconv_w", "dconv_b")),
-        *((name, ctypes.c_int64) for name in ("first", "last", "next")),
+        *(
+            (name, _POINTERS)
+            for name in ("du", "dlow", "dx_proj", "ddt_proj", "dA", "dD", "dbias", "dconv_w", "dconv_b")
+        ),
+        *((name, ctypes.c_int64) for name in ("next", "failed")),
     ]
 
 
@@ -48,6 +53,24 @@ _library: tuple[ctypes.CDLL, str] | None = None
 _failure: str | None = None
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
+
+
+def _openmp() -> Callable[..., None] | None:
+    """GNU OpenMP's entry for a parallel region, where torch has it loaded; None elsewhere.
+
+    Its threads are those of torch's own operators, so they are awake between two of them; threads of a pool of ours would
+    have to share the cores with them while they wait by spinning.
+    """
+    try:
+        entry = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+    entry.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    entry.restype = None
+    return entry
+
+
+_team = _openmp() if "OpenMP" in torch.__config__.parallel_info() else None
 
 
 def library() -> tuple[ctypes.CDLL, str]:
@@ -71,9 +94,9 @@ def library() -> tuple[ctypes.CDLL, str]:
 
 
 def _after_fork() -> None:
-    # the threads of a pool don't survive a fork, and a lock may have been held: start anew in the child
-    global _pool, _pool_size, _lock
-    _pool, _pool_size, _lock = None, 0, threading.Lock()
+    # threads don't survive a fork, and a lock may have been held: start anew in the child, without OpenMP, which can't
+    global _pool, _pool_size, _lock, _team
+    _pool, _pool_size, _lock, _team = None, 0, threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):
@@ -92,15 +115,20 @@ def _helpers(count: int) -> ThreadPoolExecutor:
 def _run(name: str, job: _Job, tasks: int) -> None:
     """Runs one kernel on as many threads as torch uses, the calling one among them."""
     function = getattr(library()[0], name)
-    job.next = 0
-    extra = min(torch.get_num_threads(), tasks) - 1
-    pending = []
-    if extra > 0:
-        pool = _helpers(extra)
-        pending = [pool.submit(function, ctypes.byref(job)) for _ in range(extra)]
-    codes = [function(ctypes.byref(job))]
-    codes += [f.result() for f in pending if not f.cancel()]
-    if any(codes):
+    job.next = job.failed = 0
+    threads = min(job.threads, tasks)
+    if threads == 1:
+        function(ctypes.byref(job))
+    elif _team is not None:
+        # the whole team: one of another size would make OpenMP end threads and start them again
+        _team(function, ctypes.byref(job), int(job.threads), 0)
+    else:
+        pending = [_helpers(threads - 1).submit(function, ctypes.byref(job)) for _ in range(threads - 1)]
+        function(ctypes.byref(job))
+        for helper in pending:
+            if not helper.cancel():
+                helper.result()
+    if job.failed:
         raise MemoryError(f"{name}: no memory for its scratch space")
 
 
@@ -111,10 +139,12 @@ class _State:
     job: _Job
     keep: list[Any] = field(default_factory=list)
 
-    def point(self, name: str, *tensors: Tensor, offset: Sequence[int] = (0, 0)) -> None:
-        self.keep.extend(tensors)
-        where = [t.data_ptr() + 4 * o for t, o in zip(tensors, offset)]
-        setattr(self.job, name, where[0] if len(where) == 1 else _POINTERS(*where))
+    def point(self, **tensors: Tensor | Sequence[Tensor]) -> None:
+        """One tensor, or one of each direction, by the names of job_t."""
+        for name, value in tensors.items():
+            self.keep.append(value)
+            one = isinstance(value, Tensor)
+            setattr(self.job, name, value.data_ptr() if one else _POINTERS(*(t.data_ptr() for t in value)))
 
 
 def _f32(t: Tensor) -> Tensor:
@@ -130,19 +160,30 @@ class _Sizes(Sizes):
 
     @property
     def padded(self) -> int:
+        """States, a multiple of STATES."""
         return -(-self.n // STATES) * STATES
+
+    @property
+    def blocks(self) -> int:
+        """Vectors of channels."""
+        return -(-self.width // library()[0].bimamba_lanes())
+
+    @property
+    def row(self) -> int:
+        """Floats of a row of low: B | C | delta."""
+        lanes = library()[0].bimamba_lanes()
+        return 2 * self.padded + -(-self.rank // lanes) * lanes
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a sequence."""
+        return -(-self.length // library()[0].bimamba_tile())
 
     def kept(self) -> dict[str, int]:
         """Floats of each thing that the forward may keep for the backward, in their order in one flat tensor."""
-        lanes, tile = library()[0].bimamba_lanes(), library()[0].bimamba_tile()
-        blocks, ends = -(-self.width // lanes), -(-self.length // tile) - 1
-        tokens = self.batch * self.length
-        return {
-            "low": 2 * tokens * (self.rank + 2 * self.n),
-            "ys": tokens * self.width,
-            "states_forward": self.batch * blocks * ends * self.padded * lanes,
-            "states_reverse": self.batch * blocks * ends * self.padded * lanes,
-        }
+        tokens, lanes = self.batch * self.length, library()[0].bimamba_lanes()
+        ends = self.batch * self.blocks * (self.tiles - 1) * self.padded * lanes
+        return {"low": 2 * tokens * self.row, "ys": tokens * self.width, "ends_forward": ends, "ends_reverse": ends}
 
 
 def kept_numel(tensors: Sequence[Tensor]) -> int:
@@ -150,67 +191,41 @@ def kept_numel(tensors: Sequence[Tensor]) -> int:
     return sum(_aligned(count) for count in _Sizes.of(tensors).kept().values())
 
 
-def _split(kept: Tensor, sizes: _Sizes) -> dict[str, Tensor]:
+def _split(kept: Tensor, sizes: _Sizes) -> dict[str, Any]:
+    """Views of it by their names in job_t."""
     parts, start = {}, 0
     for name, count in sizes.kept().items():
         parts[name] = kept[start : start + count]
         start += _aligned(count)
-    return parts
+    return {
+        "low": list(parts["low"].view(2, -1)),
+        "ys": parts["ys"],
+        "ends": [parts["ends_forward"], parts["ends_reverse"]],
+    }
 
 
 def _start(tensors: Sequence[Tensor], sizes: _Sizes) -> tuple[_State, dict[str, Any]]:
     """A job with all that is not computed: its arguments and their transposes."""
     xz = _f32(tensors[0])
     ways = [[_f32(t) for t in tensors[1 + 7 * i : 8 + 7 * i]] for i in (0, 1)]
-    n, padded = sizes.n, sizes.padded
-    state = _State(job=_Job(B=sizes.batch, L=sizes.length, E=sizes.width, N=padded, K=sizes.taps))
-    a = [F.pad(-torch.exp(w[5]), (0, padded - n)).t().contiguous() for w in ways]
-    state.point("xz", xz)
-    state.point("conv_w", *(w[0].t().contiguous() for w in ways))
-    state.point("conv_b", *(w[1] for w in ways))
-    state.point("A", *a)
-    state.point("D", *(w[6] for w in ways))
-    state.point("bias", *(w[4] for w in ways))
+    a = [torch.exp(w[5]).neg_() for w in ways]
+    job = _Job(B=sizes.batch, L=sizes.length, E=sizes.width, K=sizes.taps, R=sizes.rank, N=sizes.n)
+    job.states, job.row, job.threads = sizes.padded, sizes.row, torch.get_num_threads()
+    state = _State(job=job)
+    state.point(xz=xz, A=a, conv_w=[w[0].t().contiguous() for w in ways], conv_b=[w[1] for w in ways])
+    state.point(x_proj=[w[2] for w in ways], dt_proj=[w[3] for w in ways])
+    state.point(bias=[w[4] for w in ways], D=[w[6] for w in ways])
     return state, {"xz": xz, "ways": ways, "a": a}
 
 
-def _project(
-    state: _State,
-    ways: Sequence[Sequence[Tensor]],
-    sizes: _Sizes,
-    directions: Sequence[int],
-    u: Sequence[Tensor],
-    dt: Sequence[Tensor],
-    low: Sequence[Tensor],
-    has_low: bool,
-) -> None:
-    """Conv and projections of some directions, into u, dt (B L, E) and, unless it is there, low (B L, R + 2N) of each."""
-    rank, n, padded, job = sizes.rank, sizes.n, sizes.padded, state.job
-    job.first, job.last = directions[0], directions[-1] + 1
-    state.point("u", *u)
-    state.point("dt", *dt)
-    _run("bimamba_conv_forward", job, sizes.batch * -(-sizes.width // 16))
-    for d in directions:
-        # products of plain matrices: F.linear copies a strided input of three dimensions first
-        if not has_low:
-            torch.mm(u[d], ways[d][2].t(), out=low[d])
-        torch.mm(low[d][:, :rank], ways[d][3].t(), out=dt[d])
-    if padded == n:
-        job.row = rank + 2 * n
-        state.point("Bm", *low, offset=(rank, rank))
-        state.point("Cm", *low, offset=(rank + n, rank + n))
-    else:
-        job.row = padded
-        state.point("Bm", *(F.pad(x[:, rank : rank + n], (0, padded - n)).contiguous() for x in low))
-        state.point("Cm", *(F.pad(x[:, rank + n :], (0, padded - n)).contiguous() for x in low))
-
-
-def _scan(state: _State, sizes: _Sizes, y: Tensor, kept: dict[str, Tensor] | None) -> None:
-    state.point("y", y)
-    if kept is not None:
-        state.point("ys", kept["ys"])
-        state.point("states", kept["states_forward"], kept["states_reverse"])
-    _run("bimamba_scan_forward", state.job, sizes.batch * -(-sizes.width // 16))
+def _forward(state: _State, sizes: _Sizes, y: Tensor, low: Sequence[Tensor], saved: dict[str, Any] | None) -> None:
+    """Writes y (B, L, E), low (B, L, row) of both directions and, where `saved` is given, what it is for."""
+    rows = sizes.blocks * library()[0].bimamba_lanes()
+    state.point(**(saved or {}))
+    state.point(y=y, low=low, packed=[y.new_empty(rows, sizes.row) for _ in low])
+    _run("bimamba_pack", state.job, 2 * sizes.blocks)
+    _run("bimamba_project", state.job, 2 * sizes.batch * sizes.tiles)
+    _run("bimamba_scan_forward", state.job, sizes.batch * sizes.blocks)
 
 
 def forward(tensors: Sequence[Tensor], keep: bool = False) -> tuple[Tensor, Tensor]:
@@ -226,21 +241,11 @@ def forward(tensors: Sequence[Tensor], keep: bool = False) -> tuple[Tensor, Tens
     with torch.autocast("cpu", enabled=False), torch.no_grad():
         sizes = _Sizes.of(tensors)
         state, parts = _start(tensors, sizes)
-        ways, tokens, width = parts["ways"], sizes.batch * sizes.length, sizes.width
         kept = parts["xz"].new_empty(kept_numel(tensors) if keep else 0)
-        y = kept.new_empty(sizes.batch, sizes.length, width)
+        y = kept.new_empty(sizes.batch, sizes.length, sizes.width)
         saved = _split(kept, sizes) if keep else None
-        # What is kept needs both directions side by side; else those of long sequences take turns in the same memory.
-        turns = [(0, 1)] if keep or 2 * tokens * width < TURNS_FROM else [(0,), (1,)]
-
-        def pair(columns: int) -> list[Tensor]:
-            return [kept.new_empty(tokens, columns) for _ in turns[0]] * len(turns)
-
-        u, dt = pair(width), pair(width)
-        low = list(saved["low"].view(2, tokens, -1)) if saved else pair(sizes.rank + 2 * sizes.n)
-        for directions in turns:
-            _project(state, ways, sizes, directions, u, dt, low, has_low=False)
-            _scan(state, sizes, y, saved)
+        low = saved["low"] if saved else list(kept.new_empty(2, sizes.batch * sizes.length * sizes.row))
+        _forward(state, sizes, y, low, saved)
         return y.to(tensors[0].dtype), kept
 
 
@@ -254,57 +259,42 @@ def backward(grad: Tensor, kept: Tensor, tensors: Sequence[Tensor]) -> tuple[Ten
     """
     with torch.autocast("cpu", enabled=False), torch.no_grad():
         sizes = _Sizes.of(tensors)
+        state, parts = _start(tensors, sizes)
+        job, xz, n, padded, rank = state.job, parts["xz"], sizes.n, sizes.padded, sizes.rank
+        batch, length, width = sizes.batch, sizes.length, sizes.width
         lean = kept.numel() == 0
         if lean:
-            kept = kept.new_empty(kept_numel(tensors), dtype=torch.float32)
+            kept = xz.new_empty(kept_numel(tensors))
         saved = _split(kept, sizes)
-        state, parts = _start(tensors, sizes)
-        job, xz, ways = state.job, parts["xz"], parts["ways"]
-        rank, n, batch, length, width = sizes.rank, sizes.n, sizes.batch, sizes.length, sizes.width
-        u, dt = ([kept.new_empty(batch * length, width) for _ in ways] for _ in range(2))
-        low = list(saved["low"].view(2, batch * length, -1))
-        _project(state, ways, sizes, (0, 1), u, dt, low, has_low=not lean)
         if lean:
-            _scan(state, sizes, kept.new_empty(batch, length, width), saved)
-        state.point("ys", saved["ys"])
-        state.point("states", saved["states_forward"], saved["states_reverse"])
+            _forward(state, sizes, xz.new_empty(batch, length, width), saved["low"], saved)
+        state.point(**saved)
 
         def pair(*shape: int) -> list[Tensor]:
-            return [xz.new_empty(*shape) for _ in ways]
+            return [xz.new_empty(*shape) for _ in (0, 1)]
 
-        job.groups = max(1, min(-(-width // 16), -(-TASKS // max(batch, 1))))
+        job.parts = min(batch, PARTS)
+        job.groups = min(sizes.blocks, -(-TASKS // job.parts))
         dxz = torch.empty_like(xz)
-        out = {
-            "du": pair(batch, length, width),
-            "ddt": pair(batch, length, width),
-            "dbc": pair(job.groups, batch, length, 2, sizes.padded),
-            "dA": pair(batch, sizes.padded, width),
-            "dD": pair(batch, width),
-            "dbias": pair(batch, width),
-            "dconv_w": pair(batch, sizes.taps, width),
-            "dconv_b": pair(batch, width),
+        du, dlow = pair(batch, length, width), pair(job.groups, batch, length, sizes.row)
+        sums = {
+            "dconv_w": pair(job.parts, sizes.taps, width),
+            "dconv_b": pair(job.parts, width),
+            "dx_proj": pair(job.parts, sizes.row, width),
+            "ddt_proj": pair(job.parts, rank, width),
+            "dbias": pair(job.parts, width),
+            "dA": pair(job.parts, padded, width),
+            "dD": pair(job.parts, width),
         }
-        for name, tensors_of in out.items():
-            state.point(name, *tensors_of)
-        state.point("gy", _f32(grad))
-        state.point("dxz", dxz)
-        _run("bimamba_scan_backward", job, batch * job.groups)
-        grads = []
-        for i, (_, _, x_proj, dt_proj, *_) in enumerate(ways):
-            ddt = out["ddt"][i].view(-1, width)
-            dlow = xz.new_empty(batch * length, rank + 2 * n)
-            # this way round: a product that ends up narrow is several times slower
-            dlow[:, :rank].copy_(torch.mm(dt_proj.t(), ddt.t()).t())
-            bc = out["dbc"][i].view(job.groups, -1, 2, sizes.padded)
-            bc = bc[0] if job.groups == 1 else bc.sum(0)
-            dlow[:, rank:].view(-1, 2, n).copy_(bc[..., :n])
-            out["du"][i].view(-1, width).addmm_(dlow, x_proj)
-            da_log = (out["dA"][i].sum(0) * parts["a"][i]).t()[:, :n].contiguous()
-            d_x_proj = dlow.t() @ u[i]
-            d_dt_proj = (low[i][:, :rank].t() @ ddt).t().contiguous()
-            grads.append([d_x_proj, d_dt_proj, out["dbias"][i].sum(0), da_log, out["dD"][i].sum(0)])
-        _run("bimamba_conv_backward", job, batch * -(-width // 16))
+        state.point(gy=_f32(grad), dxz=dxz, du=du, dlow=dlow, **sums)
+        _run("bimamba_scan_backward", job, job.parts * job.groups)
+        if job.groups > 1:
+            state.point(dlow=[x.sum(0) for x in dlow])
+        _run("bimamba_conv_backward", job, job.parts * sizes.blocks)
         result = [dxz]
-        for i in (0, 1):
-            result += [out["dconv_w"][i].sum(0).t().contiguous(), out["dconv_b"][i].sum(0), *grads[i]]
+        for i, a in enumerate(parts["a"]):
+            g = {name: tensors[i][0] if job.parts == 1 else tensors[i].sum(0) for name, tensors in sums.items()}
+            b, c, delta = g["dx_proj"].split([padded, padded, sizes.row - 2 * padded])
+            result += [g["dconv_w"].t().contiguous(), g["dconv_b"], torch.cat([delta[:rank], b[:n], c[:n]])]
+            result += [g["ddt_proj"].t().contiguous(), g["dbias"], g["dA"][:n].t().mul(a).contiguous(), g["dD"]]
         return tuple(g.to(t.dtype) for g, t in zip(result, tensors))

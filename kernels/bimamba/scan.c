@@ -1,10 +1,12 @@
-/* The CPU kernels of bimamba: conv + SiLU and the selective scan, both directions, forward and backward.
+/* The CPU kernels of bimamba, forward and backward: conv + SiLU, the projections x_proj and dt_proj, the selective scan,
+ * the gate.
  *
  * Plain C without any runtime: raw float32 pointers in one struct, called through ctypes. Everything is channels-last;
- * one vector holds VW neighbouring channels, one call of a block walks the whole sequence of one batch row. The
- * reversed direction walks the same memory by index. Work items are taken from an atomic counter, each writes memory
- * of its own, so results do not depend on how many threads take part.
- * States are handled sixteen at a time (the caller pads with zeros); shapes: B batch, L tokens, E channels, K taps.
+ * one vector holds VW neighbouring channels, the reversed direction walks the same memory by index. What is cheap is
+ * computed again wherever it is needed (the conv, delta): a tile of tokens by a set of channel blocks stays in the cache,
+ * and of all intermediates only `low` ever goes to memory, in the backward also the gradient of u. Work items are taken
+ * from an atomic counter, each writes memory of its own, so results do not depend on how many threads take part.
+ * States are handled sixteen at a time (padded with zeros); shapes: B batch, L tokens, E channels, K taps, R rank of delta.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -23,7 +25,7 @@
 #endif
 #define NS 16 /* states per pass */
 #define LOG2E 1.44269504088896f
-/* q of exp2_neg: a least-maximum fit of (2^f - 1) / f in relative error */
+/* q of exp2_of: a least-maximum fit of (2^f - 1) / f in relative error */
 #define P1 6.9314697760e-01f
 #define P2 2.4022242083e-01f
 #define P3 5.5507337448e-02f
@@ -36,25 +38,30 @@ typedef int32_t vi __attribute__((vector_size(VW * 4)));
 #define NOINLINE static __attribute__((noinline))
 
 typedef struct {
-    int64_t B, L, E, N, K, row, groups;        /* N: states, a multiple of 16; row: floats between tokens in Bm, Cm */
+    int64_t B, L, E, K, R, N, states;          /* N: states of the model; states: N, a multiple of 16 */
+    int64_t row;                               /* floats of a row of low: B (states) | C (states) | delta (R, padded) */
+    int64_t groups, parts;                     /* of channel blocks, of batch rows: what the backward's sums are cut into */
+    int64_t threads;                           /* how many take part */
     const float *xz;                           /* (B, L, 2E): u | z */
     const float *conv_w[2], *conv_b[2];        /* (K, E), (E) */
-    float *u[2];                               /* (B, L, E) after conv and SiLU */
-    const float *dt[2];                        /* (B, L, E) before bias and softplus */
-    const float *Bm[2], *Cm[2];                /* first element of the first token's row */
-    const float *A[2];                         /* (N, E), negative */
-    const float *D[2], *bias[2];               /* (E) */
+    const float *x_proj[2];                    /* (R + 2N, E), rows delta | B | C */
+    const float *dt_proj[2], *bias[2];         /* (E, R), (E) */
+    const float *A[2], *D[2];                  /* (E, N), negative; (E) */
+    float *packed[2];                          /* (blocks * VW, row): x_proj transposed, its columns in the order of low */
+    float *low[2];                             /* (B, L, row) */
     float *y, *ys;                             /* (B, L, E); ys: before the gate, may be NULL in the forward */
-    float *states[2];                          /* what checkpoint() says; may be NULL in the forward */
+    float *ends[2];                            /* what checkpoint() says; may be NULL in the forward */
     const float *gy;                           /* (B, L, E) */
     float *dxz;                                /* (B, L, 2E) */
-    float *du[2], *ddt[2];                     /* (B, L, E) */
-    float *dbc[2];                             /* (groups, B, L, 2, N) */
-    float *dA[2];                              /* (B, N, E) */
-    float *dD[2], *dbias[2];                   /* (B, E) */
-    float *dconv_w[2], *dconv_b[2];            /* (B, K, E), (B, E) */
-    int64_t first, last;                       /* directions first .. last - 1, of conv forward and scan forward */
+    float *du[2];                              /* (B, L, E), without what comes through x_proj */
+    float *dlow[2];                            /* (groups, B, L, row); the conv's backward wants their sum in the first */
+    float *dx_proj[2];                         /* (parts, row, E), rows in the order of low */
+    float *ddt_proj[2];                        /* (parts, R, E) */
+    float *dA[2];                              /* (parts, states, E) */
+    float *dD[2], *dbias[2];                   /* (parts, E) */
+    float *dconv_w[2], *dconv_b[2];            /* (parts, K, E), (parts, E) */
     int64_t next;                              /* the work counter */
+    int64_t failed;                            /* set where a thread had no memory for its scratch space */
 } job_t;
 
 int64_t bimamba_job_size(void) { return (int64_t)sizeof(job_t); }
@@ -73,8 +80,8 @@ INLINE void store(float *p, vf v, int w) {
 INLINE vf pick(vi m, vf a, vf b) { return (vf)((m & (vi)a) | (~m & (vi)b)); }
 INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
-/* 2^x for x <= 0. 2^f = 1 + f q(f) on [-1/2, 1/2], relative error 9e-8; exact at f = 0, so a slow decay stays slow. */
-INLINE vf exp2_neg(vf x) {
+/* 2^x for x < 127. 2^f = 1 + f q(f) on [-1/2, 1/2], relative error 9e-8; exact at f = 0, so a slow decay stays slow. */
+INLINE vf exp2_of(vf x) {
 #if VW == 16
     vf r = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     vf f = x - r;
@@ -102,16 +109,22 @@ INLINE vf exp2_neg(vf x) {
 #endif
 }
 
-/* sigmoid(x) without overflow on either side. */
+/* 1 / (1 + 2^(-x log2(e))): 2^126 is as good as infinity here, and 1 + 2^-126 is 1. */
 INLINE vf sigmoid(vf x) {
-    vf e = exp2_neg(absolute(x) * splat(-LOG2E));
-    vf q = splat(1.f) / (splat(1.f) + e);
-    return pick(x < splat(0.f), e * q, q);
+    vf t = x * splat(-LOG2E);
+#if VW == 16
+    t = (vf)_mm512_min_ps(_mm512_set1_ps(126.f), (__m512)t); /* this order of operands keeps NaN */
+#elif VW == 8
+    t = (vf)_mm256_min_ps(_mm256_set1_ps(126.f), (__m256)t);
+#else
+    t = pick(t > splat(126.f), splat(126.f), t);
+#endif
+    return splat(1.f) / (splat(1.f) + exp2_of(t));
 }
 /* softplus(x) = max(x, 0) + log1p(exp(-|x|)), log1p(e) = 2 artanh(e / (2 + e)): relative accuracy also for small
  * results (ln(1 + e) on the rounded sum loses them, and dt starts at 1e-3). Also gives its derivative, sigmoid(x). */
 INLINE vf softplus(vf x, vf *slope) {
-    vf e = exp2_neg(absolute(x) * splat(-LOG2E));
+    vf e = exp2_of(absolute(x) * splat(-LOG2E));
     vf s = e / (splat(2.f) + e), t = s * s;
     vf p = splat(1.f / 13);
     p = p * t + splat(1.f / 11);
@@ -200,34 +213,125 @@ static vf *scratch(int64_t vectors) {
     void *p = NULL;
     return posix_memalign(&p, 64, (size_t)vectors * sizeof(vf)) ? NULL : p;
 }
+INLINE void fail(job_t *j) { __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED); }
 INLINE int64_t take(job_t *j) { return __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED); }
 INLINE int64_t blocks(const job_t *j) { return (j->E + VW - 1) / VW; }
 INLINE int width_of(const job_t *j, int64_t e) { return j->E - e < VW ? (int)(j->E - e) : VW; }
 
-/* A for exp2, with -inf (A_log beyond 88) as a number whose exp2 is 0 instead of NaN. */
-INLINE vf rate(const float *A, int n) {
-    vf v = load(A, n) * splat(LOG2E);
-    return pick(v < splat(-1e30f), splat(-1e30f), v);
-}
-
-/* The sequence is walked in tiles of TILE tokens by up to SIDE neighbouring channel blocks: what is per token (softplus,
- * gate) is done for a whole tile first, which leaves the loops over states short of long dependences, and a row of the
- * tensors is touched as neighbouring cache lines. */
+/* The sequence is walked in tiles of TILE tokens by a set of up to SIDE neighbouring channel blocks. Arrays of a tile and a
+ * set are rows of tokens, SIDE vectors each. */
 #define TILE 64
 #define SIDE 4
 int64_t bimamba_tile(void) { return TILE; }
 int64_t bimamba_lanes(void) { return VW; }
 
+/* Rows of the large tensors are pages apart, which no hardware prefetcher follows: AHEAD tokens before their use. */
+#define AHEAD 16
+#define PREFETCH(p) __builtin_prefetch(p)
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t tiles(const job_t *j) { return (j->L + TILE - 1) / TILE; }
-/* Channel blocks of one work item: many are kinder to the TLB, few give every thread some. */
-INLINE int64_t side_of(const job_t *j) {
-    int64_t n = j->B * blocks(j);
-    return n >= 64 ? SIDE : n >= 16 ? 2 : 1;
+INLINE int tile_count(const job_t *j, int64_t t0) { return (int)least(TILE, j->L - t0); }
+/* Tokens are numbered in the order in which a direction sees them. */
+INLINE int64_t token(const job_t *j, int rev, int64_t t) { return rev ? j->L - 1 - t : t; }
+
+typedef struct {
+    int64_t k0; /* the first channel block */
+    int n;      /* blocks, at most SIDE */
+} set_t;
+/* `blocks` from `first` on in sets of one size, or one less. */
+INLINE int64_t sets_of(int64_t count, int64_t side) { return (count + side - 1) / side; }
+INLINE set_t set_at(int64_t first, int64_t count, int64_t sets, int64_t i) {
+    int64_t k0 = i * count / sets, k1 = (i + 1) * count / sets;
+    return (set_t){first + k0, (int)(k1 - k0)};
 }
+/* Sets of a batch row where each is a work item: wide ones share loads, narrow ones keep every thread busy to the end. No
+ * result depends on it. */
+INLINE int64_t sets_for(const job_t *j, int64_t rows) {
+    int64_t best = 0, least_time = 0;
+    for (int64_t side = SIDE; side > 0; side--) {
+        const int64_t sets = sets_of(blocks(j), side), time = (rows * sets + j->threads - 1) / j->threads * (10 * side + 3);
+        if (best && time >= least_time) continue;
+        best = sets;
+        least_time = time;
+    }
+    return best;
+}
+
+/* ---- products of a tile: c (+)= a b in registers, MR rows by NV vectors at a time ---- */
+
+typedef struct {
+    int M, K, V; /* rows, depth, vectors of a row of b and c */
+    const float *a, *b;
+    float *c;
+    int64_t am, ak, bk, cm; /* floats from one row or step in depth to the next */
+    int add;
+} product_t;
+INLINE void product_block(const product_t *p, int m0, int v0, int MR, int NV) {
+    const int K = p->K;
+    const int64_t ak = p->ak, bk = p->bk;
+    const float *a[8], *b = p->b + v0 * VW;
+    vf acc[8][5];
+    /* rows past the last are computed from it, and not stored */
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; m++) {
+        a[m] = p->a + least(m0 + m, p->M - 1) * p->am;
+#pragma GCC unroll 5
+        for (int v = 0; v < NV; v++) acc[m][v] = (vf){0};
+    }
+    for (int64_t k = 0, at = 0; k < K; k++, at += ak, b += bk) {
+        vf w[5];
+#pragma GCC unroll 5
+        for (int v = 0; v < NV; v++) w[v] = load(b + v * VW, VW);
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; m++) {
+            vf x = splat(a[m][at]);
+#pragma GCC unroll 5
+            for (int v = 0; v < NV; v++) acc[m][v] += x * w[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; m++) {
+        if (m0 + m >= p->M) return;
+        float *c = p->c + (m0 + m) * p->cm + v0 * VW;
+#pragma GCC unroll 5
+        for (int v = 0; v < NV; v++) store(c + v * VW, p->add ? load(c + v * VW, VW) + acc[m][v] : acc[m][v], VW);
+    }
+}
+#define PRODUCT(MR, NV)                                                           \
+    NOINLINE void product_##NV(const product_t *p, int v0) {                      \
+        for (int m0 = 0; m0 < p->M; m0 += MR) product_block(p, m0, v0, MR, NV);   \
+    }
+#if VW == 16 /* of 32 registers; the others have to do with 16 */
+#define WIDEST 5
+PRODUCT(8, 1)
+PRODUCT(8, 2)
+PRODUCT(8, 3)
+PRODUCT(6, 4)
+PRODUCT(5, 5)
+#else
+#define WIDEST 2
+PRODUCT(6, 1)
+PRODUCT(4, 2)
+#endif
+static void product(product_t p) {
+    for (int v = 0; v < p.V;) {
+        const int left = p.V - v, n = left < WIDEST ? left : WIDEST;
+        if (n == 1) product_1(&p, v);
+        if (n == 2) product_2(&p, v);
+#if VW == 16
+        if (n == 3) product_3(&p, v);
+        if (n == 4) product_4(&p, v);
+        if (n == 5) product_5(&p, v);
+#endif
+        v += n;
+    }
+}
+
 /* ---- conv + SiLU ---- */
 
-/* Tokens are numbered in the order in which a direction sees them; from there, `back` is the distance in floats to the
- * token seen one step earlier. Before SiLU, token t: tap K-1 is the token itself, tap 0 the one seen K-1 steps earlier. */
+/* `back` is the distance in floats to the token seen one step earlier. Before SiLU, token t: tap K-1 is the token itself,
+ * tap 0 the one seen K-1 steps earlier. */
 INLINE vf conv_at(const float *x, int64_t back, const vf *w, vf bias, int K, int64_t t, int n) {
     const int k0 = t >= K - 1 ? 0 : K - 1 - (int)t;
     vf acc = bias;
@@ -236,116 +340,105 @@ INLINE vf conv_at(const float *x, int64_t back, const vf *w, vf bias, int K, int
         if (k >= k0) acc += w[k] * load(x + (K - 1 - k) * back, n);
     return acc;
 }
-INLINE void conv_forward_tile(const job_t *j, int64_t b, int64_t e, int n, int K, int rev, int64_t t0, int count, vf *w) {
-    const int64_t E = j->E, l0 = rev ? j->L - 1 - t0 : t0, at = b * j->L + l0, back = rev ? 2 * E : -2 * E;
-    const float *x = j->xz + at * 2 * E + e;
-    float *out = j->u[rev] + at * E + e;
+INLINE void conv_block(const job_t *j, int64_t b, int64_t e, int n, int K, int rev, int64_t t0, int count, vf *w, vf *u,
+                       vf *slope) {
+    const int64_t E = j->E, back = rev ? 2 * E : -2 * E;
+    const float *x = j->xz + (b * j->L + token(j, rev, t0)) * 2 * E + e;
     vf bias = load(j->conv_b[rev] + e, n);
     for (int k = 0; k < K; k++) w[k] = load(j->conv_w[rev] + k * E + e, n);
     for (int t = 0; t < count; t++) {
-        vf a = conv_at(x, back, w, bias, K, t0 + t, n);
-        store(out, a * sigmoid(a), n);
+        PREFETCH(x - AHEAD * back);
+        vf a = conv_at(x, back, w, bias, K, t0 + t, n), s = sigmoid(a);
+        u[t * SIDE] = a * s;
+        if (slope) slope[t * SIDE] = s * (splat(1.f) + a * (splat(1.f) - s));
         x -= back;
-        out -= back / 2;
     }
 }
-int bimamba_conv_forward(job_t *j) {
-    const int64_t nb = blocks(j), side = side_of(j), items = (nb + side - 1) / side;
-    const int K = (int)j->K;
+NOINLINE void conv_block4(const job_t *j, int64_t b, int64_t e, int rev, int64_t t0, int count, vf *u, vf *slope) {
+    vf w[4];
+    if (slope) conv_block(j, b, e, VW, 4, rev, t0, count, w, u, slope);
+    else conv_block(j, b, e, VW, 4, rev, t0, count, w, u, NULL);
+}
+/* u of a tile and a set, and where wanted the derivative of the SiLU; channels past the last are 0. taps: K vectors. */
+static void conv_tile(const job_t *j, int64_t b, set_t s, int rev, int64_t t0, int count, vf *taps, vf *u, vf *slope) {
+    for (int k = 0; k < s.n; k++) {
+        const int64_t e = (s.k0 + k) * VW;
+        const int n = width_of(j, e);
+        vf *to = slope ? slope + k : NULL;
+        if (n == VW && j->K == 4) conv_block4(j, b, e, rev, t0, count, u + k, to);
+        else conv_block(j, b, e, n, (int)j->K, rev, t0, count, taps, u + k, to);
+    }
+}
+
+/* ---- the projections ---- */
+
+/* The row of x_proj behind column c of low, -1 behind the padding. */
+INLINE int64_t source(const job_t *j, int64_t c) {
+    if (c < j->states) return c < j->N ? j->R + c : -1;
+    c -= j->states;
+    if (c < j->states) return c < j->N ? j->R + j->N + c : -1;
+    c -= j->states;
+    return c < j->R ? c : -1;
+}
+/* Work items: directions by channel blocks. */
+void bimamba_pack(job_t *j) {
+    int64_t i, *from = malloc((size_t)j->row * sizeof *from);
+    if (!from) return fail(j);
+    for (int64_t c = 0; c < j->row; c++) from[c] = source(j, c);
+    while ((i = take(j)) < 2 * blocks(j)) {
+        const int64_t rev = i / blocks(j), e = i % blocks(j) * VW;
+        const float *x = j->x_proj[rev] + e;
+        float *to = j->packed[rev] + e * j->row;
+        for (int v = 0; v < VW; v++)
+            for (int64_t c = 0; c < j->row; c++) *to++ = from[c] >= 0 && e + v < j->E ? x[from[c] * j->E + v] : 0;
+    }
+    free(from);
+}
+/* low = x_proj u. Work items: directions by batch rows by tiles. */
+void bimamba_project(job_t *j) {
+    const int64_t nb = blocks(j), sets = sets_of(nb, SIDE), row = j->row;
     int64_t i;
-    vf w4[4], *w = K > 4 ? scratch(K) : w4;
-    if (!w) return 1;
+    vf *taps = scratch(j->K + TILE * SIDE), *u = taps + j->K;
+    if (!taps) return fail(j);
     unsigned old = flush_subnormals();
-    while ((i = take(j)) < j->B * items) {
-        const int64_t b = i / items, k0 = i % items * side, k1 = k0 + side < nb ? k0 + side : nb;
-        for (int rev = (int)j->first; rev < j->last; rev++)
-            for (int64_t t0 = 0; t0 < j->L; t0 += TILE)
-                for (int64_t k = k0; k < k1; k++) {
-                    const int n = width_of(j, k * VW), count = j->L - t0 < TILE ? (int)(j->L - t0) : TILE;
-                    if (n == VW && K == 4) conv_forward_tile(j, b, k * VW, VW, 4, rev, t0, count, w);
-                    else conv_forward_tile(j, b, k * VW, n, K, rev, t0, count, w);
-                }
-    }
-    restore_subnormals(old);
-    if (w != w4) free(w);
-    return 0;
-}
-/* From the end of the tile: later holds the gradients before SiLU of the K-1 tokens seen after it, the nearest first. */
-INLINE void conv_backward_tile(const job_t *j, int64_t b, int64_t e, int n, int K, int rev, int64_t t0, int count, vf *w,
-                               vf *dw, vf *later, vf *dbias) {
-    const int64_t E = j->E, L = j->L, l1 = rev ? L - t0 - count : t0 + count - 1, at = b * L + l1;
-    const int64_t back = rev ? 2 * E : -2 * E;
-    const float *x = j->xz + at * 2 * E + e, *du = j->du[rev] + at * E + e;
-    float *dx = j->dxz + at * 2 * E + e;
-    vf bias = load(j->conv_b[rev] + e, n), db = *dbias;
-    for (int k = 0; k < K; k++) w[k] = load(j->conv_w[rev] + k * E + e, n);
-    for (int64_t t = t0 + count - 1; t >= t0; t--) {
-        const int k0 = t >= K - 1 ? 0 : K - 1 - (int)t;
-        vf a = conv_at(x, back, w, bias, K, t, n), s = sigmoid(a);
-        vf d = load(du, n) * s * (splat(1.f) + a * (splat(1.f) - s)), acc = d * w[K - 1];
-        db += d;
-#pragma GCC unroll 4
-        for (int k = 0; k < K; k++)
-            if (k >= k0) dw[k] += d * load(x + (K - 1 - k) * back, n);
-#pragma GCC unroll 4
-        for (int k = 0; k < K - 1; k++) acc += w[k] * later[K - 2 - k];
-#pragma GCC unroll 4
-        for (int k = K - 2; k > 0; k--) later[k] = later[k - 1];
-        if (K > 1) later[0] = d;
-        if (rev) acc += load(dx, n);
-        store(dx, acc, n);
-        x += back;
-        dx += back;
-        du += back / 2;
-    }
-    *dbias = db;
-}
-/* The same with everything in registers, for the usual four taps. */
-NOINLINE void conv_backward_tile4(const job_t *j, int64_t b, int64_t e, int rev, int64_t t0, int count, vf *mem) {
-    vf w[4], dw[4], later[3], dbias = mem[7];
-    for (int k = 0; k < 4; k++) dw[k] = mem[k];
-    for (int k = 0; k < 3; k++) later[k] = mem[4 + k];
-    conv_backward_tile(j, b, e, VW, 4, rev, t0, count, w, dw, later, &dbias);
-    for (int k = 0; k < 4; k++) mem[k] = dw[k];
-    for (int k = 0; k < 3; k++) mem[4 + k] = later[k];
-    mem[7] = dbias;
-}
-int bimamba_conv_backward(job_t *j) {
-    const int64_t nb = blocks(j), side = side_of(j), items = (nb + side - 1) / side;
-    const int K = (int)j->K;
-    int64_t i;
-    vf *mem = scratch((2 * SIDE + 1) * K), *w = mem + 2 * SIDE * K; /* per block: K of dw, K - 1 of later, dbias */
-    if (!mem) return 1;
-    unsigned old = flush_subnormals();
-    while ((i = take(j)) < j->B * items) {
-        const int64_t b = i / items, k0 = i % items * side, k1 = k0 + side < nb ? k0 + side : nb;
-        for (int rev = 0; rev < 2; rev++) {
-            for (int m = 0; m < 2 * SIDE * K; m++) mem[m] = (vf){0};
-            for (int64_t t0 = (j->L - 1) / TILE * TILE; t0 >= 0; t0 -= TILE)
-                for (int64_t k = k0; k < k1; k++) {
-                    const int n = width_of(j, k * VW), count = j->L - t0 < TILE ? (int)(j->L - t0) : TILE;
-                    vf *m = mem + (k - k0) * 2 * K;
-                    if (n == VW && K == 4) conv_backward_tile4(j, b, k * VW, rev, t0, count, m);
-                    else conv_backward_tile(j, b, k * VW, n, K, rev, t0, count, w, m, m + K, m + 2 * K - 1);
-                }
-            for (int64_t k = k0; k < k1; k++) {
-                const int n = width_of(j, k * VW);
-                const vf *m = mem + (k - k0) * 2 * K;
-                for (int64_t c = 0; c < K; c++) store(j->dconv_w[rev] + (b * K + c) * j->E + k * VW, m[c], n);
-                store(j->dconv_b[rev] + b * j->E + k * VW, m[2 * K - 1], n);
-            }
+    while ((i = take(j)) < 2 * j->B * tiles(j)) {
+        const int64_t t0 = i % tiles(j) * TILE, b = i / tiles(j) % j->B;
+        const int rev = (int)(i / tiles(j) / j->B), count = tile_count(j, t0);
+        for (int64_t q = 0; q < sets; q++) {
+            const set_t s = set_at(0, nb, sets, q);
+            conv_tile(j, b, s, rev, t0, count, taps, u, NULL);
+            product((product_t){.M = count, .K = s.n * VW, .V = (int)(row / VW), .add = q > 0,
+                                .a = (float *)u, .am = SIDE * VW, .ak = 1,
+                                .b = j->packed[rev] + s.k0 * VW * row, .bk = row,
+                                .c = j->low[rev] + (b * j->L + token(j, rev, t0)) * row, .cm = rev ? -row : row});
         }
     }
     restore_subnormals(old);
-    free(mem);
-    return 0;
+    free(taps);
+}
+/* What delta needs of a set: dt_proj transposed, R rows of SIDE vectors. */
+static void pack_dt(const job_t *j, set_t s, int rev, vf *to) {
+    for (int64_t r = 0; r < j->R; r++)
+        for (int k = 0; k < s.n; k++) {
+            const int64_t e = (s.k0 + k) * VW;
+            vf v = {0};
+            for (int i = 0; i < width_of(j, e); i++) v[i] = j->dt_proj[rev][(e + i) * j->R + r];
+            to[r * SIDE + k] = v;
+        }
+}
+/* delta of a tile and a set before bias and softplus. */
+static void delta_tile(const job_t *j, int64_t b, set_t s, int rev, int64_t t0, int count, const vf *weight, vf *delta) {
+    product((product_t){.M = count, .K = (int)j->R, .V = s.n,
+                        .a = j->low[rev] + (b * j->L + token(j, rev, t0)) * j->row + 2 * j->states,
+                        .am = rev ? -j->row : j->row, .ak = 1, .b = (float *)weight, .bk = SIDE * VW,
+                        .c = (float *)delta, .cm = SIDE * VW});
 }
 
 /* ---- the scan ---- */
 
-/* The states at the end of tile c of one direction and channel block: N vectors. */
+/* The states at the end of tile c of one direction and channel block. */
 INLINE float *checkpoint(const job_t *j, int rev, int64_t b, int64_t k, int64_t c) {
-    return j->states[rev] + ((b * blocks(j) + k) * (tiles(j) - 1) + c) * j->N * VW;
+    return j->ends[rev] + ((b * blocks(j) + k) * (tiles(j) - 1) + c) * j->states * VW;
 }
 
 /* One tile, sixteen states: adds sum(C h) to y and leaves the last state in h. step: floats to the next token's row. */
@@ -357,7 +450,7 @@ NOINLINE void forward_tile(int count, const vf *d, const vf *dx, vf *y, vf *stat
         vf y0 = y[t], y1 = {0}, dt = d[t], in = dx[t];
 #pragma GCC unroll 16
         for (int i = 0; i < NS; i++) {
-            h[i] = exp2_neg(dt * A[i]) * h[i] + in * splat(Bm[i]);
+            h[i] = exp2_of(dt * A[i]) * h[i] + in * splat(Bm[i]);
             if (i & 1) y1 += h[i] * splat(Cm[i]);
             else y0 += h[i] * splat(Cm[i]);
         }
@@ -372,19 +465,22 @@ typedef struct {
     vf d[TILE], dx[TILE], y[TILE];
 } forward_t;
 
-INLINE void forward_begin(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, forward_t *m) {
+INLINE void forward_begin(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, const vf *u,
+                          const vf *delta, forward_t *m) {
     vf bias = load(j->bias[rev] + e, n), D = load(j->D[rev] + e, n);
     for (int t = 0; t < count; t++) {
-        int64_t l = rev ? j->L - 1 - t0 - t : t0 + t, at = (b * j->L + l) * j->E + e;
-        vf x = load(j->u[rev] + at, n), d = softplus(load(j->dt[rev] + at, n) + bias, NULL);
+        const int64_t row = b * j->L + token(j, rev, t0 + t);
+        PREFETCH(j->y + row * j->E + e);
+        if (rev) PREFETCH(j->xz + (2 * row + 1) * j->E + e);
+        vf x = u[t * SIDE], d = softplus(delta[t * SIDE] + bias, NULL);
         m->d[t] = d;
         m->dx[t] = d * x;
         m->y[t] = D * x;
     }
 }
-INLINE void forward_end(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, forward_t *m) {
+INLINE void forward_end(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, const forward_t *m) {
     for (int t = 0; t < count; t++) {
-        int64_t l = rev ? j->L - 1 - t0 - t : t0 + t, row = b * j->L + l, at = row * j->E + e;
+        int64_t row = b * j->L + token(j, rev, t0 + t), at = row * j->E + e;
         if (!rev) {
             store(j->y + at, m->y[t], n);
             continue;
@@ -394,65 +490,79 @@ INLINE void forward_end(const job_t *j, int64_t b, int64_t e, int n, int rev, in
         store(j->y + at, y * z * sigmoid(z), n);
     }
 }
-/* Forward over neighbouring channel blocks k0..k1 of one batch row. mem: SIDE * N states, SIDE * N rates. */
-static void scan_forward_item(const job_t *j, int64_t b, int64_t k0, int64_t k1, vf *mem, forward_t *m) {
-    const int64_t L = j->L, N = j->N;
-    vf *h = mem, *A = mem + SIDE * N;
-    for (int rev = (int)j->first; rev < j->last; rev++) {
-        for (int64_t k = k0; k < k1; k++)
-            for (int64_t i = 0; i < N; i++) {
-                h[(k - k0) * N + i] = (vf){0};
-                A[(k - k0) * N + i] = rate(j->A[rev] + i * j->E + k * VW, width_of(j, k * VW));
-            }
-        for (int64_t c = 0; c < tiles(j); c++) {
-            const int64_t t0 = c * TILE, l0 = rev ? L - 1 - t0 : t0, at = (b * L + l0) * j->row;
-            const int count = L - t0 < TILE ? (int)(L - t0) : TILE;
-            for (int64_t k = k0; k < k1; k++) {
-                int n = width_of(j, k * VW);
-                if (n == VW) forward_begin(j, b, k * VW, VW, rev, t0, count, m + k - k0);
-                else forward_begin(j, b, k * VW, n, rev, t0, count, m + k - k0);
-            }
-            for (int64_t s = 0; s < N; s += NS)
-                for (int64_t k = k0; k < k1; k++)
-                    forward_tile(count, m[k - k0].d, m[k - k0].dx, m[k - k0].y, h + (k - k0) * N + s,
-                                 A + (k - k0) * N + s, j->Bm[rev] + at + s, j->Cm[rev] + at + s,
-                                 rev ? -j->row : j->row);
-            for (int64_t k = k0; k < k1; k++) {
-                int n = width_of(j, k * VW);
-                if (n == VW) forward_end(j, b, k * VW, VW, rev, t0, count, m + k - k0);
-                else forward_end(j, b, k * VW, n, rev, t0, count, m + k - k0);
-                if (j->states[rev] && c + 1 < tiles(j))
-                    memcpy(checkpoint(j, rev, b, k, c), h + (k - k0) * N, (size_t)N * sizeof(vf));
+/* A of a set for exp2: SIDE rows of states, -inf (A_log beyond 88) as a number whose exp2 is 0 instead of NaN. */
+static void rates(const job_t *j, set_t s, int rev, vf *A) {
+    for (int k = 0; k < s.n; k++)
+        for (int64_t i = 0; i < j->states; i++) {
+            const int64_t e = (s.k0 + k) * VW;
+            vf v = {0};
+            for (int c = 0; c < width_of(j, e) && i < j->N; c++) v[c] = j->A[rev][(e + c) * j->N + i] * LOG2E;
+            A[k * j->states + i] = pick(v < splat(-1e30f), splat(-1e30f), v);
+        }
+}
+/* Work items: batch rows by sets; each walks both directions, the second adds to what the first wrote. */
+void bimamba_scan_forward(job_t *j) {
+    const int64_t N = j->states, sets = sets_for(j, j->B);
+    int64_t i;
+    vf *h = scratch(2 * SIDE * N + j->R * SIDE + j->K + 2 * TILE * SIDE), *A = h + SIDE * N, *weight = A + SIDE * N;
+    vf *taps = weight + j->R * SIDE, *u = taps + j->K, *delta = u + TILE * SIDE;
+    if (!h) return fail(j);
+    unsigned old = flush_subnormals();
+    forward_t m[SIDE];
+    while ((i = take(j)) < j->B * sets) {
+        const int64_t b = i / sets;
+        const set_t s = set_at(0, blocks(j), sets, i % sets);
+        for (int rev = 0; rev < 2; rev++) {
+            rates(j, s, rev, A);
+            pack_dt(j, s, rev, weight);
+            for (int64_t v = 0; v < SIDE * N; v++) h[v] = (vf){0};
+            for (int64_t c = 0; c < tiles(j); c++) {
+                const int64_t t0 = c * TILE;
+                const int count = tile_count(j, t0);
+                const float *low = j->low[rev] + (b * j->L + token(j, rev, t0)) * j->row;
+                conv_tile(j, b, s, rev, t0, count, taps, u, NULL);
+                delta_tile(j, b, s, rev, t0, count, weight, delta);
+                for (int k = 0; k < s.n; k++) {
+                    const int64_t e = (s.k0 + k) * VW;
+                    forward_begin(j, b, e, width_of(j, e), rev, t0, count, u + k, delta + k, m + k);
+                    for (int64_t r = 0; r < N; r += NS)
+                        forward_tile(count, m[k].d, m[k].dx, m[k].y, h + k * N + r, A + k * N + r, low + r, low + N + r,
+                                     rev ? -j->row : j->row);
+                    if (j->ends[rev] && c + 1 < tiles(j))
+                        memcpy(checkpoint(j, rev, b, s.k0 + k, c), h + k * N, (size_t)N * sizeof(vf));
+                }
+                for (int k = 0; k < s.n; k++) {
+                    const int64_t e = (s.k0 + k) * VW;
+                    if (width_of(j, e) == VW) forward_end(j, b, e, VW, rev, t0, count, m + k);
+                    else forward_end(j, b, e, width_of(j, e), rev, t0, count, m + k);
+                }
             }
         }
     }
-}
-int bimamba_scan_forward(job_t *j) {
-    const int64_t nb = blocks(j), side = side_of(j), items = (nb + side - 1) / side;
-    int64_t i;
-    vf *mem = scratch(2 * SIDE * j->N);
-    if (!mem) return 1;
-    unsigned old = flush_subnormals();
-    forward_t m[SIDE];
-    while ((i = take(j)) < j->B * items) {
-        int64_t k0 = i % items * side;
-        scan_forward_item(j, i / items, k0, k0 + side < nb ? k0 + side : nb, mem, m);
-    }
     restore_subnormals(old);
-    free(mem);
-    return 0;
+    free(h);
 }
+
+/* ---- backward ---- */
 
 typedef struct {
     vf x[TILE], d[TILE], slope[TILE], dx[TILE], gs[TILE]; /* gs: the gradient past the gate */
     vf from_b[TILE], from_a[TILE];                        /* sums over states */
 } backward_t;
 
-INLINE void backward_begin(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, backward_t *m) {
+/* rows, channels: from an element to the one that the next block to be handled wants in its place. */
+INLINE void backward_begin(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, int64_t rows,
+                           int64_t channels, const vf *u, const vf *delta, backward_t *m) {
     vf bias = load(j->bias[rev] + e, n);
     for (int t = 0; t < count; t++) {
-        int64_t l = rev ? j->L - 1 - t0 - t : t0 + t, row = b * j->L + l, at = row * j->E + e, half = row * 2 * j->E + j->E + e;
-        vf x = load(j->u[rev] + at, n), d = softplus(load(j->dt[rev] + at, n) + bias, m->slope + t);
+        int64_t row = b * j->L + token(j, rev, t0 + t), at = row * j->E + e, half = row * 2 * j->E + j->E + e;
+        const int64_t next = (row + rows) * j->E + e + channels;
+        PREFETCH(j->gy + next);
+        PREFETCH(j->xz + next + (row + rows + 1) * j->E);
+        if (!rev) PREFETCH(j->ys + next);
+        if (!rev) PREFETCH(j->dxz + next + (row + rows + 1) * j->E);
+        PREFETCH(j->du[rev] + next);
+        vf x = u[t * SIDE], d = softplus(delta[t * SIDE] + bias, m->slope + t);
         vf z = load(j->xz + half, n), q = sigmoid(z), gy = load(j->gy + at, n);
         m->x[t] = x;
         m->d[t] = d;
@@ -471,7 +581,7 @@ NOINLINE void states_tile(int count, const vf *d, const vf *dx, const float *sta
         vf dt = d[t], in = dx[t];
 #pragma GCC unroll 16
         for (int i = 0; i < NS; i++) {
-            vf a = exp2_neg(dt * A[i]);
+            vf a = exp2_of(dt * A[i]);
             ka[i] = a;
             kh[i] = h[i];
             h[i] = a * h[i] + in * splat(Bm[i]);
@@ -485,8 +595,7 @@ NOINLINE void states_tile(int count, const vf *d, const vf *dx, const float *sta
 /* The same tile from its end. state: gradient of the state, already decayed by the step after it; dA: sums. out: the
  * sums over channels of the last token's B gradient, those of C follow N floats later. */
 NOINLINE void backward_tile(int count, backward_t *m, const vf *ka, const vf *kh, vf *state, vf *dA, const vf *A,
-                            const float *Bm, const float *Cm, int64_t step, float *out, int64_t out_step, int64_t N,
-                            int add) {
+                            const float *Bm, const float *Cm, int64_t step, float *out, int64_t N, int add) {
     vf g[NS];
     for (int i = 0; i < NS; i++) g[i] = state[i];
     for (int t = count - 1; t >= 0; t--) {
@@ -518,87 +627,231 @@ NOINLINE void backward_tile(int count, backward_t *m, const vf *ka, const vf *kh
         m->from_a[t] = from_a;
         Bm -= step;
         Cm -= step;
-        out -= out_step;
+        out -= step;
     }
     for (int i = 0; i < NS; i++) state[i] = g[i];
 }
+/* ddelta: the gradient of delta before softplus and bias. */
 INLINE void backward_end(const job_t *j, int64_t b, int64_t e, int n, int rev, int64_t t0, int count, backward_t *m,
-                         vf *sums) {
+                         vf *ddelta, vf *sums) {
     vf D = load(j->D[rev] + e, n), dbias = sums[0], dD = sums[1];
     for (int t = 0; t < count; t++) {
-        int64_t l = rev ? j->L - 1 - t0 - t : t0 + t, at = (b * j->L + l) * j->E + e;
+        int64_t at = (b * j->L + token(j, rev, t0 + t)) * j->E + e;
         /* A holds a factor log2(e) for exp2 */
         vf dd = (m->from_b[t] * m->x[t] + m->from_a[t] * splat(0.693147180559945f)) * m->slope[t];
         dbias += dd;
         dD += m->gs[t] * m->x[t];
-        store(j->ddt[rev] + at, dd, n);
+        ddelta[t * SIDE] = dd;
         store(j->du[rev] + at, m->from_b[t] * m->d[t] + m->gs[t] * D, n);
     }
     sums[0] = dbias;
     sums[1] = dD;
 }
-/* Backward over neighbouring channel blocks k0..k1 of one batch row: ys and the states of the forward are there. */
-static void scan_backward_item(const job_t *j, int64_t b, int64_t k0, int64_t k1, int64_t group, int add, vf *mem,
-                               backward_t *m) {
-    const int64_t L = j->L, E = j->E, N = j->N;
-    vf *A = mem, *g = A + SIDE * N, *dA = g + SIDE * N, *ka = dA + SIDE * N, *kh = ka + TILE * NS, sums[SIDE][2];
-    for (int rev = 0; rev < 2; rev++) {
-        const int64_t step = rev ? -j->row : j->row, out_step = rev ? -2 * N : 2 * N;
-        for (int64_t k = 0; k < k1 - k0; k++) {
-            sums[k][0] = sums[k][1] = (vf){0};
-            for (int64_t i = 0; i < N; i++) {
-                g[k * N + i] = dA[k * N + i] = (vf){0};
-                A[k * N + i] = rate(j->A[rev] + i * E + (k0 + k) * VW, width_of(j, (k0 + k) * VW));
-            }
-        }
-        for (int64_t c = tiles(j) - 1; c >= 0; c--) {
-            const int64_t t0 = c * TILE;
-            const int count = L - t0 < TILE ? (int)(L - t0) : TILE;
-            const int64_t l0 = rev ? L - 1 - t0 : t0, l1 = rev ? l0 - count + 1 : l0 + count - 1;
-            for (int64_t k = k0; k < k1; k++) {
-                int n = width_of(j, k * VW);
-                if (n == VW) backward_begin(j, b, k * VW, VW, rev, t0, count, m + k - k0);
-                else backward_begin(j, b, k * VW, n, rev, t0, count, m + k - k0);
-            }
-            for (int64_t s = 0; s < N; s += NS)
-                for (int64_t k = 0; k < k1 - k0; k++) {
-                    const int64_t at = k * N + s;
-                    states_tile(count, m[k].d, m[k].dx, c ? checkpoint(j, rev, b, k0 + k, c - 1) + s * VW : NULL, A + at,
-                                j->Bm[rev] + (b * L + l0) * j->row + s, step, ka, kh);
-                    backward_tile(count, m + k, ka, kh, g + at, dA + at, A + at,
-                                  j->Bm[rev] + (b * L + l1) * j->row + s, j->Cm[rev] + (b * L + l1) * j->row + s, step,
-                                  j->dbc[rev] + ((group * j->B + b) * L + l1) * 2 * N + s, out_step, N, add || k);
-                }
-            for (int64_t k = k0; k < k1; k++) {
-                int n = width_of(j, k * VW);
-                if (n == VW) backward_end(j, b, k * VW, VW, rev, t0, count, m + k - k0, sums[k - k0]);
-                else backward_end(j, b, k * VW, n, rev, t0, count, m + k - k0, sums[k - k0]);
-            }
-        }
-        for (int64_t k = 0; k < k1 - k0; k++) {
-            int64_t e = (k0 + k) * VW;
-            int n = width_of(j, e);
-            for (int64_t i = 0; i < N; i++) store(j->dA[rev] + (b * N + i) * E + e, dA[k * N + i], n);
-            store(j->dbias[rev] + b * E + e, sums[k][0], n);
-            store(j->dD[rev] + b * E + e, sums[k][1], n);
-        }
+INLINE void store_set(const job_t *j, set_t s, float *to, const vf *from, int64_t stride) {
+    for (int k = 0; k < s.n; k++) {
+        const int64_t e = (s.k0 + k) * VW;
+        store(to + e, from[k * stride], width_of(j, e));
     }
 }
-/* A work item is a batch row and a group of channel blocks: the sums over channels (dB, dC) run in a fixed order inside
- * the group, and the caller adds the groups in order. */
-int bimamba_scan_backward(job_t *j) {
-    const int64_t nb = blocks(j), G = j->groups;
-    int64_t i;
-    vf *mem = scratch(3 * SIDE * j->N + (2 * TILE + 1) * NS);
-    if (!mem) return 1;
-    unsigned old = flush_subnormals();
+/* The memory of one thread of the scan's backward. */
+typedef struct {
+    vf *A, *g, *dA;             /* SIDE by states */
+    vf *ka, *kh;                /* TILE and TILE + 1 rows of NS */
+    vf *taps;                   /* K */
+    vf *weight, *ddt_proj;      /* R by SIDE: dt_proj transposed, and its gradient */
+    vf *across;                 /* SIDE * VW by the vectors of R: dt_proj, for the gradient of low */
+    vf *u, *delta;              /* TILE by SIDE */
+    vf sums[2 * SIDE];          /* of dbias and dD, by block */
     backward_t m[SIDE];
-    while ((i = take(j)) < j->B * G) {
-        const int64_t b = i / G, group = i % G, k0 = group * nb / G, k1 = (group + 1) * nb / G;
-        for (int64_t k = k0; k < k1; k += SIDE)
-            scan_backward_item(j, b, k, k + SIDE < k1 ? k + SIDE : k1, group, k > k0, mem, m);
+} scan_backward_t;
+
+/* One batch row, one set, one direction: ys, low and the states of the forward are there. dlow: of this group. */
+static void scan_backward_set(const job_t *j, int64_t b, set_t s, int rev, float *dlow, int add, scan_backward_t *w) {
+    const int64_t N = j->states, step = rev ? -j->row : j->row;
+    backward_t *m = w->m;
+    for (int64_t v = 0; v < SIDE * N; v++) w->g[v] = (vf){0};
+    for (int64_t c = tiles(j) - 1; c >= 0; c--) {
+        const int64_t t0 = c * TILE;
+        const int count = tile_count(j, t0);
+        const int64_t first = b * j->L + token(j, rev, t0), last = b * j->L + token(j, rev, t0 + count - 1);
+        const float *low = j->low[rev] + first * j->row, *low_last = j->low[rev] + last * j->row;
+        for (int64_t v = 0; c && v < s.n * N; v++)
+            PREFETCH(checkpoint(j, rev, b, s.k0 + v / N, c - 1) + v % N * VW);
+        conv_tile(j, b, s, rev, t0, count, w->taps, w->u, NULL);
+        delta_tile(j, b, s, rev, t0, count, w->weight, w->delta);
+        for (int k = 0; k < s.n; k++) {
+            const int64_t e = (s.k0 + k) * VW;
+            const int n = width_of(j, e);
+            const int64_t rows = k + 1 < s.n ? 0 : rev ? TILE : -TILE, channels = k + 1 < s.n ? VW : (1 - s.n) * VW;
+            if (n == VW) backward_begin(j, b, e, VW, rev, t0, count, rows, channels, w->u + k, w->delta + k, m + k);
+            else backward_begin(j, b, e, n, rev, t0, count, rows, channels, w->u + k, w->delta + k, m + k);
+            for (int64_t r = 0; r < N; r += NS) {
+                const int64_t at = k * N + r;
+                states_tile(count, m[k].d, m[k].dx, c ? checkpoint(j, rev, b, s.k0 + k, c - 1) + r * VW : NULL,
+                            w->A + at, low + r, step, w->ka, w->kh);
+                backward_tile(count, m + k, w->ka, w->kh, w->g + at, w->dA + at, w->A + at, low_last + r,
+                              low_last + N + r, step, dlow + last * j->row + r, N, add || k);
+            }
+            if (n == VW) backward_end(j, b, e, VW, rev, t0, count, m + k, w->delta + k, w->sums + 2 * k);
+            else backward_end(j, b, e, n, rev, t0, count, m + k, w->delta + k, w->sums + 2 * k);
+        }
+        const int64_t wide = sets_of(j->R, VW);
+        product((product_t){.M = count, .K = s.n * VW, .V = (int)wide, .add = add,
+                            .a = (float *)w->delta, .am = SIDE * VW, .ak = 1, .b = (float *)w->across, .bk = wide * VW,
+                            .c = dlow + first * j->row + 2 * N, .cm = step});
+        product((product_t){.M = (int)j->R, .K = count, .V = s.n, .add = 1,
+                            .a = low + 2 * N, .am = 1, .ak = step, .b = (float *)w->delta, .bk = SIDE * VW,
+                            .c = (float *)w->ddt_proj, .cm = SIDE * VW});
+    }
+}
+/* Work items: parts of the batch by groups of channel blocks. The sums over channels (gradient of low) run in a fixed order
+ * inside a group, those over tokens inside a part; the caller adds groups and parts in order. */
+void bimamba_scan_backward(job_t *j) {
+    const int64_t nb = blocks(j), G = j->groups, P = j->parts, N = j->states, wide = sets_of(j->R, VW);
+    int64_t i;
+    scan_backward_t *w = malloc(sizeof *w + 64);
+    vf *mem = scratch(3 * SIDE * N + (2 * TILE + 1) * NS + j->K + 2 * j->R * SIDE + SIDE * VW * wide + 2 * TILE * SIDE);
+    if (!w || !mem) {
+        free(w);
+        free(mem);
+        return fail(j);
+    }
+    void *unaligned = w;
+    w = (scan_backward_t *)(((uintptr_t)w + 63) / 64 * 64);
+    w->A = mem;
+    w->g = w->A + SIDE * N;
+    w->dA = w->g + SIDE * N;
+    w->ka = w->dA + SIDE * N;
+    w->kh = w->ka + TILE * NS;
+    w->taps = w->kh + (TILE + 1) * NS;
+    w->weight = w->taps + j->K;
+    w->ddt_proj = w->weight + j->R * SIDE;
+    w->across = w->ddt_proj + j->R * SIDE;
+    w->u = w->across + SIDE * VW * wide;
+    w->delta = w->u + TILE * SIDE;
+    unsigned old = flush_subnormals();
+    while ((i = take(j)) < P * G) {
+        const int64_t p = i / G, group = i % G, k0 = group * nb / G, count = (group + 1) * nb / G - k0;
+        const int64_t sets = sets_of(count, SIDE);
+        for (int64_t q = 0; q < sets; q++)
+            for (int rev = 0; rev < 2; rev++) {
+                const set_t s = set_at(k0, count, sets, q);
+                float *dlow = j->dlow[rev] + group * j->B * j->L * j->row;
+                rates(j, s, rev, w->A);
+                pack_dt(j, s, rev, w->weight);
+                for (int64_t v = 0; v < SIDE * N; v++) w->dA[v] = (vf){0};
+                for (int64_t v = 0; v < SIDE * j->R; v++) w->ddt_proj[v] = (vf){0};
+                memset(w->sums, 0, sizeof w->sums);
+                memset(w->across, 0, (size_t)(SIDE * VW * wide) * sizeof(vf));
+                for (int64_t v = 0; v < s.n * VW && s.k0 * VW + v < j->E; v++)
+                    memcpy(w->across + v * wide, j->dt_proj[rev] + (s.k0 * VW + v) * j->R, (size_t)j->R * 4);
+                for (int64_t b = p * j->B / P; b < (p + 1) * j->B / P; b++)
+                    scan_backward_set(j, b, s, rev, dlow, q > 0, w);
+                for (int64_t v = 0; v < N; v++) store_set(j, s, j->dA[rev] + (p * N + v) * j->E, w->dA + v, N);
+                for (int64_t r = 0; r < j->R; r++)
+                    store_set(j, s, j->ddt_proj[rev] + (p * j->R + r) * j->E, w->ddt_proj + r * SIDE, 1);
+                store_set(j, s, j->dbias[rev] + p * j->E, w->sums, 2);
+                store_set(j, s, j->dD[rev] + p * j->E, w->sums + 1, 2);
+            }
     }
     restore_subnormals(old);
     free(mem);
-    return 0;
+    free(unaligned);
+}
+
+/* Conv and SiLU of a block, from the end of the tile. later: the gradients before SiLU of the K-1 tokens seen after it, the
+ * nearest first; du: what comes through x_proj. */
+INLINE void conv_backward_block(const job_t *j, int64_t b, int64_t e, int n, int K, int rev, int64_t t0, int count, vf *w,
+                                vf *dw, vf *later, vf *dbias, const vf *du, const vf *slope) {
+    const int64_t E = j->E, at = b * j->L + token(j, rev, t0 + count - 1), back = rev ? 2 * E : -2 * E;
+    const float *x = j->xz + at * 2 * E + e, *direct = j->du[rev] + at * E + e;
+    float *dx = j->dxz + at * 2 * E + e;
+    vf db = *dbias;
+    for (int k = 0; k < K; k++) w[k] = load(j->conv_w[rev] + k * E + e, n);
+    for (int64_t t = t0 + count - 1; t >= t0; t--) {
+        const int k0 = t >= K - 1 ? 0 : K - 1 - (int)t;
+        PREFETCH(dx + AHEAD * back);
+        PREFETCH(direct + AHEAD * back / 2);
+        vf d = (load(direct, n) + du[(t - t0) * SIDE]) * slope[(t - t0) * SIDE], acc = d * w[K - 1];
+        db += d;
+#pragma GCC unroll 4
+        for (int k = 0; k < K; k++)
+            if (k >= k0) dw[k] += d * load(x + (K - 1 - k) * back, n);
+#pragma GCC unroll 4
+        for (int k = 0; k < K - 1; k++) acc += w[k] * later[K - 2 - k];
+#pragma GCC unroll 4
+        for (int k = K - 2; k > 0; k--) later[k] = later[k - 1];
+        if (K > 1) later[0] = d;
+        if (rev) acc += load(dx, n);
+        store(dx, acc, n);
+        x += back;
+        dx += back;
+        direct += back / 2;
+    }
+    *dbias = db;
+}
+/* The same with everything in registers, for the usual four taps. */
+NOINLINE void conv_backward_block4(const job_t *j, int64_t b, int64_t e, int rev, int64_t t0, int count, vf *mem,
+                                   const vf *du, const vf *slope) {
+    vf w[4], dw[4], later[3], dbias = mem[7];
+    for (int k = 0; k < 4; k++) dw[k] = mem[k];
+    for (int k = 0; k < 3; k++) later[k] = mem[4 + k];
+    conv_backward_block(j, b, e, VW, 4, rev, t0, count, w, dw, later, &dbias, du, slope);
+    for (int k = 0; k < 4; k++) mem[k] = dw[k];
+    for (int k = 0; k < 3; k++) mem[4 + k] = later[k];
+    mem[7] = dbias;
+}
+/* Work items: parts of the batch by sets. */
+void bimamba_conv_backward(job_t *j) {
+    const int64_t nb = blocks(j), sets = sets_for(j, j->parts), P = j->parts, row = j->row, depth = 2 * j->states + j->R;
+    const int K = (int)j->K;
+    int64_t i;
+    /* per block: K of dw, K - 1 of later, dbias */
+    vf *mem = scratch((2 * SIDE + 1) * K + 3 * TILE * SIDE + 2 * depth * SIDE), *taps = mem + 2 * SIDE * K, *u = taps + K;
+    vf *slope = u + TILE * SIDE, *du = slope + TILE * SIDE, *weight = du + TILE * SIDE, *dweight = weight + depth * SIDE;
+    if (!mem) return fail(j);
+    unsigned old = flush_subnormals();
+    while ((i = take(j)) < P * sets) {
+        const int64_t p = i / sets;
+        const set_t s = set_at(0, nb, sets, i % sets);
+        for (int rev = 0; rev < 2; rev++) {
+            for (int64_t c = 0; c < depth; c++)
+                for (int k = 0; k < s.n; k++) {
+                    const int64_t e = (s.k0 + k) * VW, r = source(j, c);
+                    weight[c * SIDE + k] = r < 0 ? (vf){0} : load(j->x_proj[rev] + r * j->E + e, width_of(j, e));
+                }
+            for (int64_t v = 0; v < depth * SIDE; v++) dweight[v] = (vf){0};
+            for (int64_t v = 0; v < 2 * SIDE * K; v++) mem[v] = (vf){0};
+            for (int64_t b = p * j->B / P; b < (p + 1) * j->B / P; b++) {
+                for (int k = 0; k < s.n; k++)
+                    for (int v = 0; v < K - 1; v++) mem[k * 2 * K + K + v] = (vf){0};
+                for (int64_t t0 = (j->L - 1) / TILE * TILE; t0 >= 0; t0 -= TILE) {
+                    const int count = tile_count(j, t0);
+                    const float *dlow = j->dlow[rev] + (b * j->L + token(j, rev, t0)) * row;
+                    const int64_t step = rev ? -row : row;
+                    conv_tile(j, b, s, rev, t0, count, taps, u, slope);
+                    product((product_t){.M = count, .K = (int)depth, .V = s.n, .a = dlow, .am = step, .ak = 1,
+                                        .b = (float *)weight, .bk = SIDE * VW, .c = (float *)du, .cm = SIDE * VW});
+                    product((product_t){.M = (int)depth, .K = count, .V = s.n, .a = dlow, .am = 1, .ak = step,
+                                        .b = (float *)u, .bk = SIDE * VW, .c = (float *)dweight, .cm = SIDE * VW,
+                                        .add = 1});
+                    for (int k = 0; k < s.n; k++) {
+                        const int64_t e = (s.k0 + k) * VW;
+                        const int n = width_of(j, e);
+                        vf *m = mem + k * 2 * K;
+                        if (n == VW && K == 4) conv_backward_block4(j, b, e, rev, t0, count, m, du + k, slope + k);
+                        else
+                            conv_backward_block(j, b, e, n, K, rev, t0, count, taps, m, m + K, m + 2 * K - 1, du + k,
+                                                slope + k);
+                    }
+                }
+            }
+            for (int64_t c = 0; c < depth; c++)
+                store_set(j, s, j->dx_proj[rev] + (p * row + c) * j->E, dweight + c * SIDE, 1);
+            for (int64_t c = 0; c < K; c++) store_set(j, s, j->dconv_w[rev] + (p * K + c) * j->E, mem + c, 2 * K);
+            store_set(j, s, j->dconv_b[rev] + p * j->E, mem + 2 * K - 1, 2 * K);
+        }
+    }
+    restore_subnormals(old);
+    free(mem);
 }
