@@ -22,7 +22,7 @@ from vtr.kernels.build import BuildError, library_path
 STATES = 16  # states per pass of the kernels; others are padded with zeros
 # What the backward's sums are cut into, fixed so that no result depends on the threads: sums over tokens into parts of
 # the batch, sums over channels into groups, which small batches need to keep every thread busy.
-PARTS, TASKS = 32, 8
+PARTS, GROUPS = 32, 6
 
 _POINTERS = ctypes.c_void_p * 2
 
@@ -274,7 +274,7 @@ def backward(grad: Tensor, kept: Tensor, tensors: Sequence[Tensor]) -> tuple[Ten
             return [xz.new_empty(*shape) for _ in (0, 1)]
 
         job.parts = min(batch, PARTS)
-        job.groups = min(sizes.blocks, -(-TASKS // job.parts))
+        job.groups = min(sizes.blocks, -(-GROUPS // job.parts))
         dxz = torch.empty_like(xz)
         du, dlow = pair(batch, length, width), pair(job.groups, batch, length, sizes.row)
         sums = {
@@ -287,7 +287,7 @@ def backward(grad: Tensor, kept: Tensor, tensors: Sequence[Tensor]) -> tuple[Ten
             "dD": pair(job.parts, width),
         }
         state.point(gy=_f32(grad), dxz=dxz, du=du, dlow=dlow, **sums)
-        _run("bimamba_scan_backward", job, job.parts * job.groups)
+        _run("bimamba_scan_backward", job, 2 * job.parts * job.groups)
         if job.groups > 1:
             state.point(dlow=[x.sum(0) for x in dlow])
         _run("bimamba_conv_backward", job, job.parts * sizes.blocks)

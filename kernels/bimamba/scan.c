@@ -225,8 +225,8 @@ INLINE int width_of(const job_t *j, int64_t e) { return j->E - e < VW ? (int)(j-
 int64_t bimamba_tile(void) { return TILE; }
 int64_t bimamba_lanes(void) { return VW; }
 
-/* Rows of the large tensors are pages apart, which no hardware prefetcher follows: AHEAD tokens before their use. */
-#define AHEAD 16
+/* Rows of the large tensors are pages apart, which no hardware prefetcher follows: while one block of a tile is handled,
+ * what the next one needs is fetched. Addresses beyond the tensors do no harm. */
 #define PREFETCH(p) __builtin_prefetch(p)
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -340,33 +340,38 @@ INLINE vf conv_at(const float *x, int64_t back, const vf *w, vf bias, int K, int
         if (k >= k0) acc += w[k] * load(x + (K - 1 - k) * back, n);
     return acc;
 }
-INLINE void conv_block(const job_t *j, int64_t b, int64_t e, int n, int K, int rev, int64_t t0, int count, vf *w, vf *u,
-                       vf *slope) {
+INLINE void conv_block(const job_t *j, int64_t b, int64_t e, int n, int K, int rev, int64_t t0, int count,
+                       int64_t next, vf *w, vf *u, vf *slope) {
     const int64_t E = j->E, back = rev ? 2 * E : -2 * E;
     const float *x = j->xz + (b * j->L + token(j, rev, t0)) * 2 * E + e;
     vf bias = load(j->conv_b[rev] + e, n);
     for (int k = 0; k < K; k++) w[k] = load(j->conv_w[rev] + k * E + e, n);
     for (int t = 0; t < count; t++) {
-        PREFETCH(x - AHEAD * back);
+        PREFETCH(x + next);
         vf a = conv_at(x, back, w, bias, K, t0 + t, n), s = sigmoid(a);
         u[t * SIDE] = a * s;
         if (slope) slope[t * SIDE] = s * (splat(1.f) + a * (splat(1.f) - s));
         x -= back;
     }
 }
-NOINLINE void conv_block4(const job_t *j, int64_t b, int64_t e, int rev, int64_t t0, int count, vf *u, vf *slope) {
+NOINLINE void conv_block4(const job_t *j, int64_t b, int64_t e, int rev, int64_t t0, int count, int64_t next, vf *u,
+                          vf *slope) {
     vf w[4];
-    if (slope) conv_block(j, b, e, VW, 4, rev, t0, count, w, u, slope);
-    else conv_block(j, b, e, VW, 4, rev, t0, count, w, u, NULL);
+    if (slope) conv_block(j, b, e, VW, 4, rev, t0, count, next, w, u, slope);
+    else conv_block(j, b, e, VW, 4, rev, t0, count, next, w, u, NULL);
 }
-/* u of a tile and a set, and where wanted the derivative of the SiLU; channels past the last are 0. taps: K vectors. */
-static void conv_tile(const job_t *j, int64_t b, set_t s, int rev, int64_t t0, int count, vf *taps, vf *u, vf *slope) {
+/* u of a tile and a set, and where wanted the derivative of the SiLU; channels past the last are 0. turn: tokens from this
+ * tile to the one that will be wanted next; taps: K vectors. */
+static void conv_tile(const job_t *j, int64_t b, set_t s, int rev, int64_t t0, int count, int64_t turn, vf *taps, vf *u,
+                      vf *slope) {
+    const int64_t next_tile = (rev ? -turn : turn) * 2 * j->E - (s.n - 1) * VW;
     for (int k = 0; k < s.n; k++) {
         const int64_t e = (s.k0 + k) * VW;
         const int n = width_of(j, e);
+        const int64_t next = turn && k + 1 == s.n ? next_tile : VW;
         vf *to = slope ? slope + k : NULL;
-        if (n == VW && j->K == 4) conv_block4(j, b, e, rev, t0, count, u + k, to);
-        else conv_block(j, b, e, n, (int)j->K, rev, t0, count, taps, u + k, to);
+        if (n == VW && j->K == 4) conv_block4(j, b, e, rev, t0, count, next, u + k, to);
+        else conv_block(j, b, e, n, (int)j->K, rev, t0, count, next, taps, u + k, to);
     }
 }
 
@@ -406,7 +411,7 @@ void bimamba_project(job_t *j) {
         const int rev = (int)(i / tiles(j) / j->B), count = tile_count(j, t0);
         for (int64_t q = 0; q < sets; q++) {
             const set_t s = set_at(0, nb, sets, q);
-            conv_tile(j, b, s, rev, t0, count, taps, u, NULL);
+            conv_tile(j, b, s, rev, t0, count, 0, taps, u, NULL);
             product((product_t){.M = count, .K = s.n * VW, .V = (int)(row / VW), .add = q > 0,
                                 .a = (float *)u, .am = SIDE * VW, .ak = 1,
                                 .b = j->packed[rev] + s.k0 * VW * row, .bk = row,
@@ -520,7 +525,7 @@ void bimamba_scan_forward(job_t *j) {
                 const int64_t t0 = c * TILE;
                 const int count = tile_count(j, t0);
                 const float *low = j->low[rev] + (b * j->L + token(j, rev, t0)) * j->row;
-                conv_tile(j, b, s, rev, t0, count, taps, u, NULL);
+                conv_tile(j, b, s, rev, t0, count, TILE, taps, u, NULL);
                 delta_tile(j, b, s, rev, t0, count, weight, delta);
                 for (int k = 0; k < s.n; k++) {
                     const int64_t e = (s.k0 + k) * VW;
@@ -677,7 +682,7 @@ static void scan_backward_set(const job_t *j, int64_t b, set_t s, int rev, float
         const float *low = j->low[rev] + first * j->row, *low_last = j->low[rev] + last * j->row;
         for (int64_t v = 0; c && v < s.n * N; v++)
             PREFETCH(checkpoint(j, rev, b, s.k0 + v / N, c - 1) + v % N * VW);
-        conv_tile(j, b, s, rev, t0, count, w->taps, w->u, NULL);
+        conv_tile(j, b, s, rev, t0, count, -TILE, w->taps, w->u, NULL);
         delta_tile(j, b, s, rev, t0, count, w->weight, w->delta);
         for (int k = 0; k < s.n; k++) {
             const int64_t e = (s.k0 + k) * VW;
@@ -704,7 +709,7 @@ static void scan_backward_set(const job_t *j, int64_t b, set_t s, int rev, float
                             .c = (float *)w->ddt_proj, .cm = SIDE * VW});
     }
 }
-/* Work items: parts of the batch by groups of channel blocks. The sums over channels (gradient of low) run in a fixed order
+/* Work items: parts of the batch by groups of channel blocks by directions. The sums over channels (gradient of low) run in a fixed order
  * inside a group, those over tokens inside a part; the caller adds groups and parts in order. */
 void bimamba_scan_backward(job_t *j) {
     const int64_t nb = blocks(j), G = j->groups, P = j->parts, N = j->states, wide = sets_of(j->R, VW);
@@ -730,29 +735,28 @@ void bimamba_scan_backward(job_t *j) {
     w->u = w->across + SIDE * VW * wide;
     w->delta = w->u + TILE * SIDE;
     unsigned old = flush_subnormals();
-    while ((i = take(j)) < P * G) {
-        const int64_t p = i / G, group = i % G, k0 = group * nb / G, count = (group + 1) * nb / G - k0;
+    while ((i = take(j)) < 2 * P * G) {
+        const int rev = (int)(i & 1);
+        const int64_t p = i / 2 / G, group = i / 2 % G, k0 = group * nb / G, count = (group + 1) * nb / G - k0;
         const int64_t sets = sets_of(count, SIDE);
-        for (int64_t q = 0; q < sets; q++)
-            for (int rev = 0; rev < 2; rev++) {
-                const set_t s = set_at(k0, count, sets, q);
-                float *dlow = j->dlow[rev] + group * j->B * j->L * j->row;
-                rates(j, s, rev, w->A);
-                pack_dt(j, s, rev, w->weight);
-                for (int64_t v = 0; v < SIDE * N; v++) w->dA[v] = (vf){0};
-                for (int64_t v = 0; v < SIDE * j->R; v++) w->ddt_proj[v] = (vf){0};
-                memset(w->sums, 0, sizeof w->sums);
-                memset(w->across, 0, (size_t)(SIDE * VW * wide) * sizeof(vf));
-                for (int64_t v = 0; v < s.n * VW && s.k0 * VW + v < j->E; v++)
-                    memcpy(w->across + v * wide, j->dt_proj[rev] + (s.k0 * VW + v) * j->R, (size_t)j->R * 4);
-                for (int64_t b = p * j->B / P; b < (p + 1) * j->B / P; b++)
-                    scan_backward_set(j, b, s, rev, dlow, q > 0, w);
-                for (int64_t v = 0; v < N; v++) store_set(j, s, j->dA[rev] + (p * N + v) * j->E, w->dA + v, N);
-                for (int64_t r = 0; r < j->R; r++)
-                    store_set(j, s, j->ddt_proj[rev] + (p * j->R + r) * j->E, w->ddt_proj + r * SIDE, 1);
-                store_set(j, s, j->dbias[rev] + p * j->E, w->sums, 2);
-                store_set(j, s, j->dD[rev] + p * j->E, w->sums + 1, 2);
-            }
+        float *dlow = j->dlow[rev] + group * j->B * j->L * j->row;
+        for (int64_t q = 0; q < sets; q++) {
+            const set_t s = set_at(k0, count, sets, q);
+            rates(j, s, rev, w->A);
+            pack_dt(j, s, rev, w->weight);
+            for (int64_t v = 0; v < SIDE * N; v++) w->dA[v] = (vf){0};
+            for (int64_t v = 0; v < SIDE * j->R; v++) w->ddt_proj[v] = (vf){0};
+            memset(w->sums, 0, sizeof w->sums);
+            memset(w->across, 0, (size_t)(SIDE * VW * wide) * sizeof(vf));
+            for (int64_t v = 0; v < s.n * VW && s.k0 * VW + v < j->E; v++)
+                memcpy(w->across + v * wide, j->dt_proj[rev] + (s.k0 * VW + v) * j->R, (size_t)j->R * 4);
+            for (int64_t b = p * j->B / P; b < (p + 1) * j->B / P; b++) scan_backward_set(j, b, s, rev, dlow, q > 0, w);
+            for (int64_t v = 0; v < N; v++) store_set(j, s, j->dA[rev] + (p * N + v) * j->E, w->dA + v, N);
+            for (int64_t r = 0; r < j->R; r++)
+                store_set(j, s, j->ddt_proj[rev] + (p * j->R + r) * j->E, w->ddt_proj + r * SIDE, 1);
+            store_set(j, s, j->dbias[rev] + p * j->E, w->sums, 2);
+            store_set(j, s, j->dD[rev] + p * j->E, w->sums + 1, 2);
+        }
     }
     restore_subnormals(old);
     free(mem);
@@ -770,8 +774,8 @@ INLINE void conv_backward_block(const job_t *j, int64_t b, int64_t e, int n, int
     for (int k = 0; k < K; k++) w[k] = load(j->conv_w[rev] + k * E + e, n);
     for (int64_t t = t0 + count - 1; t >= t0; t--) {
         const int k0 = t >= K - 1 ? 0 : K - 1 - (int)t;
-        PREFETCH(dx + AHEAD * back);
-        PREFETCH(direct + AHEAD * back / 2);
+        PREFETCH(dx + 16 * back);
+        PREFETCH(direct + 8 * back);
         vf d = (load(direct, n) + du[(t - t0) * SIDE]) * slope[(t - t0) * SIDE], acc = d * w[K - 1];
         db += d;
 #pragma GCC unroll 4
@@ -829,7 +833,7 @@ void bimamba_conv_backward(job_t *j) {
                     const int count = tile_count(j, t0);
                     const float *dlow = j->dlow[rev] + (b * j->L + token(j, rev, t0)) * row;
                     const int64_t step = rev ? -row : row;
-                    conv_tile(j, b, s, rev, t0, count, taps, u, slope);
+                    conv_tile(j, b, s, rev, t0, count, -TILE, taps, u, slope);
                     product((product_t){.M = count, .K = (int)depth, .V = s.n, .a = dlow, .am = step, .ak = 1,
                                         .b = (float *)weight, .bk = SIDE * VW, .c = (float *)du, .cm = SIDE * VW});
                     product((product_t){.M = (int)depth, .K = count, .V = s.n, .a = dlow, .am = 1, .ak = step,
