@@ -313,7 +313,7 @@ def bimamba(
     Returns:
         (B, L, E) in the dtype of xz; computed in float64 where any argument is float64, else in float32, also under
         autocast. Differentiable once in every argument. Where a gradient will be asked for, the kernels keep the states
-        at tile ends for it, about two to three times the memory of the output; `VTR_BIMAMBA_LEAN=1`, or an activation checkpoint
+        at tile ends for it, on the CPU under twice the memory of the output; `VTR_BIMAMBA_LEAN=1`, or an activation checkpoint
         around the call, has them computed again instead.
 
     Raises:
