@@ -1,0 +1,244 @@
+"""Linear layers that run at full speed on AMD's CPUs, too: oneDNN there, torch's own product everywhere else.
+
+torch sends float32 products on a CPU to MKL, which takes its AVX2 code on CPUs that are not Intel's; oneDNN, which comes
+with torch, takes AVX-512 wherever it is. `linear_info` says which one runs and why, `VTR_LINEAR` overrides the choice.
+
+python -m vtr.kernels.linear --threads 1 [--json]      # both, at the sizes of VideoMamba and BERT, in one run
+
+M rows, K features of the input, N of the output.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from vtr.errors import UsageError
+
+__all__ = ["Linear", "LinearRow", "linear", "linear_info"]
+
+BACKENDS = ("onednn", "torch")
+# A product's multiplications and additions from which oneDNN is taken.
+MIN_FLOPS = 4e6
+# Rows that a gradient of the weight is summed over at once: what is copied for it stays in the cache.
+ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRow:
+    """One way to compute a linear layer: its name, whether it works here, why (not), and what it is chosen for."""
+
+    name: str
+    available: bool
+    reason: str
+    chosen_for: str
+
+
+def _override() -> str | None:
+    name = os.environ.get("VTR_LINEAR") or None
+    if name is not None and name not in BACKENDS:
+        raise UsageError(f"VTR_LINEAR {name!r}: expected {' or '.join(BACKENDS)}")
+    return name
+
+
+def _vendor() -> str:
+    """Of the CPU, as it calls itself: GenuineIntel, AuthenticAMD, …; empty where the system doesn't say."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("vendor_id"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return next((name for name in ("GenuineIntel", "AuthenticAMD") if name in platform.processor()), "")
+
+
+def _operator() -> Any:
+    """oneDNN's linear on plain tensors, which torch's compiler uses; None in a torch that doesn't have it."""
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+@functools.cache
+def _has_onednn() -> tuple[bool, str]:
+    """Whether the operator can be called on this machine, and why not."""
+    if not torch.backends.mkldnn.is_available():
+        return False, "this torch was built without oneDNN"
+    if _operator() is None:
+        return False, f"torch {torch.__version__} has no operator mkldnn::_linear_pointwise"
+    if (capability := torch.backends.cpu.get_cpu_capability()) != "AVX512":
+        return False, f"no AVX-512 on this CPU ({capability})"
+    return True, "AVX-512"
+
+
+@functools.cache
+def _helps() -> tuple[bool, str]:
+    """Whether it is the faster one on this machine, and why (not)."""
+    there, reason = _has_onednn()
+    vendor = _vendor()
+    if not there:
+        return False, reason
+    if not torch.backends.mkl.is_available():
+        return False, "torch's own products don't go to MKL here"
+    if vendor in ("", "GenuineIntel"):
+        return False, f"MKL uses AVX-512 on {vendor}" if vendor else "the CPU's vendor is unknown"
+    return True, f"AVX-512, which MKL does not use on {vendor}"
+
+
+def linear_info() -> list[LinearRow]:
+    """Both ways, with the reason it is or isn't there and what it is chosen for.
+
+    Raises:
+        UsageError: VTR_LINEAR names none of them, or one that is not available.
+    """
+    forced = _override()
+    there, reason = _has_onednn()
+    taken = _onednn_wanted()
+    if there:
+        reason = _helps()[1] if torch.backends.mkldnn.enabled else "switched off: torch.backends.mkldnn.enabled"
+    by = ", by VTR_LINEAR" if forced else ""
+    large = f"float32 on the CPU from {MIN_FLOPS / 1e6:g} MFLOP a product{by}"
+    rest = "everything" if not taken else "all else"
+    return [
+        LinearRow(name="onednn", available=there, reason=reason, chosen_for=large if taken else ""),
+        LinearRow(
+            name="torch",
+            available=True,
+            reason="torch.nn.functional.linear",
+            chosen_for=rest + (by if forced == "torch" else ""),
+        ),
+    ]
+
+
+def _onednn_wanted() -> bool:
+    forced = _override()
+    if forced == "onednn" and not _has_onednn()[0]:
+        raise UsageError(f"VTR_LINEAR 'onednn' is not available: {_has_onednn()[1]}")
+    return forced != "torch" and (forced == "onednn" or _helps()[0]) and torch.backends.mkldnn.enabled
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary float32 tensors on the CPU: no subclass (fake, distributed, …), none quantised or sparse."""
+    return all(
+        t is None
+        or (
+            type(t) in (Tensor, nn.Parameter)
+            and t.dtype == torch.float32
+            and t.device.type == "cpu"
+            and t.layout == torch.strided
+        )
+        for t in tensors
+    )
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether it is worth it, and of shapes that need no message."""
+    if x.dim() == 0 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        return False
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return False
+    return x.numel() > 0 and 2 * x.numel() * weight.shape[0] >= MIN_FLOPS
+
+
+def _observed() -> bool:
+    """Whether someone other than autograd follows the calls: autocast, function transforms, forward mode, tracers, modes."""
+    return (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias, as `torch.nn.functional.linear`.
+
+    Args:
+        x: (…, K).
+        weight: (N, K).
+        bias: (N,) or None.
+
+    Returns:
+        (…, N). Through oneDNN where that is faster: float32 on an AMD CPU with AVX-512, products of a certain size, not
+        under autocast, torch.compile and the like. There it is differentiable once; a second time is an error.
+
+    Raises:
+        UsageError: VTR_LINEAR names no backend, or one that is not available.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not _onednn_wanted()
+        or not _plain(x, weight, bias)
+        or not _fits(x, weight, bias)
+        or _observed()
+    ):
+        return F.linear(x, weight, bias)
+    needs = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if needs and torch.is_grad_enabled():
+        return _Linear.apply(x, weight, bias)
+    return _forward(x, weight, bias)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias through oneDNN; a transposed weight is read as it is."""
+    if not weight.is_contiguous() and not weight.t().is_contiguous():
+        weight = weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    return _operator()(x.contiguous(), weight, bias, "none", [], "")
+
+
+def _sum_of_products(g: Tensor, x: Tensor) -> Tensor:
+    """g^T x of (M, N) and (M, K), a slice of rows at a time, always the same and in the same order."""
+    total: Tensor | None = None
+    slices = max(1, round(len(g) / ROWS))
+    for rows, others in zip(g.chunk(slices), x.chunk(slices)):
+        part = _forward(rows.t(), others.t())
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+class _Linear(torch.autograd.Function):
+    """The product and its gradients, all through oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _forward(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (rows, k), n = (x.numel() // x.shape[-1], x.shape[-1]), weight.shape[0]
+        d_x = d_weight = d_bias = None
+        grad = grad.contiguous()
+        flat = grad.view(rows, n)
+        if ctx.needs_input_grad[0]:
+            d_x = _forward(grad, weight.t())
+        if ctx.needs_input_grad[1]:
+            # The first operand is transposed by torch, slowly: this one or the other way round, whichever copies less.
+            inputs = x.reshape(rows, k)
+            if k * (rows + n) < rows * n:
+                d_weight = _sum_of_products(inputs, flat).t().contiguous()
+            else:
+                d_weight = _sum_of_products(flat, inputs)
+        if ctx.needs_input_grad[2]:
+            d_bias = flat.sum(0)
+        return d_x, d_weight, d_bias
+
+
+class Linear(nn.Linear):
+    """torch.nn.Linear through `linear`: same parameters, names and initialisation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, K) -> (…, N)."""
+        return linear(x, self.weight, self.bias)
