@@ -11,9 +11,13 @@ M rows, K features of the input, N of the output.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import platform
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +31,10 @@ from vtr.errors import UsageError
 __all__ = ["Linear", "LinearRow", "linear", "linear_info"]
 
 BACKENDS = ("onednn", "torch")
-# A product's multiplications and additions from which oneDNN is taken.
-MIN_FLOPS = 4e6
+# Multiplications and additions of a product from which oneDNN is taken. Every new shape costs it 0.4 ms and 0.5 MiB (code
+# is made for it; torch keeps that of 1024 shapes), where 16 MFLOP take MKL 0.18 ms and oneDNN 0.11: paid back by the sixth
+# call. Row counts do vary (texts of other lengths, masks), so smaller products, with less to gain, are left to torch.
+MIN_FLOPS = 16e6
 # Rows that a gradient of the weight is summed over at once: what is copied for it stays in the cache.
 ROWS = 1024
 
@@ -140,11 +146,11 @@ def _plain(*tensors: Tensor | None) -> bool:
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether it is worth it, and of shapes that need no message."""
-    if x.dim() == 0 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+    if x.is_nested or x.dim() == 0 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         return False
     if bias is not None and bias.shape != weight.shape[:1]:
         return False
-    return x.numel() > 0 and 2 * x.numel() * weight.shape[0] >= MIN_FLOPS
+    return 2 * x.numel() * weight.shape[0] >= max(1, MIN_FLOPS)
 
 
 def _observed() -> bool:
@@ -175,9 +181,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if (
         torch.compiler.is_compiling()
+        or not _fits(x, weight, bias)  # first: where products are small, every microsecond counts
         or not _onednn_wanted()
         or not _plain(x, weight, bias)
-        or not _fits(x, weight, bias)
         or _observed()
     ):
         return F.linear(x, weight, bias)
@@ -198,8 +204,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _sum_of_products(g: Tensor, x: Tensor) -> Tensor:
     """g^T x of (M, N) and (M, K), a slice of rows at a time, always the same and in the same order."""
     total: Tensor | None = None
-    slices = max(1, round(len(g) / ROWS))
-    for rows, others in zip(g.chunk(slices), x.chunk(slices)):
+    for rows, others in zip(g.split(ROWS), x.split(ROWS)):
         part = _forward(rows.t(), others.t())
         total = part if total is None else total.add_(part)
     assert total is not None
@@ -242,3 +247,110 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) -> (…, N)."""
         return linear(x, self.weight, self.bias)
+
+
+SHAPES = {
+    # (rows, K, N) of one clip or text; VideoMamba's tokens are 196 a frame and CLS, BERT's batch is 32 texts of 32 tokens.
+    f"{size} {layer}, {frames} frames": (1 + frames * 196, k, n)
+    for size, dim in (("tiny", 192), ("middle", 576))
+    for frames in (8, 64)
+    for layer, k, n in (("in_proj", dim, 4 * dim), ("out_proj", 2 * dim, dim))
+} | {
+    "BERT-base attention": (1024, 768, 768),
+    "BERT-base up": (1024, 768, 3072),
+    "BERT-base down": (1024, 3072, 768),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """Time torch's linear and ours at the sizes of VideoMamba and BERT-base, side by side."""
+
+    threads: int = 1
+    repeats: int = 10
+    """Timed calls of each; the fastest counts."""
+    json: bool = False
+
+
+def _seconds(work: Callable[[], object], repeats: int) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def bench(settings: BenchSettings) -> list[dict[str, Any]]:
+    """A row a shape: GFLOP/s of torch's and ours, forward, and forward with both gradients.
+
+    Raises:
+        UsageError: threads or repeats below 1.
+    """
+    for name in ("threads", "repeats"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"--{name} {getattr(settings, name)}: expected 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    generator, rows = torch.Generator().manual_seed(0), []
+    try:
+        for name, (m, k, n) in SHAPES.items():
+            x = torch.randn(m, k, generator=generator, requires_grad=True)
+            weight = torch.randn(n, k, generator=generator, requires_grad=True)
+            g = torch.randn(m, n, generator=generator)
+            row: dict[str, Any] = {"layer": name, "rows": m, "k": k, "n": n}
+            for way, function in (("torch", F.linear), ("ours", linear)):
+
+                def forward(function: Callable[..., Tensor] = function, x: Tensor = x, w: Tensor = weight) -> None:
+                    with torch.no_grad():
+                        function(x, w)
+
+                def both(
+                    function: Callable[..., Tensor] = function, x: Tensor = x, w: Tensor = weight, g: Tensor = g
+                ) -> None:
+                    torch.autograd.grad(function(x, w), (x, w), g)
+
+                gflop = 2e-9 * m * k * n
+                row[f"forward_{way}"] = gflop / _seconds(forward, settings.repeats)
+                row[f"both_{way}"] = 3 * gflop / _seconds(both, settings.repeats)
+            rows.append(row)
+            if not settings.json:
+                print(_line(row), flush=True)
+    finally:
+        torch.set_num_threads(before)
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = [f"{row['layer']:<26}{row['rows']:>6} x {row['k']:>4} x {row['n']:>4}"]
+    for part in ("forward", "both"):
+        theirs, ours = row[f"{part}_torch"], row[f"{part}_ours"]
+        cells.append(f"{theirs:>8.0f}{ours:>8.0f}{ours / theirs:>7.2f}")
+    return "  ".join(cells)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m vtr.kernels.linear`."""
+    import tyro
+
+    settings = tyro.cli(BenchSettings, args=argv)
+    try:
+        info = linear_info()
+        if not settings.json:
+            for row in info:
+                print(f"{row.name}: {row.reason}" + (f"; used for {row.chosen_for}" if row.chosen_for else ""))
+            print(
+                f"{settings.threads} threads, GFLOP/s: torch, ours, ratio\n{'':<46}  {'forward':<23}  forward and backward"
+            )
+        rows = bench(settings)
+    except UsageError as error:
+        print(f"vtr: {error}", file=sys.stderr)
+        return error.exit_code
+    if settings.json:
+        print(json.dumps({"threads": settings.threads, "backends": [asdict(row) for row in info], "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
