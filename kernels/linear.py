@@ -154,13 +154,12 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _observed() -> bool:
-    """Whether someone other than autograd follows the calls: autocast, function transforms, forward mode, tracers, modes."""
+    """Whether someone other than autograd follows the calls: autocast, function transforms, forward mode, modes."""
     return (
         torch.is_autocast_enabled("cpu")
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
     )
 
 
@@ -181,6 +180,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or not _fits(x, weight, bias)  # first: where products are small, every microsecond counts
         or not _onednn_wanted()
         or not _plain(x, weight, bias)
