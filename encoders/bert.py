@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtr.encoders import draws
+from vtr.kernels.linear import Linear, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,9 @@ KeysValues = tuple[Tensor, Tensor]
 class _SelfAttention(nn.Module):
     def __init__(self, config: BertConfig, width: int) -> None:
         super().__init__()
-        self.query = nn.Linear(config.hidden, config.hidden)
-        self.key = nn.Linear(width, config.hidden)
-        self.value = nn.Linear(width, config.hidden)
+        self.query = Linear(config.hidden, config.hidden)
+        self.key = Linear(width, config.hidden)
+        self.value = Linear(width, config.hidden)
         self.heads, self.dropout = config.heads, config.dropout
         self.salt = 0
 
@@ -69,7 +70,7 @@ class _SelfAttention(nn.Module):
 class _Output(nn.Module):
     def __init__(self, config: BertConfig, width: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, config.hidden)
+        self.dense = Linear(width, config.hidden)
         self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
         self.dropout = draws.Dropout(config.dropout)
 
@@ -90,7 +91,7 @@ class _Attention(nn.Module):
 class _Intermediate(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden, config.intermediate)
+        self.dense = Linear(config.hidden, config.intermediate)
 
 
 class BertLayer(nn.Module):
@@ -140,7 +141,7 @@ class _Encoder(nn.Module):
 class _Transform(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden, config.hidden)
+        self.dense = Linear(config.hidden, config.hidden)
         self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
 
 
@@ -219,4 +220,4 @@ class Bert(nn.Module):
         """(B, L, vocab) logits of the masked-language head."""
         head = self.cls.predictions
         x = head.transform.LayerNorm(F.gelu(head.transform.dense(states)))
-        return F.linear(x, self.embeddings.word_embeddings.weight, head.bias)
+        return linear(x, self.embeddings.word_embeddings.weight, head.bias)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtr.kernels.linear import linear
+
 
 class TeacherOutput(NamedTuple):
     """What the student is aligned with."""
@@ -76,22 +78,22 @@ class ClipTeacher(nn.Module):
             last = i == self.depth - 1
             prefix = f"transformer.resblocks.{i}"
             y = self._norm(x, f"{prefix}.ln_1")
-            qkv = F.linear(y, self._get(f"{prefix}.attn.in_proj_weight"), self._get(f"{prefix}.attn.in_proj_bias"))
+            qkv = linear(y, self._get(f"{prefix}.attn.in_proj_weight"), self._get(f"{prefix}.attn.in_proj_bias"))
             q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
             if last:
                 scores = (q[:, :, :1] @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
                 attention = scores.float().softmax(-1).mean(1)[:, 0, 1:]
             y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-            x = x + F.linear(y, self._get(f"{prefix}.attn.out_proj.weight"), self._get(f"{prefix}.attn.out_proj.bias"))
-            y = F.linear(
+            x = x + linear(y, self._get(f"{prefix}.attn.out_proj.weight"), self._get(f"{prefix}.attn.out_proj.bias"))
+            y = linear(
                 self._norm(x, f"{prefix}.ln_2"),
                 self._get(f"{prefix}.mlp.c_fc.weight"),
                 self._get(f"{prefix}.mlp.c_fc.bias"),
             )
             y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
-            x = x + F.linear(y, self._get(f"{prefix}.mlp.c_proj.weight"), self._get(f"{prefix}.mlp.c_proj.bias"))
+            x = x + linear(y, self._get(f"{prefix}.mlp.c_proj.weight"), self._get(f"{prefix}.mlp.c_proj.bias"))
             if i >= self.depth - layers:
-                z = (x @ self._get("proj")).unflatten(0, (batch, count))
+                z = linear(x, self._get("proj").t()).unflatten(0, (batch, count))
                 kept.append(torch.cat([z[:, :, :1].mean(1), z[:, :, 1:].flatten(1, 2)], 1))
         return TeacherOutput(kept[-1], attention, torch.stack(kept))
 

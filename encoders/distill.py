@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vtr.encoders.videomamba import RMSNorm
+from vtr.kernels.linear import Linear
 
 
 class DistillHead(nn.Module):
@@ -13,7 +14,7 @@ class DistillHead(nn.Module):
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
         self.norm = RMSNorm(dim)
-        self.proj = nn.Linear(dim, out)
+        self.proj = Linear(dim, out)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.proj(self.norm(tokens))

@@ -18,6 +18,7 @@ from vtr.encoders.scans import Permutation, layer_orders, permuted, temporal_fir
 from vtr.errors import UsageError
 from vtr.kernels.add_norm import add_norm
 from vtr.kernels.bimamba import bimamba
+from vtr.kernels.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +83,15 @@ class BiMamba(nn.Module):
         super().__init__()
         dim, state = config.dim, config.d_state
         inner, rank = config.expand * dim, math.ceil(dim / 16)
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.in_proj = Linear(dim, 2 * inner, bias=False)
         for end in ("", "_b"):
             setattr(self, f"conv1d{end}", nn.Conv1d(inner, inner, config.d_conv, groups=inner))
-            setattr(self, f"x_proj{end}", nn.Linear(inner, rank + 2 * state, bias=False))
-            setattr(self, f"dt_proj{end}", nn.Linear(rank, inner))
+            setattr(self, f"x_proj{end}", Linear(inner, rank + 2 * state, bias=False))
+            setattr(self, f"dt_proj{end}", Linear(rank, inner))
             log = torch.log(torch.arange(1, state + 1).float()).repeat(inner, 1)
             setattr(self, "A_b_log" if end else "A_log", nn.Parameter(log))
             setattr(self, f"D{end}", nn.Parameter(torch.ones(inner)))
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
 
     def forward(self, xz: Tensor, order: str = "spatial", permutation: Permutation | None = None) -> Tensor:
         """What comes after in_proj: (B, L, 2E) -> (B, L, D).
@@ -166,7 +167,7 @@ class AlignHead(nn.Module):
 
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
-        self.head = nn.Linear(dim, out)
+        self.head = Linear(dim, out)
         self.norm = nn.LayerNorm(out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ class VideoMamba(nn.Module):
                 AlignHead(config.dim, config.align_dim) for _ in range(config.align_layers)
             )
         if config.num_classes:
-            self.head = nn.Linear(config.dim, config.num_classes)
+            self.head = Linear(config.dim, config.num_classes)
         self._init_weights()
 
     def set_drop_path(self, rate: float) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtr.kernels.linear import Linear
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimeSformerConfig:
@@ -39,8 +41,8 @@ class _Block(nn.Module):
         dim = config.dim
         self.heads, self.fused = config.heads, config.fused
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.qkv, self.proj = Linear(dim, 3 * dim), Linear(dim, dim)
+        self.mlp = nn.Sequential(Linear(dim, 4 * dim), nn.GELU(), Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, -1))
@@ -66,7 +68,7 @@ class TimeSformer(nn.Module):
         self.time_embed = nn.Parameter(torch.zeros(1, config.num_frames, config.dim))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
-        self.head = nn.Linear(config.dim, config.num_classes)
+        self.head = Linear(config.dim, config.num_classes)
 
     def classify(self, video: Tensor) -> Tensor:
         """Logits (B, classes) of normalised frames (B, T, 3, H, W)."""

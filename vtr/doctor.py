@@ -36,6 +36,7 @@ def examine() -> dict[str, Any]:
 
     import vtr
     from vtr.kernels.bimamba import backend_info
+    from vtr.kernels.linear import linear_info
 
     versions = {name: _version(name) for name in PACKAGES}
     notes = []
@@ -57,6 +58,7 @@ def examine() -> dict[str, Any]:
         "memory_gib": memory,
         "gpu": gpu,
         "bimamba": [asdict(row) for row in backend_info()],
+        "linear": [asdict(row) for row in linear_info()],
         "notes": notes,
     }
 
@@ -73,10 +75,11 @@ def run(settings: DoctorSettings) -> int:
     print("\npackages:")
     for name, version in report["packages"].items():
         print(f"  {name:<18}{version or 'not installed'}")
-    print("\nbackends of the kernel bimamba, in order of preference:")
-    for row in report["bimamba"]:
-        used = f"; used for {row['chosen_for']}" if row["chosen_for"] else ""
-        print(f"  {row['name']:<11}{'yes' if row['available'] else 'no':<5}{row['reason']}{used}")
+    for title, key in (("the kernel bimamba", "bimamba"), ("linear layers", "linear")):
+        print(f"\nbackends of {title}, in order of preference:")
+        for row in report[key]:
+            used = f"; used for {row['chosen_for']}" if row["chosen_for"] else ""
+            print(f"  {row['name']:<11}{'yes' if row['available'] else 'no':<5}{row['reason']}{used}")
     for note in report["notes"]:
         print(f"note: {note}")
     return 0

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from vtr.encoders.bert import Bert, BertConfig, KeysValues
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
 from vtr.errors import UsageError, VtrError, unknown_name
+from vtr.kernels.linear import Linear
 
 if TYPE_CHECKING:
     from vtr.data.text import TokenBatch, Tokenizer
@@ -127,9 +128,9 @@ class VideoTextModel(nn.Module):
         self.tokenizer: Any = tokenizer  # None where only tensors are compared
         self.vision_encoder = VideoMamba(config.video)
         self.text_encoder = Bert(config.text)
-        self.vision_proj = nn.Linear(config.video.dim, config.embed_dim)
-        self.text_proj = nn.Linear(config.text.hidden, config.embed_dim)
-        self.itm_head = nn.Linear(config.text.hidden, 2)
+        self.vision_proj = Linear(config.video.dim, config.embed_dim)
+        self.text_proj = Linear(config.text.hidden, config.embed_dim)
+        self.itm_head = Linear(config.text.hidden, 2)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
         self.register_buffer("_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(config.pixel_std).view(3, 1, 1), persistent=False)

@@ -1,0 +1,356 @@
+"""Linear layers that run at full speed on AMD's CPUs, too: oneDNN there, torch's own product everywhere else.
+
+torch sends float32 products on a CPU to MKL, which takes its AVX2 code on CPUs that are not Intel's; oneDNN, which comes
+with torch, takes AVX-512 wherever it is. `linear_info` says which one runs and why, `VTR_LINEAR` overrides the choice.
+
+python -m vtr.kernels.linear --threads 1 [--json]      # both, at the sizes of VideoMamba and BERT, in one run
+
+M rows, K features of the input, N of the output.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from vtr.errors import UsageError
+
+__all__ = ["Linear", "LinearRow", "linear", "linear_info"]
+
+BACKENDS = ("onednn", "torch")
+# Multiplications and additions of a product from which oneDNN is taken. Every new shape costs it 0.4 ms and 0.5 MiB (code
+# is made for it; torch keeps that of 1024 shapes), where 16 MFLOP take MKL 0.18 ms and oneDNN 0.11: paid back by the sixth
+# call. Row counts do vary (texts of other lengths, masks), so smaller products, with less to gain, are left to torch.
+MIN_FLOPS = 16e6
+# Rows that a gradient of the weight is summed over at once: what is copied for it stays in the cache.
+ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRow:
+    """One way to compute a linear layer: its name, whether it works here, why (not), and what it is chosen for."""
+
+    name: str
+    available: bool
+    reason: str
+    chosen_for: str
+
+
+def _override() -> str | None:
+    name = os.environ.get("VTR_LINEAR") or None
+    if name is not None and name not in BACKENDS:
+        raise UsageError(f"VTR_LINEAR {name!r}: expected {' or '.join(BACKENDS)}")
+    return name
+
+
+def _vendor() -> str:
+    """Of the CPU, as it calls itself: GenuineIntel, AuthenticAMD, …; empty where the system doesn't say."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("vendor_id"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return next((name for name in ("GenuineIntel", "AuthenticAMD") if name in platform.processor()), "")
+
+
+def _operator() -> Any:
+    """oneDNN's linear on plain tensors, which torch's compiler uses; None in a torch that doesn't have it."""
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+@functools.cache
+def _has_onednn() -> tuple[bool, str]:
+    """Whether the operator can be called on this machine, and why not."""
+    if not torch.backends.mkldnn.is_available():
+        return False, "this torch was built without oneDNN"
+    if _operator() is None:
+        return False, f"torch {torch.__version__} has no operator mkldnn::_linear_pointwise"
+    if (capability := torch.backends.cpu.get_cpu_capability()) != "AVX512":
+        return False, f"no AVX-512 on this CPU ({capability})"
+    return True, "AVX-512"
+
+
+@functools.cache
+def _helps() -> tuple[bool, str]:
+    """Whether it is the faster one on this machine, and why (not)."""
+    there, reason = _has_onednn()
+    vendor = _vendor()
+    if not there:
+        return False, reason
+    if not torch.backends.mkl.is_available():
+        return False, "torch's own products don't go to MKL here"
+    if vendor in ("", "GenuineIntel"):
+        return False, f"MKL uses AVX-512 on {vendor}" if vendor else "the CPU's vendor is unknown"
+    return True, f"AVX-512, which MKL does not use on {vendor}"
+
+
+def linear_info() -> list[LinearRow]:
+    """Both ways, with the reason it is or isn't there and what it is chosen for.
+
+    Raises:
+        UsageError: VTR_LINEAR names none of them, or one that is not available.
+    """
+    forced = _override()
+    there, reason = _has_onednn()
+    taken = _onednn_wanted()
+    if there:
+        reason = _helps()[1] if torch.backends.mkldnn.enabled else "switched off: torch.backends.mkldnn.enabled"
+    by = ", by VTR_LINEAR" if forced else ""
+    large = f"float32 on the CPU from {MIN_FLOPS / 1e6:g} MFLOP a product{by}"
+    rest = "everything" if not taken else "all else"
+    return [
+        LinearRow(name="onednn", available=there, reason=reason, chosen_for=large if taken else ""),
+        LinearRow(
+            name="torch",
+            available=True,
+            reason="torch.nn.functional.linear",
+            chosen_for=rest + (by if forced == "torch" else ""),
+        ),
+    ]
+
+
+def _onednn_wanted() -> bool:
+    forced = _override()
+    if forced == "onednn" and not _has_onednn()[0]:
+        raise UsageError(f"VTR_LINEAR 'onednn' is not available: {_has_onednn()[1]}")
+    return forced != "torch" and (forced == "onednn" or _helps()[0]) and torch.backends.mkldnn.enabled
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary float32 tensors on the CPU: no subclass (fake, distributed, …), none quantised or sparse."""
+    return all(
+        t is None
+        or (
+            type(t) in (Tensor, nn.Parameter)
+            and t.dtype == torch.float32
+            and t.device.type == "cpu"
+            and t.layout == torch.strided
+        )
+        for t in tensors
+    )
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether it is worth it, and of shapes that need no message."""
+    if x.is_nested or x.dim() == 0 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        return False
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return False
+    return 2 * x.numel() * weight.shape[0] >= max(1, MIN_FLOPS)
+
+
+def _observed() -> bool:
+    """Whether someone other than autograd follows the calls: autocast, function transforms, forward mode, modes."""
+    return (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias, as `torch.nn.functional.linear`.
+
+    Args:
+        x: (…, K).
+        weight: (N, K).
+        bias: (N,) or None.
+
+    Returns:
+        (…, N). Through oneDNN where that is faster: float32 on an AMD CPU with AVX-512, products of a certain size, not
+        under autocast, torch.compile and the like. There it is differentiable once; a second time is an error.
+
+    Raises:
+        UsageError: VTR_LINEAR names no backend, or one that is not available.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or not _fits(x, weight, bias)  # first: where products are small, every microsecond counts
+        or not _onednn_wanted()
+        or not _plain(x, weight, bias)
+        or _observed()
+    ):
+        return F.linear(x, weight, bias)
+    needs = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if needs and torch.is_grad_enabled():
+        return _Linear.apply(x, weight, bias)
+    return _forward(x, weight, bias)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias through oneDNN; a transposed weight is read as it is."""
+    if not weight.is_contiguous() and not weight.t().is_contiguous():
+        weight = weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    return _operator()(x.contiguous(), weight, bias, "none", [], "")
+
+
+def _sum_of_products(g: Tensor, x: Tensor) -> Tensor:
+    """g^T x of (M, N) and (M, K), a slice of rows at a time, always the same and in the same order."""
+    total: Tensor | None = None
+    for rows, others in zip(g.split(ROWS), x.split(ROWS)):
+        part = _forward(rows.t(), others.t())
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+class _Linear(torch.autograd.Function):
+    """The product and its gradients, all through oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _forward(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (rows, k), n = (x.numel() // x.shape[-1], x.shape[-1]), weight.shape[0]
+        d_x = d_weight = d_bias = None
+        grad = grad.contiguous()
+        flat = grad.view(rows, n)
+        if ctx.needs_input_grad[0]:
+            d_x = _forward(grad, weight.t())
+        if ctx.needs_input_grad[1]:
+            # The first operand is transposed by torch, slowly: this one or the other way round, whichever copies less.
+            inputs = x.reshape(rows, k)
+            if k * (rows + n) < rows * n:
+                d_weight = _sum_of_products(inputs, flat).t().contiguous()
+            else:
+                d_weight = _sum_of_products(flat, inputs)
+        if ctx.needs_input_grad[2]:
+            d_bias = flat.sum(0)
+        return d_x, d_weight, d_bias
+
+
+class Linear(nn.Linear):
+    """torch.nn.Linear through `linear`: same parameters, names and initialisation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, K) -> (…, N)."""
+        return linear(x, self.weight, self.bias)
+
+
+SHAPES = {
+    # (rows, K, N) of one clip or text; VideoMamba's tokens are 196 a frame and CLS, BERT's batch is 32 texts of 32 tokens.
+    f"{size} {layer}, {frames} frames": (1 + frames * 196, k, n)
+    for size, dim in (("tiny", 192), ("middle", 576))
+    for frames in (8, 64)
+    for layer, k, n in (("in_proj", dim, 4 * dim), ("out_proj", 2 * dim, dim))
+} | {
+    "BERT-base attention": (1024, 768, 768),
+    "BERT-base up": (1024, 768, 3072),
+    "BERT-base down": (1024, 3072, 768),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """Time torch's linear and ours at the sizes of VideoMamba and BERT-base, side by side."""
+
+    threads: int = 1
+    repeats: int = 10
+    """Timed calls of each; the fastest counts."""
+    json: bool = False
+
+
+def _seconds(work: Callable[[], object], repeats: int) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def bench(settings: BenchSettings) -> list[dict[str, Any]]:
+    """A row a shape: GFLOP/s of torch's and ours, forward, and forward with both gradients.
+
+    Raises:
+        UsageError: threads or repeats below 1.
+    """
+    for name in ("threads", "repeats"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"--{name} {getattr(settings, name)}: expected 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    generator, rows = torch.Generator().manual_seed(0), []
+    try:
+        for name, (m, k, n) in SHAPES.items():
+            x = torch.randn(m, k, generator=generator, requires_grad=True)
+            weight = torch.randn(n, k, generator=generator, requires_grad=True)
+            g = torch.randn(m, n, generator=generator)
+            row: dict[str, Any] = {"layer": name, "rows": m, "k": k, "n": n}
+            for way, function in (("torch", F.linear), ("ours", linear)):
+
+                def forward(function: Callable[..., Tensor] = function, x: Tensor = x, w: Tensor = weight) -> None:
+                    with torch.no_grad():
+                        function(x, w)
+
+                def both(
+                    function: Callable[..., Tensor] = function, x: Tensor = x, w: Tensor = weight, g: Tensor = g
+                ) -> None:
+                    torch.autograd.grad(function(x, w), (x, w), g)
+
+                gflop = 2e-9 * m * k * n
+                row[f"forward_{way}"] = gflop / _seconds(forward, settings.repeats)
+                row[f"both_{way}"] = 3 * gflop / _seconds(both, settings.repeats)
+            rows.append(row)
+            if not settings.json:
+                print(_line(row), flush=True)
+    finally:
+        torch.set_num_threads(before)
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = [f"{row['layer']:<26}{row['rows']:>6} x {row['k']:>4} x {row['n']:>4}"]
+    for part in ("forward", "both"):
+        theirs, ours = row[f"{part}_torch"], row[f"{part}_ours"]
+        cells.append(f"{theirs:>8.0f}{ours:>8.0f}{ours / theirs:>7.2f}")
+    return "  ".join(cells)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m vtr.kernels.linear`."""
+    import tyro
+
+    settings = tyro.cli(BenchSettings, args=argv)
+    try:
+        info = linear_info()
+        if not settings.json:
+            for row in info:
+                print(f"{row.name}: {row.reason}" + (f"; used for {row.chosen_for}" if row.chosen_for else ""))
+            print(
+                f"{settings.threads} threads, GFLOP/s: torch, ours, ratio\n{'':<46}  {'forward':<23}  forward and backward"
+            )
+        rows = bench(settings)
+    except UsageError as error:
+        print(f"vtr: {error}", file=sys.stderr)
+        return error.exit_code
+    if settings.json:
+        print(json.dumps({"threads": settings.threads, "backends": [asdict(row) for row in info], "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
