@@ -24,6 +24,9 @@ from vtr.errors import UsageError, VtrError, unknown_name
 # Huge pages for tensors of 2 MiB and more, for every model alike: page faults would take a quarter of a long clip's time.
 # torch reads it at its first allocation; not set for all of vtr, since small tensors in a loop get slower by it.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Likewise: tensors of 4 MiB and more go back to the system when they are freed. By default glibc learns to keep those of up
+# to 32 MiB on its heap, and the peak would count its holes instead of what the model needs. Read when a process starts.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 * 2**20))
 
 MODELS = ("videomamba", "fused", "naive")
 _NAMES = {"videomamba": "VideoMamba", "fused": "joint attention, fused", "naive": "joint attention, naive"}
