@@ -127,7 +127,7 @@ def _onednn_wanted() -> bool:
     forced = _override()
     if forced == "onednn" and not _has_onednn()[0]:
         raise UsageError(f"VTR_LINEAR 'onednn' is not available: {_has_onednn()[1]}")
-    return forced != "torch" and (forced == "onednn" or _helps()[0]) and torch.backends.mkldnn.enabled
+    return forced != "torch" and (forced == "onednn" or _helps()[0]) and bool(torch.backends.mkldnn.enabled)
 
 
 def _plain(*tensors: Tensor | None) -> bool:
