@@ -21,13 +21,6 @@ import tyro
 
 from vtr.errors import UsageError, VtrError, unknown_name
 
-# Huge pages for tensors of 2 MiB and more, for every model alike: page faults would take a quarter of a long clip's time.
-# torch reads it at its first allocation; not set for all of vtr, since small tensors in a loop get slower by it.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# Likewise: tensors of 4 MiB and more go back to the system when they are freed. By default glibc learns to keep those of up
-# to 32 MiB on its heap, and the peak would count its holes instead of what the model needs. Read when a process starts.
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 * 2**20))
-
 MODELS = ("videomamba", "fused", "naive")
 _NAMES = {"videomamba": "VideoMamba", "fused": "joint attention, fused", "naive": "joint attention, naive"}
 _SHORT = {"tiny": "Ti", "small": "S", "middle": "M", "base": "B"}
@@ -57,6 +50,8 @@ class EfficiencySettings:
     """Threads on a CPU."""
     max_memory: float = 10.0
     """GiB; a point that would need more is left out, and the table says so."""
+    huge_pages: bool = False
+    """On a CPU: huge pages for tensors of 2 MiB and more, for every model. Who writes the largest tensors gains the most."""
     out: Path = Path("runs/efficiency")
     """Folder of efficiency.md, .json and .png."""
     flops: bool = False
@@ -276,6 +271,8 @@ def run(settings: EfficiencySettings) -> int:
     import torch
 
     torch.set_num_threads(settings.threads)
+    if settings.huge_pages:
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # read by torch in the process of each point
     where = here()
     if device == "cuda":
         where = f"{torch.cuda.get_device_name()}, {where}"

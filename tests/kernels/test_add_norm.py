@@ -69,6 +69,19 @@ def test_the_plain_path_agrees_with_float64(dropped):
     assert_close([out, x, *got], reference(residual, hidden, weight, scale, grads), 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_without_gradients_the_output_is_the_same(dtype):
+    residual, hidden, weight, _, _ = case(width=192)
+    residual, hidden, weight = (
+        t.to(torch.float64 if dtype == torch.float64 else torch.float32) for t in (residual, hidden, weight)
+    )
+    want = [t.detach() for t in add_norm(residual.requires_grad_(), hidden, weight, dtype=dtype)]
+    with torch.no_grad():
+        got = add_norm(residual, hidden, weight, dtype=dtype)
+    assert got[0].dtype == dtype
+    assert_close([t.double() for t in got], want, torch.finfo(dtype).eps * 4)
+
+
 def test_the_sum_stays_in_float32_whatever_the_output_is():
     residual, hidden, weight, _, _ = case(dtype=torch.bfloat16)
     out, x = add_norm(residual, hidden, weight, dtype=torch.bfloat16)
