@@ -77,8 +77,9 @@ class _Places(NamedTuple):
     right: np.ndarray
 
 
-# Scores that differ by less, relative to the largest of the query, are the same but for the order of float32 sums: two copies
-# of a caption get them apart on one number of threads and alike on another, and a result would depend on it.
+# Scores that differ by less, relative to the right one or to the query's median, are the same but for the order of float32
+# sums: two copies of a caption get them apart on one number of threads and alike on another, and a result would depend on
+# it. The median, since some scores may stand for "not asked" and be huge.
 _ALIKE = 32 * float(np.finfo(np.float32).eps)
 
 
@@ -96,9 +97,10 @@ def _places(similarity: np.ndarray, truth: Sequence[Sequence[int]] | None) -> _P
     for i, (row, right) in enumerate(zip(scores, truth)):
         if len(right) == 0:
             raise VtrError(f"query {i} has no right answer")
-        finite = np.abs(row[np.isfinite(row)])
-        near = _ALIKE * float(finite.max()) if len(finite) else 0.0
         best = row[list(right)].max()
+        finite = np.abs(row[np.isfinite(row)])
+        scale = max(float(np.median(finite)), abs(float(best)) if np.isfinite(best) else 0.0) if len(finite) else 0.0
+        near = _ALIKE * scale
         with np.errstate(invalid="ignore"):  # -inf against -inf
             same = (row == best) | (np.abs(row - best) <= near)
         out.better[i] = ((row > best) & ~same).sum()

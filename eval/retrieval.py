@@ -29,7 +29,7 @@ def retrieval_rows(
 ) -> dict[str, Any]:
     """Text-to-video and video-to-text, in up to three rows: embedding, reranked (match alone), combined.
 
-    Candidates below the top keep their order there: far below in the combined scores, out of the running by the match
+    Candidates below the top keep their order there: below all of the top in the combined scores, out of the running by the match
     logit alone.
 
     Args:
@@ -45,8 +45,10 @@ def retrieval_rows(
             chosen = torch.zeros(matrix.shape, dtype=torch.bool)
             chosen.scatter_(1, matrix.topk(min(top, matrix.shape[1]), dim=1).indices, True)
             rows["reranked"] = torch.where(chosen, pair[..., 1], torch.tensor(float("-inf")))
-            both = combined_scores(matrix, pair, temperature)
-            rows["combined"] = torch.where(chosen, both, matrix / temperature - 1e6)
+            both, alone = combined_scores(matrix, pair, temperature), matrix / temperature
+            # Just below the last of the top: a large offset would round the scores, and make ties of them.
+            lowest = torch.where(chosen, both, torch.inf).amin(1, keepdim=True)
+            rows["combined"] = torch.where(chosen, both, alone - alone.amax(1, keepdim=True) + lowest - 1)
         kept = [truth[i] for i in asked]
         result[name] = {
             row: retrieval_metrics(scores[asked].numpy(), kept, ties).to_dict() for row, scores in rows.items()

@@ -54,6 +54,11 @@ def test_a_right_answer_wins_or_loses_its_ties_when_asked() -> None:
     assert recalls(scores, [[1]], (1, 2)) == pytest.approx([100 / 3, 200 / 3])
 
 
+def test_a_huge_score_among_the_wrong_answers_makes_no_ties() -> None:
+    scores = np.array([[0.5, 0.4, -1e9, 0.3], [0.2, 0.6, 1e9, 0.1], [-1e9, 0.2, 0.3, 0.1]], dtype=np.float32)
+    assert ranks(scores, [[0], [1], [2]]).tolist() == [1, 2, 1]
+
+
 def test_scores_apart_by_rounding_alone_are_tied() -> None:
     apart = np.array([[0.5, 0.5 + 6e-8, 0.1], [0.3, 0.2, 0.1], [0.0, 0.1, 0.9]], dtype=np.float32)
     alike = np.array([[0.5, 0.5, 0.1], [0.3, 0.2, 0.1], [0.0, 0.1, 0.9]], dtype=np.float32)

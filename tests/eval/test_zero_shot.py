@@ -70,6 +70,23 @@ def test_candidates_below_the_top_stay_below_it() -> None:
     assert rows["t2v"]["combined"]["mean_rank"] == 2.0
 
 
+def test_the_combined_row_orders_the_top_exactly_as_the_combined_scores_do() -> None:
+    g = torch.Generator().manual_seed(0)
+    n, top = 60, 8
+    similarity = torch.randn(n, n, generator=g) * 0.05 + torch.eye(n) * 0.1
+    logits = torch.randn(n, n, 2, generator=g)
+    truth = [[i] for i in range(n)]
+    got = retrieval_rows(similarity, logits, truth, truth, top, 0.02)["t2v"]["combined"]
+    place = []
+    for q in range(n):
+        best = similarity[q].topk(top).indices
+        order = best[combined_scores(similarity[q, best], logits[q, best], 0.02).argsort(descending=True)].tolist()
+        order += [v for v in similarity[q].argsort(descending=True).tolist() if v not in order]
+        place.append(order.index(q) + 1)
+    assert got["mean_rank"] == pytest.approx(sum(place) / n, abs=0.006)
+    assert got["r1"] == pytest.approx(100 * sum(p == 1 for p in place) / n, abs=0.006)
+
+
 def test_missing_videos_are_all_named_and_refused_unless_allowed(tmp_path: Path) -> None:
     path = benchmark_file(tmp_path)
     (tmp_path / "deep" / "videos" / "clip1.mp4").unlink()
