@@ -143,8 +143,10 @@ class _State:
         """One tensor, or one of each direction, by the names of job_t."""
         for name, value in tensors.items():
             self.keep.append(value)
-            one = isinstance(value, Tensor)
-            setattr(self.job, name, value.data_ptr() if one else _POINTERS(*(t.data_ptr() for t in value)))
+            if isinstance(value, Tensor):
+                setattr(self.job, name, value.data_ptr())
+            else:
+                setattr(self.job, name, _POINTERS(*(t.data_ptr() for t in value)))
 
 
 def _f32(t: Tensor) -> Tensor:
