@@ -690,6 +690,8 @@ def started_server(lib: Path, model: Path, *more: str) -> tuple[subprocess.Popen
     process = subprocess.Popen(
         [sys.executable, "-m", "vtr.cli", "serve", str(lib), "--model", str(model), "--port", "0", *more],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a job in a shell's background hands down that Ctrl-C is ignored; the server is to hear it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
