@@ -25,7 +25,7 @@ from typing import Any
 
 import tyro
 
-from vtr.errors import UsageError, VtrError, unknown_name
+from vtr.errors import UsageError, VtrError, reports_errors, unknown_name
 
 TABLES = ("task", "scan", "mask", "align", "ratio", "droppath", "distill", "long")
 
@@ -487,14 +487,12 @@ _BUILDERS: dict[str, Callable[[AblateSettings, _Teachers], Table]] = {
 }
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     settings = tyro.cli(AblateSettings, args=argv, description=__doc__)
     try:
         return run(settings)
-    except VtrError as error:
-        print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("vtr: stopped; finished trainings are kept, the same command continues", file=sys.stderr)
         return 130

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr.errors import VtrError
+from vtr.errors import reports_errors
 
 _CHUNK = 32  # pairs scored at once query by query, as in the official code
 _VIDEOS, _TEXTS, _TOP = 4917, 4917, 128  # ActivityNet
@@ -170,17 +170,14 @@ def memory(settings: BenchSettings) -> int:
     return 0
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Entry of `python -m vtr.eval.bench`."""
     import tyro
 
     settings = tyro.cli(BenchSettings, args=argv, description=__doc__)
     torch.set_num_threads(settings.threads)
-    try:
-        return memory(settings) if settings.memory else speed(settings)
-    except VtrError as error:
-        print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
+    return memory(settings) if settings.memory else speed(settings)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from vtr.errors import UsageError, VtrError, unknown_name
+from vtr.errors import UsageError, VtrError, reports_errors, unknown_name
 
 MODELS = ("videomamba", "fused", "naive")
 _NAMES = {"videomamba": "VideoMamba", "fused": "joint attention, fused", "naive": "joint attention, naive"}
@@ -314,14 +314,11 @@ def run(settings: EfficiencySettings) -> int:
     return 0
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     settings = tyro.cli(EfficiencySettings, args=argv, description=__doc__)
-    try:
-        return run(settings)
-    except VtrError as error:
-        print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
+    return run(settings)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from vtr.errors import VtrError
+from vtr.errors import VtrError, reports_errors
 
 STEPS = {"masked": 10, "multimodal": 15, "unmasked": 25}
 _UNSTEADY = ("samples_per_s", "data_wait", "memory_gib", "time")  # fields of a log row that no run repeats
@@ -776,6 +776,7 @@ def _folder(given: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
+@reports_errors
 def main() -> int:
     """Entry of `python -m vtr.pretrain.drills`."""
     commands = (
@@ -785,11 +786,7 @@ def main() -> int:
     )
     chosen: Any = tyro.cli(commands, description=__doc__)  # type: ignore[arg-type, unused-ignore]
     drills: dict[type, Callable[[Any], int]] = {Kills: kills, Ranks: ranks_table, Faults: faults}
-    try:
-        return drills[type(chosen)](chosen)
-    except VtrError as error:
-        print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
+    return drills[type(chosen)](chosen)
 
 
 if __name__ == "__main__":

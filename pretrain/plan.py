@@ -16,7 +16,7 @@ import tyro
 from vtr.data.manifests import Corpus, CorpusMember, corpus_entries
 from vtr.data.shard_reader import remote_is_there
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
-from vtr.errors import UsageError, VtrError
+from vtr.errors import UsageError, VtrError, reports_errors
 from vtr.pretrain.recipes import Recipe, Stage
 from vtr.pretrain.step import match_reach
 
@@ -224,21 +224,18 @@ class PlanSettings:
     recipe: str = "clean"
 
 
+@reports_errors
 def main() -> int:
     """Entry of `python -m vtr.pretrain.plan`."""
     from vtr.pretrain.recipes import STAGES, recipe
 
     settings = tyro.cli(PlanSettings, description=__doc__)
-    try:
-        corpus = published_corpus(settings.corpus)
-        chosen = recipe(settings.recipe, settings.corpus)
-        stages = {s: dataclasses.replace(getattr(chosen, s), batch_size=settings.batch_size) for s in STAGES}
-        chosen = dataclasses.replace(chosen, streams=settings.streams, **stages)
-        print(corpus.table())
-        print(plan(corpus, chosen, STAGES, settings.ranks, settings.workers))
-    except VtrError as error:
-        print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
+    corpus = published_corpus(settings.corpus)
+    chosen = recipe(settings.recipe, settings.corpus)
+    stages = {s: dataclasses.replace(getattr(chosen, s), batch_size=settings.batch_size) for s in STAGES}
+    chosen = dataclasses.replace(chosen, streams=settings.streams, **stages)
+    print(corpus.table())
+    print(plan(corpus, chosen, STAGES, settings.ranks, settings.workers))
     return 0
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtr.errors import VtrError
+from vtr.errors import VtrError, reports_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,15 +219,13 @@ def _machine() -> dict[str, Any]:
 COMMANDS = {"demo": (DemoSettings, run)}
 
 
+@reports_errors
 def main() -> int:
     """Entry of `python -m vtr.demo`."""
     import tyro
 
     try:
         return run(tyro.cli(DemoSettings))
-    except VtrError as error:
-        print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("vtr: stopped; call it again to continue", file=sys.stderr)
         return 130

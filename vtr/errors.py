@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import ParamSpec
+
+_P = ParamSpec("_P")
 
 
 class VtrError(Exception):
@@ -16,6 +21,20 @@ class UsageError(VtrError):
     """A flag, key or value that makes no sense. The command line prints it as one line and exits 2."""
 
     exit_code = 2
+
+
+def reports_errors(main: Callable[_P, int]) -> Callable[_P, int]:
+    """For the entry of a `python -m` command: an error becomes its line on stderr and its exit code."""
+
+    @functools.wraps(main)
+    def reported(*args: _P.args, **kwargs: _P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except VtrError as error:
+            print(f"vtr: {error}", file=sys.stderr)
+            return error.exit_code
+
+    return reported
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:

@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 
 from vtr.data.shards import RawSample, iterate_samples
-from vtr.errors import UsageError, VtrError
+from vtr.errors import UsageError, reports_errors
 
 _SOURCES = 64  # different clips and images at most; larger copies repeat them under other keys
 
@@ -84,15 +84,12 @@ def _endless(folder: Path) -> Iterator[RawSample]:
     return cycle([s for shard in sorted(folder.glob("*.tar")) for s in iterate_samples(str(shard))])
 
 
+@reports_errors
 def main() -> int:
     """Entry of `python -m vtr.data.fake`."""
     settings = tyro.cli(FakeSettings, description=__doc__)
-    try:
-        for name, count in fake_corpus(settings.corpus, settings.out, settings.scale).items():
-            print(f"{name}: {count} samples", file=sys.stderr)
-    except VtrError as error:
-        print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
+    for name, count in fake_corpus(settings.corpus, settings.out, settings.scale).items():
+        print(f"{name}: {count} samples", file=sys.stderr)
     return 0
 
 

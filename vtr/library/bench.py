@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from vtr.errors import VtrError
+from vtr.errors import reports_errors
 
 _PART = 10_000  # vectors of a generated shard
 _MOMENTS = 10  # segments of a generated video
@@ -309,6 +309,7 @@ def _apart(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any
         return pool.submit(function, *args).result()
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m vtr.library.bench", description=__doc__)
@@ -323,23 +324,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     made = args.out / f"made-{args.count}-{args.width}-{args.cluster}"
-    try:
-        if not made.exists():
-            shutil.rmtree(args.out / "embeddings", ignore_errors=True)
-            print("generating vectors", file=sys.stderr)
-            _apart(_generated, args.out, args.count, args.width, args.cluster)
-            made.touch()
-        shutil.rmtree(args.out / "library", ignore_errors=True)
-        result: dict[str, Any] = {"count": args.count, "width": args.width, "threads": args.threads}
-        result |= {"max_memory": args.max_memory}
-        result |= _apart(_build, args.out, args.max_memory)
-        result |= _apart(_raw, args.out)
-        result |= _apart(_query, args.out, args.count, args.cluster, args.queries)
-        result |= _apart(_against_raw, args.out, args.count, args.cluster, args.queries)
-        result |= _cold(args.out)
-    except VtrError as error:
-        print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
+    if not made.exists():
+        shutil.rmtree(args.out / "embeddings", ignore_errors=True)
+        print("generating vectors", file=sys.stderr)
+        _apart(_generated, args.out, args.count, args.width, args.cluster)
+        made.touch()
+    shutil.rmtree(args.out / "library", ignore_errors=True)
+    result: dict[str, Any] = {"count": args.count, "width": args.width, "threads": args.threads}
+    result |= {"max_memory": args.max_memory}
+    result |= _apart(_build, args.out, args.max_memory)
+    result |= _apart(_raw, args.out)
+    result |= _apart(_query, args.out, args.count, args.cluster, args.queries)
+    result |= _apart(_against_raw, args.out, args.count, args.cluster, args.queries)
+    result |= _cold(args.out)
     if result.get("raw_train_add_write_s"):
         for name in ("train_add_write_s", "train_add_write_cpu_s"):
             result[f"{name}_to_raw"] = result[name] / result[f"raw_{name}"]
