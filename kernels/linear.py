@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vtr.errors import UsageError
+from vtr.errors import UsageError, reports_errors
+from vtr.kernels.backends import BackendRow
 
-__all__ = ["Linear", "LinearRow", "linear", "linear_info"]
+__all__ = ["Linear", "linear", "linear_info"]
 
 BACKENDS = ("onednn", "torch")
 # Multiplications and additions of a product from which oneDNN is taken. Every new shape costs it 0.4 ms and 0.5 MiB (code
@@ -37,16 +38,6 @@ BACKENDS = ("onednn", "torch")
 MIN_FLOPS = 16e6
 # Rows that a gradient of the weight is summed over at once: what is copied for it stays in the cache.
 ROWS = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearRow:
-    """One way to compute a linear layer: its name, whether it works here, why (not), and what it is chosen for."""
-
-    name: str
-    available: bool
-    reason: str
-    chosen_for: str
 
 
 def _override() -> str | None:
@@ -98,7 +89,7 @@ def _helps() -> tuple[bool, str]:
     return True, f"AVX-512, which MKL does not use on {vendor}"
 
 
-def linear_info() -> list[LinearRow]:
+def linear_info() -> list[BackendRow]:
     """Both ways, with the reason it is or isn't there and what it is chosen for.
 
     Raises:
@@ -113,8 +104,8 @@ def linear_info() -> list[LinearRow]:
     large = f"float32 on the CPU from {MIN_FLOPS / 1e6:g} MFLOP a product{by}"
     rest = "everything" if not taken else "all else"
     return [
-        LinearRow(name="onednn", available=there, reason=reason, chosen_for=large if taken else ""),
-        LinearRow(
+        BackendRow(name="onednn", available=there, reason=reason, chosen_for=large if taken else ""),
+        BackendRow(
             name="torch",
             available=True,
             reason="torch.nn.functional.linear",
@@ -330,23 +321,20 @@ def _line(row: dict[str, Any]) -> str:
     return "  ".join(cells)
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
     """`python -m vtr.kernels.linear`."""
     import tyro
 
     settings = tyro.cli(BenchSettings, args=argv)
-    try:
-        info = linear_info()
-        if not settings.json:
-            for row in info:
-                print(f"{row.name}: {row.reason}" + (f"; used for {row.chosen_for}" if row.chosen_for else ""))
-            print(
-                f"{settings.threads} threads, GFLOP/s: torch, ours, ratio\n{'':<46}  {'forward':<23}  forward and backward"
-            )
-        rows = bench(settings)
-    except UsageError as error:
-        print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
+    info = linear_info()
+    if not settings.json:
+        for row in info:
+            print(f"{row.name}: {row.reason}" + (f"; used for {row.chosen_for}" if row.chosen_for else ""))
+        print(
+            f"{settings.threads} threads, GFLOP/s: torch, ours, ratio\n{'':<46}  {'forward':<23}  forward and backward"
+        )
+    rows = bench(settings)
     if settings.json:
         print(json.dumps({"threads": settings.threads, "backends": [asdict(row) for row in info], "rows": rows}))
     return 0

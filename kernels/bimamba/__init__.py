@@ -12,13 +12,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vtr.errors import UsageError, unknown_name
 from vtr.kernels import nvrtc
+from vtr.kernels.backends import BackendRow
 from vtr.kernels.bimamba import c, cuda, eager, mamba
 from vtr.kernels.build import BuildError
 
@@ -27,16 +27,6 @@ __all__ = ["BackendRow", "backend_info", "bimamba", "use_backend"]
 BACKENDS = ("c", "cuda", "mamba_ssm", "eager")
 _forced: str | None = None
 _warned: set[str] = set()
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackendRow:
-    """One way to compute bimamba: its name, whether it works here, why (not), and what it is chosen for."""
-
-    name: str
-    available: bool
-    reason: str
-    chosen_for: str
 
 
 def _override() -> tuple[str | None, str]:

@@ -166,15 +166,19 @@ class _Sizes(Sizes):
         return -(-self.n // STATES) * STATES
 
     @property
+    def lanes(self) -> int:
+        """Channels of a vector."""
+        return library()[0].bimamba_lanes()
+
+    @property
     def blocks(self) -> int:
         """Vectors of channels."""
-        return -(-self.width // library()[0].bimamba_lanes())
+        return -(-self.width // self.lanes)
 
     @property
     def row(self) -> int:
         """Floats of a row of low: B | C | delta."""
-        lanes = library()[0].bimamba_lanes()
-        return 2 * self.padded + -(-self.rank // lanes) * lanes
+        return 2 * self.padded + -(-self.rank // self.lanes) * self.lanes
 
     @property
     def tiles(self) -> int:
@@ -183,8 +187,8 @@ class _Sizes(Sizes):
 
     def kept(self) -> dict[str, int]:
         """Floats of each thing that the forward may keep for the backward, in their order in one flat tensor."""
-        tokens, lanes = self.batch * self.length, library()[0].bimamba_lanes()
-        ends = self.batch * self.blocks * (self.tiles - 1) * self.padded * lanes
+        tokens = self.batch * self.length
+        ends = self.batch * self.blocks * (self.tiles - 1) * self.padded * self.lanes
         return {"low": 2 * tokens * self.row, "ys": tokens * self.width, "ends_forward": ends, "ends_reverse": ends}
 
 
@@ -206,8 +210,8 @@ def _split(kept: Tensor, sizes: _Sizes) -> dict[str, Any]:
     }
 
 
-def _start(tensors: Sequence[Tensor], sizes: _Sizes) -> tuple[_State, dict[str, Any]]:
-    """A job with all that is not computed: its arguments and their transposes."""
+def _start(tensors: Sequence[Tensor], sizes: _Sizes) -> tuple[_State, Tensor, list[Tensor]]:
+    """A job with all that is not computed, its arguments and their transposes; of them xz and A (E, N) by themselves."""
     xz = _f32(tensors[0])
     ways = [[_f32(t) for t in tensors[1 + 7 * i : 8 + 7 * i]] for i in (0, 1)]
     a = [torch.exp(w[5]).neg_() for w in ways]
@@ -217,14 +221,12 @@ def _start(tensors: Sequence[Tensor], sizes: _Sizes) -> tuple[_State, dict[str, 
     state.point(xz=xz, A=a, conv_w=[w[0].t().contiguous() for w in ways], conv_b=[w[1] for w in ways])
     state.point(x_proj=[w[2] for w in ways], dt_proj=[w[3] for w in ways])
     state.point(bias=[w[4] for w in ways], D=[w[6] for w in ways])
-    return state, {"xz": xz, "ways": ways, "a": a}
+    return state, xz, a
 
 
-def _forward(state: _State, sizes: _Sizes, y: Tensor, low: Sequence[Tensor], saved: dict[str, Any] | None) -> None:
-    """Writes y (B, L, E), low (B, L, row) of both directions and, where `saved` is given, what it is for."""
-    rows = sizes.blocks * library()[0].bimamba_lanes()
-    state.point(**(saved or {}))
-    state.point(y=y, low=low, packed=[y.new_empty(rows, sizes.row) for _ in low])
+def _forward(state: _State, sizes: _Sizes, y: Tensor) -> None:
+    """Writes y (B, L, E) and low, which the job points to, and what else of the kept it points to."""
+    state.point(y=y, packed=[y.new_empty(sizes.blocks * sizes.lanes, sizes.row) for _ in (0, 1)])
     _run("bimamba_pack", state.job, 2 * sizes.blocks)
     _run("bimamba_project", state.job, 2 * sizes.batch * sizes.tiles)
     _run("bimamba_scan_forward", state.job, sizes.batch * sizes.blocks)
@@ -242,12 +244,14 @@ def forward(tensors: Sequence[Tensor], keep: bool = False) -> tuple[Tensor, Tens
     """
     with torch.autocast("cpu", enabled=False), torch.no_grad():
         sizes = _Sizes.of(tensors)
-        state, parts = _start(tensors, sizes)
-        kept = parts["xz"].new_empty(kept_numel(tensors) if keep else 0)
-        y = kept.new_empty(sizes.batch, sizes.length, sizes.width)
-        saved = _split(kept, sizes) if keep else None
-        low = saved["low"] if saved else list(kept.new_empty(2, sizes.batch * sizes.length * sizes.row))
-        _forward(state, sizes, y, low, saved)
+        state, xz, _ = _start(tensors, sizes)
+        kept = xz.new_empty(kept_numel(tensors) if keep else 0)
+        y = xz.new_empty(sizes.batch, sizes.length, sizes.width)
+        if keep:
+            state.point(**_split(kept, sizes))
+        else:
+            state.point(low=list(xz.new_empty(2, sizes.batch * sizes.length * sizes.row)))
+        _forward(state, sizes, y)
         return y.to(tensors[0].dtype), kept
 
 
@@ -261,16 +265,15 @@ def backward(grad: Tensor, kept: Tensor, tensors: Sequence[Tensor]) -> tuple[Ten
     """
     with torch.autocast("cpu", enabled=False), torch.no_grad():
         sizes = _Sizes.of(tensors)
-        state, parts = _start(tensors, sizes)
-        job, xz, n, padded, rank = state.job, parts["xz"], sizes.n, sizes.padded, sizes.rank
+        state, xz, rates = _start(tensors, sizes)
+        job, n, padded, rank = state.job, sizes.n, sizes.padded, sizes.rank
         batch, length, width = sizes.batch, sizes.length, sizes.width
         lean = kept.numel() == 0
         if lean:
             kept = xz.new_empty(kept_numel(tensors))
-        saved = _split(kept, sizes)
+        state.point(**_split(kept, sizes))
         if lean:
-            _forward(state, sizes, xz.new_empty(batch, length, width), saved["low"], saved)
-        state.point(**saved)
+            _forward(state, sizes, xz.new_empty(batch, length, width))
 
         def pair(*shape: int) -> list[Tensor]:
             return [xz.new_empty(*shape) for _ in (0, 1)]
@@ -294,7 +297,7 @@ def backward(grad: Tensor, kept: Tensor, tensors: Sequence[Tensor]) -> tuple[Ten
             state.point(dlow=[x.sum(0) for x in dlow])
         _run("bimamba_conv_backward", job, job.parts * sizes.blocks)
         result = [dxz]
-        for i, a in enumerate(parts["a"]):
+        for i, a in enumerate(rates):
             g = {name: tensors[i][0] if job.parts == 1 else tensors[i].sum(0) for name, tensors in sums.items()}
             b, c, delta = g["dx_proj"].split([padded, padded, sizes.row - 2 * padded])
             result += [g["dconv_w"].t().contiguous(), g["dconv_b"], torch.cat([delta[:rank], b[:n], c[:n]])]

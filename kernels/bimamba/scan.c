@@ -774,8 +774,9 @@ INLINE void conv_backward_block(const job_t *j, int64_t b, int64_t e, int n, int
     for (int k = 0; k < K; k++) w[k] = load(j->conv_w[rev] + k * E + e, n);
     for (int64_t t = t0 + count - 1; t >= t0; t--) {
         const int k0 = t >= K - 1 ? 0 : K - 1 - (int)t;
+        /* sixteen tokens ahead, within the block: x was fetched with the tile, these are not */
         PREFETCH(dx + 16 * back);
-        PREFETCH(direct + 8 * back);
+        PREFETCH(direct + 16 * back / 2);
         vf d = (load(direct, n) + du[(t - t0) * SIDE]) * slope[(t - t0) * SIDE], acc = d * w[K - 1];
         db += d;
 #pragma GCC unroll 4
