@@ -29,8 +29,8 @@ def retrieval_rows(
 ) -> dict[str, Any]:
     """Text-to-video and video-to-text, in up to three rows: embedding, reranked (match alone), combined.
 
-    Candidates below the top keep their order there: below all of the top in the combined scores, out of the running by the match
-    logit alone.
+    Candidates below the top keep their order there: below all of the top in the combined scores, out of the running by
+    the match logit alone.
 
     Args:
         similarity: (Q, V) cosines.
