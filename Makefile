@@ -32,9 +32,9 @@ test: lint types
 
 # On a machine with a GPU: its tests and benchmark, under nine minutes, by a Python that has torch (PYTHON=...), nothing
 # installed. OUT gets the results; MAMBA_SOURCE names a folder with the source archives of mamba-ssm and causal-conv1d.
-OUT ?= kernels
+OUT ?= docs/results
 gpu:
-	$(PYTHON) -m pytest -m gpu tests/kernels; $(PYTHON) -m vtr.kernels.bench --device cuda --minutes 5 --out $(OUT) $(if $(MAMBA_SOURCE),--mamba-source $(MAMBA_SOURCE))
+	$(PYTHON) -m pytest -m gpu tests/kernels; $(PYTHON) -m bench.kernels --device cuda --minutes 5 --out $(OUT) $(if $(MAMBA_SOURCE),--mamba-source $(MAMBA_SOURCE))
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -112,7 +112,7 @@ def _encoder_outputs(file: ParityFile) -> dict[str, Tensor]:
 
 def multimodal_model(file: ParityFile) -> Any:
     """The VideoTextModel of a file, without a tokenizer."""
-    from vtr.model import ModelConfig, VideoTextModel
+    from vtr.models.video_text import ModelConfig, VideoTextModel
 
     state, sizes = file.part("state"), file.sizes
     ours = to_ours(state)

@@ -15,13 +15,14 @@ from typing import Any
 from vtr.data.text import clean_caption
 from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.eval.annotations import Item, read_annotations, read_lines, without_extension
+from vtr.files import manifest
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-_FOLDER = Path(__file__).resolve().parent.parent / "data_manifests" / "benchmarks"
+_FOLDER = manifest("benchmarks")
 _CAPTION_RULES = ("each", "paragraph", "shared", "choices", "class")
 _ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".txt", ".tsv", ".zip")
 _NOT_MEDIA = {*_ANNOTATION_SUFFIXES, ".npy", ".npz", ".md", ".srt", ".vtt", ".wav", ".mp3", ".toml", ".html", ".tar"}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vtr.eval.features import EncodeSettings, autocast, load_clip, tokenised
 from vtr.eval.metrics import ranks, recalls, retrieval_metrics
-from vtr.model import combined_scores
+from vtr.models.base import combined_scores
 
 _SIGMAS = 2.5  # a result this many standard errors above chance is no chance
 

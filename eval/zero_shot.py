@@ -367,7 +367,7 @@ def _how(result: dict[str, Any]) -> str:
 
 def run(settings: ZeroShotSettings, team: Any = None) -> int:
     """Evaluate on every benchmark and write the results; returns the exit code."""
-    import vtr.model
+    import vtr.models.load
     from vtr.eval.benchmarks import load_benchmark
     from vtr.eval.team import Team
 
@@ -387,8 +387,8 @@ def run(settings: ZeroShotSettings, team: Any = None) -> int:
         return found
 
     def loaded() -> Any:
-        model = vtr.model.load(settings.model)
-        vtr.model.needs_text(model, settings.model)
+        model = vtr.models.load.load(settings.model)
+        vtr.models.load.needs_text(model, settings.model)
         return model
 
     benchmarks = team.together(prepared)

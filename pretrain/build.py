@@ -40,7 +40,7 @@ def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe, text: s
     from vtr.data.text import Tokenizer
     from vtr.encoders.bert import BertConfig
     from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMambaConfig
-    from vtr.model import ModelConfig, VideoTextModel
+    from vtr.models.video_text import ModelConfig, VideoTextModel
 
     if size not in MODELS:
         raise unknown_name("model", size, MODELS)

@@ -19,7 +19,8 @@ def checkpoint_model(run: Path, which: str = "latest") -> tuple[Any, int]:
         VtrError: There is no such run or checkpoint, or it is damaged.
     """
     from vtr.data.text import Tokenizer
-    from vtr.model import ModelConfig, VideoTextModel, load_strictly
+    from vtr.models.base import load_strictly
+    from vtr.models.video_text import ModelConfig, VideoTextModel
     from vtr.pretrain.state import find_checkpoint, read_checkpoint
 
     path = find_checkpoint(run / "checkpoints", which)
@@ -44,9 +45,9 @@ def initial_weights(origin: str) -> dict[str, Any]:
     Raises:
         VtrError: It is none of them.
     """
-    import vtr.model
+    import vtr.models.load
 
     path = Path(origin)
     if path.suffix == ".pt":
         return checkpoint_model(path.resolve().parent.parent, str(path))[0].state_dict()
-    return vtr.model.load(origin, "cpu").state_dict()
+    return vtr.models.load.load(origin, "cpu").state_dict()

@@ -196,7 +196,7 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
 def build_model(size: str, recipe: TuneRecipe) -> Any:
     """An untrained `RecognitionModel` of a named size for a recipe."""
     from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMambaConfig
-    from vtr.recognition import RecognitionConfig, RecognitionModel
+    from vtr.models.recognition import RecognitionConfig, RecognitionModel
 
     base = VideoMambaConfig(dim=96, depth=4, image_size=64) if size == "demo" else VIDEOMAMBA_SIZES[size]
     if recipe.pixels % base.patch_size:
@@ -215,14 +215,14 @@ def build_model(size: str, recipe: TuneRecipe) -> Any:
 
 def initial_weights(name: str) -> dict[str, Any]:
     """Encoder tensors, by our names, of an official model, a run, a model folder or a checkpoint file."""
-    import vtr.model
+    import vtr.models.load
     from vtr.encoders.official import read_checkpoint, to_ours
 
     path = Path(name)
     if path.is_file():
         state = to_ours(read_checkpoint(path))
     else:
-        state = dict(vtr.model.load(name, "cpu").state_dict())
+        state = dict(vtr.models.load.load(name, "cpu").state_dict())
     for prefix in ("vision_encoder.", "encoder."):
         if any(k.startswith(prefix) for k in state):
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -781,10 +781,10 @@ class _Guide:
         Raises:
             UsageError: It has no tokens to match the student's.
         """
-        import vtr.model
+        import vtr.models.load
         from vtr.encoders.distill import DistillHead
 
-        teacher = vtr.model.load(str(settings.teacher), "cpu")
+        teacher = vtr.models.load.load(str(settings.teacher), "cpu")
         encoder = getattr(teacher, "encoder", None)
         if encoder is None:
             raise UsageError(f"--teacher {settings.teacher}: a video-text model; expected a recognition model")

@@ -221,12 +221,12 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
     identity = {"recipe": _plain(chosen), "corpus": corpus.fingerprint(), "model": _plain(model.config)}
     resumed = None if settings.dry_run else _resume_state(settings, out, stages, identity, accelerator)
     if settings.init and own is None:
-        from vtr.model import load_strictly
+        from vtr.models.base import load_strictly
         from vtr.pretrain.export import initial_weights
 
         load_strictly(model, initial_weights(settings.init), settings.init)
     if settings.init_vision:
-        from vtr.model import load_strictly
+        from vtr.models.base import load_strictly
         from vtr.pretrain.export import initial_weights
 
         found = initial_weights(settings.init_vision)
@@ -294,13 +294,13 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
 
 def _initial_model(settings: RunSettings) -> Any:
     """The model of --init itself, with its sizes and tokenizer: what no --model asks for otherwise."""
-    import vtr.model
+    import vtr.models.load
     from vtr.pretrain.export import checkpoint_model
 
     path = Path(str(settings.init))
     if path.suffix == ".pt":
         return checkpoint_model(path.resolve().parent.parent, str(path))[0]
-    model = vtr.model.load(str(settings.init), "cpu")
+    model = vtr.models.load.load(str(settings.init), "cpu")
     if not hasattr(model, "text_encoder") or not hasattr(model, "vision_encoder"):
         raise UsageError(
             f"--init {settings.init}: not a video-text model; pretrain/finetune.py trains recognition models"

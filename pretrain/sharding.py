@@ -103,7 +103,7 @@ def portable(model: Any) -> Any:
     """The model itself, or a whole copy of a shared one on the CPU; all ranks call this together."""
     if not any_sharded(model):
         return model
-    from vtr.model import VideoTextModel
+    from vtr.models.video_text import VideoTextModel
 
     state = {name: value.cpu() for name, value in whole_state(model).items()}
     copy = VideoTextModel(model.config, model.tokenizer)

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from vtr.errors import UsageError, VtrError, unknown_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from vtr.files import read_manifest
 
 RECIPES = ("paper", "released")
 
@@ -107,7 +101,7 @@ def task_names() -> list[str]:
 
 
 def _table(name: str) -> dict[str, Any]:
-    return tomllib.loads((resources.files("vtr.data_manifests.recipes") / f"{name}.toml").read_text())
+    return read_manifest("recipes", name)
 
 
 def load_task(name: str) -> Task:

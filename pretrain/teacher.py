@@ -25,7 +25,7 @@ def load_teacher(name: str) -> ClipTeacher:
         return _load_small(Path(name))
     import open_clip
 
-    from vtr.baseline import quick_gelu_needed
+    from vtr.models.open_clip import quick_gelu_needed
 
     architecture, _, pretrained = name.partition("/")
     # OpenAI's weights want QuickGELU, which the architecture's name does not say and open_clip only warns of.

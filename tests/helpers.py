@@ -12,7 +12,7 @@ import torch
 from vtr.data.text import Tokenizer
 from vtr.encoders.bert import BertConfig
 from vtr.encoders.videomamba import VideoMambaConfig
-from vtr.model import ModelConfig, VideoTextModel
+from vtr.models.video_text import ModelConfig, VideoTextModel
 
 WORDS = ["a red square moves left", "a blue circle moves right", "a green star grows on the grass", "a dog runs"]
 

@@ -17,15 +17,20 @@ if (_root / "pyproject.toml").is_file() and (_root / "encoders").is_dir():
 if TYPE_CHECKING:
     from vtr.errors import VtrError
     from vtr.library import Library
-    from vtr.model import VideoTextModel, load
+    from vtr.models.load import load
+    from vtr.models.video_text import VideoTextModel
 
 
 def __getattr__(name: str) -> Any:
     # Lazy: `import vtr` stays instant, torch and the rest load with the first name that needs them.
-    if name in ("VideoTextModel", "load"):
-        import vtr.model
+    if name == "load":
+        from vtr.models.load import load
 
-        return getattr(vtr.model, name)
+        return load
+    if name == "VideoTextModel":
+        from vtr.models.video_text import VideoTextModel
+
+        return VideoTextModel
     if name == "Library":
         from vtr.library import Library
 

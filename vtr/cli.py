@@ -15,7 +15,6 @@ from vtr.errors import UsageError, VtrError, unknown_name
 VERBS = {
     "shards build": ("vtr.data.commands", "videos or images and captions into WebDataset shards"),
     "shards verify": ("vtr.data.commands", "check shards: counts, captions, media"),
-    "shards bench": ("vtr.data.commands", "clips/s of the loader against decoding alone"),
     "index build": ("vtr.library.commands", "make a search library of folders of videos"),
     "index add": ("vtr.library.commands", "add files to a library"),
     "index sync": ("vtr.library.commands", "bring a library up to date with its folders"),
@@ -28,7 +27,7 @@ VERBS = {
     "embed": ("vtr.library.commands", "embed the samples of shards, for index build --from"),
     "search": ("vtr.library.commands", "find moments in words"),
     "serve": ("vtr.library.commands", "search a library in a browser, and a REST API"),
-    "models": ("vtr.checkpoints", "official checkpoints: list, describe, fetch"),
+    "models": ("vtr.models.commands", "official checkpoints: list, describe, fetch"),
     "benchmarks": ("vtr.eval.commands", "evaluation protocols: list them"),
     "benchmarks check": ("vtr.eval.commands", "what of a benchmark is there, missing, broken"),
     "results": ("vtr.eval.commands", "table and plot of evaluation results"),

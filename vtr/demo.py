@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vtr.errors import VtrError, reports_errors
+from vtr.files import import_root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def _call(*words: str | Path) -> str:
 
 def _environment() -> dict[str, str]:
     # The code runs from a checkout too, where `vtr` may not be installed.
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(import_root())
     path = os.environ.get("PYTHONPATH")
     return {
         **os.environ,

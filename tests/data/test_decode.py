@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vtr.data.decode import DecodeError, probe, read_frames, read_windows
-from vtr.data.decode_pyav import oriented
+from vtr.data.decode.pyav import oriented
 from vtr.data.sampling import middle_frames, picker
 from vtr.errors import UsageError
 
@@ -90,7 +90,7 @@ def test_seeking_gives_the_frames_that_decoding_from_the_start_gives() -> None:
 
 
 def test_nothing_is_decoded_past_the_last_frame_needed(clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vtr.data import decode_pyav
+    from vtr.data.decode import pyav as decode_pyav
 
     seen: list[int] = []
     real = decode_pyav.VideoReader.frames
@@ -160,7 +160,7 @@ def test_a_short_video_and_an_image_give_one_window(clip: bytes) -> None:
 
 
 def test_windows_hold_few_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vtr.data import decode_pyav
+    from vtr.data.decode import pyav as decode_pyav
 
     converted: list[int] = []
     real = decode_pyav.VideoReader.rgb

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vtr.data import demo, demo_build
+from vtr.data import demo
 from vtr.data.demo import DemoCorpus, demo_texts, ensure_demo_corpus, held_out_triples, warmup_triples
-from vtr.data.demo_captions import (
+from vtr.data.demo import build as demo_build
+from vtr.data.demo.captions import (
     BACKGROUNDS,
     COLOURS,
     KINDS,
@@ -26,7 +27,7 @@ from vtr.data.demo_captions import (
     Wording,
     write,
 )
-from vtr.data.demo_render import encode_clip, render
+from vtr.data.demo.render import encode_clip, render
 from vtr.errors import UsageError, VtrError
 
 CLIPS, IMAGES = 48, 16

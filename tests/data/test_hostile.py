@@ -158,7 +158,7 @@ def test_a_decoder_that_hangs_is_killed_in_its_own_process(shared: Path) -> None
 
 def test_an_mp4_that_is_cut_off_says_how_much_is_missing() -> None:
     from tests.helpers import video_bytes
-    from vtr.data.decode_sniff import missing_bytes
+    from vtr.data.decode.sniff import missing_bytes
 
     whole = video_bytes()
     assert missing_bytes(whole) == 0

@@ -18,7 +18,7 @@ from vtr.eval.rerank import match_pairs, wanted_pairs
 from vtr.eval.retrieval import at_chance, choice_rows, class_rows, direction_pairs, retrieval_rows
 from vtr.eval.team import Team
 from vtr.eval.zero_shot import compared, evaluate, main
-from vtr.model import combined_scores
+from vtr.models.base import combined_scores
 
 SETTINGS = EncodeSettings(frames=4, antialias=False, max_text_tokens=32)
 

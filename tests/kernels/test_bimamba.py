@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import kernels as bench
 from tests.kernels.cases import arguments, assert_close, with_gradients
 from vtr.errors import UsageError
-from vtr.kernels import bench, build
+from vtr.kernels import build
 from vtr.kernels.bimamba import backend_info, bimamba, c, eager, use_backend
 
 ROOT = Path(__file__).resolve().parents[2]

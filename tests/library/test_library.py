@@ -270,7 +270,7 @@ def test_many_moments_of_one_video_do_not_hide_the_others(tmp_path: Path) -> Non
 
 
 def test_reranked_moments_come_first_by_the_combined_score(library: Library) -> None:
-    from vtr.model import combined_scores
+    from vtr.models.base import combined_scores
 
     hits = library.search("a dog runs", rerank=2)
     assert [h.reranked for h in hits] == [True, True, False]

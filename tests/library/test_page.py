@@ -24,8 +24,8 @@ pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
 
 from playwright.sync_api import sync_playwright
 
-from vtr.library import serve_queries
 from vtr.library.serve import ServerOptions, make_app
+from vtr.library.serve import queries as serve_queries
 
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -183,12 +183,12 @@ def test_a_walk_through_made_videos(visit: Callable[..., Any], tmp_path: Path) -
 
 
 def test_a_walk_through_real_clips_with_the_demo_model(visit: Callable[..., Any], tmp_path: Path, shared: Path) -> None:
-    import vtr.model
+    import vtr.models.load
 
     demo = REPO / "runs" / "demo"
     if not (demo / "model").is_dir():
         pytest.skip("no demo model: make demo")
-    model = vtr.model.load(demo)
+    model = vtr.models.load.load(demo)
     with Library.create(tmp_path / "lib", model, window=4.0, stride=4.0) as library:
         library.add(shared / "data" / "real_clips")
     with running(make_app(tmp_path / "lib", model)) as address:

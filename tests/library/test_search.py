@@ -280,7 +280,7 @@ def test_reranking_mixes_videos_and_images(library: Library) -> None:
 
 
 def test_reranking_of_several_texts_adds_their_odds(library: Library, tmp_path: Path) -> None:
-    from vtr.model import combined_scores
+    from vtr.models.base import combined_scores
 
     best = library.search(["a dog runs", "a red square moves left"], minus="a green star", rerank=6, k=6)[0]
     model = library.model

@@ -34,12 +34,13 @@ pytest.importorskip("httpx", reason="pip install -e '.[dev]'")
 
 from fastapi.testclient import TestClient
 
-from vtr.library import serve, serve_queries
+from bench.serve_load import LoadSettings
+from bench.serve_load import run as put_load_on
 from vtr.library.embed import build_from, embed
-from vtr.library.load import LoadSettings
-from vtr.library.load import run as put_load_on
 from vtr.library.serve import ServerOptions, make_app
-from vtr.library.serve_media import Refused, byte_range
+from vtr.library.serve import queries as serve_queries
+from vtr.library.serve import server as serve
+from vtr.library.serve.media import Refused, byte_range
 
 
 @pytest.fixture(scope="module")
@@ -658,7 +659,7 @@ def test_an_empty_library_is_served(tmp_path: Path) -> None:
 
 
 def test_pictures_are_decoded_once_and_memory_is_bounded(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vtr.library import serve_media
+    from vtr.library.serve import media as serve_media
 
     made_of: list[int] = []
 

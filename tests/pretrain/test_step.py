@@ -17,7 +17,7 @@ from vtr.encoders.clip_teacher import ClipTeacher
 from vtr.encoders.masking import KINDS
 from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import VtrError
-from vtr.model import ModelConfig, VideoTextModel
+from vtr.models.video_text import ModelConfig, VideoTextModel
 from vtr.pretrain import teacher as teacher_module
 from vtr.pretrain.recipes import Stage
 from vtr.pretrain.step import PretrainStep

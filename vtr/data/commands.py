@@ -1,4 +1,4 @@
-"""The verbs of the data: `vtr shards build`, `vtr shards verify` and `vtr shards bench`."""
+"""The verbs of the data: `vtr shards build` and `vtr shards verify`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import tyro
 
 from vtr.data.build import build_shards, verify_shards
 from vtr.data.shards import expand_shards
-from vtr.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,55 +78,7 @@ def verify(settings: VerifySettings) -> int:
     return 1 if report.broken else 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchSettings:
-    """Clips a second of the training loader, of decoding alone, and of a plain webdataset + decord loader."""
-
-    shards: tyro.conf.Positional[tuple[str, ...]]
-    """Folders, .tar files, brace and :: lists; with --generate, one folder to be made."""
-    generate: int = 0
-    """Make so many H.264 clips (336 pixels short side, 5 s) there first, unless shards are there."""
-    workers: int = 2
-    """Processes of each of the three."""
-    frames: int = 8
-    size: int = 224
-    batch_size: int = 16
-    seconds: float = 10.0
-    """Measured time of each in a round."""
-    rounds: int = 3
-    json: bool = False
-
-
-def bench(settings: BenchSettings) -> int:
-    """`vtr shards bench`."""
-    from vtr.data import bench as benchmark
-
-    if settings.generate:
-        if len(settings.shards) != 1:
-            raise UsageError("--generate wants one folder")
-        benchmark.generate_shards(Path(settings.shards[0]), settings.generate)
-    result = benchmark.bench(
-        [s for spec in settings.shards for s in expand_shards(spec)],
-        workers=settings.workers,
-        frames=settings.frames,
-        size=settings.size,
-        batch_size=settings.batch_size,
-        seconds=settings.seconds,
-        rounds=settings.rounds,
-    )
-    if settings.json:
-        found = {**asdict(result), "share": result.share, "against_plain": result.against_plain}
-        print(json.dumps(found))
-        return 0
-    print(f"loader             {result.loader:8.1f} clips/s with {result.workers} workers")
-    print(f"decoding alone     {result.decode_only:8.1f} clips/s; the loader reaches {result.share:.1%} of it")
-    if result.plain and result.against_plain:
-        print(f"webdataset + decord{result.plain:8.1f} clips/s; the loader is {result.against_plain:.2f} times as fast")
-    return 0
-
-
 COMMANDS: dict[str, tuple[Any, Any]] = {
     "shards build": (BuildSettings, build),
     "shards verify": (VerifySettings, verify),
-    "shards bench": (BenchSettings, bench),
 }

@@ -11,15 +11,14 @@ from typing import Any
 from vtr.data.shard_reader import FILES, list_files
 from vtr.data.shards import expand_shards, resolve_shards, shard_sizes
 from vtr.errors import UsageError, VtrError, unknown_name
+from vtr.files import manifest
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-_FOLDER = Path(__file__).resolve().parent.parent.parent / "data_manifests" / "corpora"
-if not _FOLDER.is_dir():  # installed: the folder lies inside the package
-    _FOLDER = Path(__file__).resolve().parent.parent / "data_manifests" / "corpora"
+_FOLDER = manifest("corpora")
 
 _KEYS = ("name", "media", "shards", "items", "texts", "licence", "source", "make")
 _MEDIA = ("video", "image", "auto")

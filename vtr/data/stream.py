@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vtr.data.decode import DecodeError, read_frames
-from vtr.data.decode_sniff import missing_bytes
+from vtr.data.decode.sniff import missing_bytes
 from vtr.data.manifests import Corpus, CorpusMember
 from vtr.data.sampling import random_frames
 from vtr.data.shard_reader import ShardCache

@@ -299,7 +299,7 @@ def push(settings: PushSettings) -> int:
 
 def embed(settings: EmbedSettings) -> int:
     """`vtr embed`."""
-    import vtr.model
+    import vtr.models.load
     from vtr.data.shards import expand_shards
     from vtr.library.embed import embed as run
 
@@ -316,7 +316,7 @@ def embed(settings: EmbedSettings) -> int:
     report = run(
         shards,
         settings.out,
-        vtr.model.load(settings.model, device),
+        vtr.models.load.load(settings.model, device),
         model_path=where,
         window=settings.window,
         stride=settings.stride,
@@ -406,7 +406,7 @@ def search(settings: SearchSettings) -> int:
 def serve(settings: ServeSettings) -> int:
     """`vtr serve`."""
     try:
-        from vtr.library import serve as server
+        from vtr.library.serve import server
     except ModuleNotFoundError as error:
         raise VtrError(f"vtr serve needs {error.name}: pip install 'vtr[serve]'") from error
     token = os.environ.get("VTR_TOKEN") if settings.token is None else settings.token

@@ -96,12 +96,12 @@ class Library(Searcher):
         """
         _check_windows(window, stride)
         if isinstance(model, str | Path):
-            import vtr.model
+            import vtr.models.load
 
             # A hub id stays as it is; a folder is remembered by its full path.
             model_path = os.path.abspath(model) if Path(model).exists() else str(model)
-            name, model = model, vtr.model.load(model)
-            vtr.model.needs_text(model, name)
+            name, model = model, vtr.models.load.load(model)
+            vtr.models.load.needs_text(model, name)
         settings = {
             "model": model_path,
             "fingerprint": model.fingerprint(),

@@ -116,9 +116,9 @@ class Searcher(ABC):
         if self._model is None:
             if not self._model_path:
                 raise VtrError(f"{self.path} does not say where its model is: name it with --model")
-            import vtr.model
+            import vtr.models.load
 
-            self._accept(vtr.model.load(self._model_path))
+            self._accept(vtr.models.load.load(self._model_path))
         return self._model
 
     def _accept(self, model: Any) -> None:
@@ -315,7 +315,7 @@ class Searcher(ABC):
         """The top ones by the combined score first; those that cannot be looked at again keep their place after them."""
         import torch
 
-        from vtr.model import combined_scores
+        from vtr.models.base import combined_scores
 
         model = self.model
         head: list[Found] = []

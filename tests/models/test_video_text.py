@@ -1,0 +1,118 @@
+"""VideoTextModel: features, scores, save and load, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import vtr.models.load
+from tests.helpers import WORDS, small_model
+from vtr.encoders.clip_teacher import ClipTeacher
+from vtr.errors import VtrError
+
+
+def frames(batch: int = 2, count: int = 4) -> torch.Tensor:
+    return torch.randint(
+        0, 255, (batch, count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+@torch.no_grad()
+def test_similarity_is_the_mean_cosine_over_frames() -> None:
+    model = small_model()
+    video, text = model.encode_video(frames()), model.encode_text(WORDS)
+    expected = torch.einsum("vfe,te->tvf", video.frame_embeddings, text.embedding).mean(-1)
+    torch.testing.assert_close(model.similarity(text, video), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(text.embedding.norm(dim=-1), torch.ones(len(WORDS)))
+
+
+@torch.no_grad()
+def test_padding_does_not_change_a_text() -> None:
+    model = small_model()
+    alone, padded = model.encode_text(WORDS[3:]), model.encode_text(WORDS)
+    torch.testing.assert_close(alone.embedding[0], padded.embedding[3], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_saved_model_loads_to_the_same_outputs_and_fingerprint(tmp_path: Path) -> None:
+    model = small_model()
+    model.save_pretrained(tmp_path / "run" / "model")
+    for name in (tmp_path / "run", tmp_path / "run" / "model"):
+        again = vtr.models.load.load(name, device="cpu")
+        assert again.fingerprint() == model.fingerprint()
+        assert torch.equal(again.encode_video(frames()).embedding, model.encode_video(frames()).embedding)
+        assert torch.equal(again.encode_text(WORDS).embedding, model.encode_text(WORDS).embedding)
+
+
+def test_loading_draws_no_random_numbers_and_sets_every_weight(tmp_path: Path) -> None:
+    small_model(seed=3).save_pretrained(tmp_path / "m")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    loaded = vtr.models.load.load(tmp_path / "m", "cpu")
+    assert torch.equal(torch.rand(3), expected)
+    saved = small_model(seed=3).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
+    assert float(torch.nn.Linear(50, 50).weight.detach().std()) > 0.01  # elsewhere they are drawn
+
+
+def test_another_weight_is_another_fingerprint() -> None:
+    assert small_model(0).fingerprint() != small_model(1).fingerprint()
+
+
+def spoil(folder: Path, what: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    weights = folder / "model.safetensors"
+    if what == "other sizes":
+        config["embed_dim"] = 24
+    elif what == "unknown key":
+        config["video"]["dpeth"] = 2
+    elif what == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif what == "missing":
+        weights.unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("other sizes", "expected"),
+        ("unknown key", "depth"),
+        ("truncated", "damaged"),
+        ("missing", "model.safetensors is missing"),
+    ],
+)
+def test_a_bad_model_folder_is_one_clear_line(what: str, says: str, tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path)
+    spoil(tmp_path, what)
+    with pytest.raises(VtrError, match=says) as error:
+        vtr.models.load.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_that_is_nothing_says_what_was_expected() -> None:
+    with pytest.raises(VtrError, match="no such folder"):
+        vtr.models.load.load("runs/none")
+
+
+def test_the_teacher_equals_open_clip_before_its_last_norm() -> None:
+    from vtr.pretrain.teacher import small_clip
+
+    torch.manual_seed(0)
+    clip = small_clip(32, 16, 50, 16, 0).eval()
+    teacher = ClipTeacher.from_open_clip(clip)
+    images = torch.randn(6, 3, 32, 32)
+    seen = {}
+    clip.visual.transformer.register_forward_hook(lambda *a: seen.update(x=a[2]))  # type: ignore[union-attr, operator]
+    with torch.no_grad():
+        clip.encode_image(images)  # type: ignore[operator]
+        expected = seen["x"] @ clip.visual.proj  # type: ignore[union-attr]
+    out = teacher(images.view(2, 3, 3, 32, 32))
+    torch.testing.assert_close(out.tokens[:, 1:].reshape(6, 4, -1), expected[:, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.tokens[:, 0], expected[:, 0].view(2, 3, -1).mean(1), rtol=1e-4, atol=1e-5)
+    assert out.attention.shape == (6, 4)
+    assert (out.attention >= 0).all()

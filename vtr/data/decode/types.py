@@ -1,0 +1,143 @@
+"""What the decoders give back (clips, windows, media facts), their one error, and their time limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vtr.errors import VtrError
+
+if TYPE_CHECKING:
+    import torch
+
+Source = str | Path | bytes
+Pick = Callable[[int], Sequence[int]]
+
+# One frame may have at most this many pixels (a 200 MB RGB frame), and one clip this many bytes: a forged header
+# must not take the machine's memory.
+MAX_PIXELS = 1 << 26
+MAX_CLIP_BYTES = 4 << 30
+CLOSE = 1e-4  # seconds within which two times are one
+
+
+class DecodeError(VtrError):
+    """A file that gives no frames. The text is one line, `NAME: cause`.
+
+    Attributes:
+        name: The file's name (or "upload" for bytes).
+        cause: Why it gives no frames.
+    """
+
+    def __init__(self, name: str, cause: str) -> None:
+        self.name = name
+        self.cause = " ".join(str(cause).split())
+        super().__init__(f"{name}: {self.cause}")
+
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
+        # Loader workers send errors to the main process: the default would lose the second argument.
+        return (DecodeError, (self.name, self.cause))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaInfo:
+    """Facts about a media file.
+
+    Attributes:
+        kind: "video" or "image" (a still, or a video of one frame).
+        width, height: Pixels as displayed, after rotation.
+        duration: Seconds; 0 for an image.
+        fps: Mean frames per second; 0 for an image.
+        frames: Frames that are there to be decoded (packets that can be read and that the edit list shows).
+        rotation: Degrees clockwise that the file asks the player to turn the picture by.
+        codec: Codec name.
+    """
+
+    kind: str
+    width: int
+    height: int
+    duration: float
+    fps: float
+    frames: int
+    rotation: int
+    codec: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Chosen frames of one file.
+
+    Attributes:
+        frames: uint8 (T, H, W, 3), RGB, display orientation.
+        times: float64 (T,), seconds from the first frame of the video.
+    """
+
+    frames: np.ndarray
+    times: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A stretch of a video.
+
+    Attributes:
+        start, end: Seconds from the first frame of the video; both 0 for an image.
+        frames: uint8 tensor (T, 3, S, S), RGB, display orientation.
+    """
+
+    start: float
+    end: float
+    frames: torch.Tensor
+
+
+class Deadline:
+    """A time limit that is asked for between packets and reads."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Give the full time again."""
+        self._end = time.monotonic() + self.seconds
+
+    def left(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self._end - time.monotonic())
+
+    def check(self) -> None:
+        """Raise DecodeError where the time is over."""
+        if time.monotonic() > self._end:
+            raise DecodeError(self.name, f"not decoded within the time limit of {self.seconds:g} s")
+
+
+def source_name(source: Source) -> str:
+    """How an error names a source: the file's path, or "upload" for bytes."""
+    return "upload" if isinstance(source, (bytes, bytearray, memoryview)) else str(source)
+
+
+def chosen(pick: Pick, count: int) -> list[int]:
+    """What `pick` wants out of `count` frames, checked."""
+    wanted = [int(i) for i in pick(count)]
+    if not wanted:
+        raise ValueError("pick returned no frame index")
+    if min(wanted) < 0 or max(wanted) >= count:
+        raise ValueError(f"pick returned frame indices {min(wanted)}..{max(wanted)}, but there are {count} frames")
+    return wanted
+
+
+def span_of(times: np.ndarray, start: float | None, end: float | None, name: str, duration: float) -> tuple[int, int]:
+    """First and last+1 index of the frames in start <= time < end; the frame on display where none begins there."""
+    low = 0 if start is None else int(np.searchsorted(times, start - CLOSE, side="left"))
+    high = len(times) if end is None else int(np.searchsorted(times, end - CLOSE, side="left"))
+    if high > low:
+        return low, high
+    if start is not None and start > max(duration, float(times[-1])) + CLOSE:
+        raise DecodeError(name, f"lasts {duration:.2f} s, so there is nothing at {start:g} s")
+    shown = max(0, min(low, len(times)) - 1)
+    return shown, shown + 1

@@ -1,0 +1,1 @@
+"""Models a user loads: video-text, recognition, open_clip's, and the official checkpoints of both kinds."""

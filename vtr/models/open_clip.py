@@ -1,0 +1,224 @@
+"""OpenClipModel: any open_clip model as a dual encoder of videos, through the same door as our own models.
+
+A video's embedding is the mean of its frames' unit vectors, normalised again; there is no re-ranking. B batch, T frames,
+E joint width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtr.data.text import TokenBatch
+from vtr.errors import UsageError, VtrError, unknown_name
+from vtr.models import hub
+from vtr.models.base import TextFeatures, VideoFeatures
+
+PREFIX = "open_clip:"
+_FRAMES = 8  # as many as the published retrieval models see
+_IMAGES = 64  # encoded at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineVideoConfig:
+    """What reading a video for it needs to know."""
+
+    image_size: int
+    num_frames: int = _FRAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """The part of a ModelConfig that evaluation and libraries ask for."""
+
+    video: BaselineVideoConfig
+    embed_dim: int
+    max_text_tokens: int
+    antialias: bool = True  # CLIP models were trained on antialiased images
+
+
+class OpenClipModel(nn.Module):
+    """An open_clip model that encodes videos frame by frame.
+
+    Args:
+        clip: The open_clip model.
+        tokenizer: open_clip's for it: texts and a context length to ids.
+        name: As in "open_clip:ViT-B-16/openai".
+    """
+
+    registered: str | None = None
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, clip: Any, tokenizer: Any, name: str) -> None:
+        super().__init__()
+        import open_clip
+
+        self.clip, self.tokenizer, self.name = clip, tokenizer, name
+        pixels = open_clip.get_model_preprocess_cfg(clip)
+        size = pixels["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        if height != width:
+            raise VtrError(f"{name}: its images are {height}x{width}; only square ones are supported")
+        self.register_buffer("_mean", torch.tensor(pixels["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(pixels["std"]).view(3, 1, 1), persistent=False)
+        self.context = int(getattr(clip, "context_length", None) or tokenizer.context_length)
+        with torch.inference_mode():
+            width = clip.encode_text(tokenizer(["a"], self.context)).shape[-1]
+        self.config = BaselineConfig(
+            video=BaselineVideoConfig(image_size=height), embed_dim=width, max_text_tokens=self.context
+        )
+
+    @classmethod
+    def load(cls, name: str, device: str | torch.device | None = None) -> OpenClipModel:
+        """Load "open_clip:MODEL/PRETRAINED" (a tag of open_clip, or a file) or "open_clip:hf-hub:OWNER/NAME".
+
+        Raises:
+            UsageError: The name is none of open_clip's.
+            VtrError: The weights are neither in the cache nor downloadable, or damaged.
+        """
+        import open_clip
+
+        identifier = name.removeprefix(PREFIX)
+        model, pretrained = identifier, None
+        quick_gelu = False
+        if not identifier.startswith(("hf-hub:", "local-dir:")):
+            model, _, pretrained = identifier.partition("/")
+            quick_gelu = quick_gelu_needed(model, pretrained)
+        try:
+            with _offline_if_unreachable(), _quiet():
+                clip = open_clip.create_model(
+                    model, pretrained, require_pretrained=True, weights_only=True, force_quick_gelu=quick_gelu
+                )
+                tokenizer = open_clip.get_tokenizer(model)
+        except Exception as error:  # open_clip raises many kinds: no network, damaged file, other sizes
+            text = " ".join(str(error).split())
+            if "ownload" in text or "HF Hub" in text:
+                raise VtrError(
+                    f"{name}: its weights are neither in the Hugging Face cache ({_cache()}) nor downloadable: load it once "
+                    f"on a machine with a network and copy that folder here, or name a file: {PREFIX}{model}/PATH"
+                ) from error
+            raise VtrError(f"{name} cannot be loaded: {text[:300]}") from error
+        built = cls(clip.eval(), tokenizer, name).eval()
+        return built.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._mean.device
+
+    @property
+    def temp(self) -> Tensor:
+        """The contrastive temperature: what cosines are divided by."""
+        return 1 / self.clip.logit_scale.exp()
+
+    def encode_video(self, frames: Tensor) -> VideoFeatures:
+        """Encode frames (B, T, 3, S, S), uint8 or already normalised."""
+        batch, count = frames.shape[:2]
+        images = frames.flatten(0, 1).to(self.device)
+        parts = []
+        for part in images.split(_IMAGES):
+            if part.dtype == torch.uint8:
+                part = (part.to(self._mean.dtype) / 255 - self._mean) / self._std
+            parts.append(F.normalize(self.clip.encode_image(part).float(), dim=-1))
+        unit = torch.cat(parts).unflatten(0, (batch, count))
+        return VideoFeatures(F.normalize(unit.mean(1), dim=-1), unit, unit, unit, None)
+
+    def encode_text(self, texts: Sequence[str] | TokenBatch) -> TextFeatures:
+        """Encode captions or ready tokens; `tokens` of the result is the embedding again."""
+        batch = texts if isinstance(texts, TokenBatch) else self.tokenise(list(texts))
+        ids = batch.ids.to(self.device)
+        unit = F.normalize(self.clip.encode_text(ids).float(), dim=-1)
+        return TextFeatures(unit, unit[:, None], batch.mask.to(self.device), ids)
+
+    def tokenise(self, texts: Sequence[str]) -> TokenBatch:
+        """The model's own tokens (B, L) of texts as they are, cut at its context length."""
+        ids = self.tokenizer(list(texts), self.context)
+        return TokenBatch(ids=ids, mask=(ids != ids[:, -1:]).long().flip(1).cummax(1).values.flip(1))
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many texts are longer than the context."""
+        short = self.tokenizer([""], self.context + 1)[0, -1]  # what a text that ends before has there
+        return int((self.tokenizer(list(texts), self.context + 1)[:, -1] != short).sum())
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the name and every weight, in hex."""
+        digest = hashlib.sha256(self.name.encode())
+        for key, value in sorted(self.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def quick_gelu_needed(model: str, pretrained: str) -> bool:
+    """Whether the weights need QuickGELU where the architecture's name does not say so (open_clip only warns of that).
+
+    Raises:
+        UsageError: There is no such architecture or tag, or they don't belong together.
+    """
+    import open_clip
+
+    if model not in open_clip.list_models():
+        raise unknown_name("open_clip model", model, open_clip.list_models())
+    if not pretrained:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise UsageError(f"{PREFIX}{model} names no weights: add /TAG, one of {', '.join(tags) or 'a file'}")
+    config = open_clip.get_pretrained_cfg(model, pretrained)
+    if not config:
+        if Path(pretrained).is_file():
+            return False
+        raise unknown_name(
+            f"weights of {model}", pretrained, open_clip.list_pretrained_tags_by_model(model) or ["(a file)"]
+        )
+    wants = bool(config.get("quick_gelu", False))
+    if not wants and (open_clip.get_model_config(model) or {}).get("quick_gelu", False):
+        plain = model.removesuffix("-quickgelu")
+        raise UsageError(
+            f"{pretrained} was trained without QuickGELU, {model} has it: use {PREFIX}{plain}/{pretrained}"
+        )
+    return wants
+
+
+def _cache() -> str:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_CACHE
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's log lines: what matters in them is said in one line, or settled (QuickGELU)."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _offline_if_unreachable() -> Iterator[None]:
+    """Where there is no network the hub library looks in its cache at once, instead of trying for half a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        hub.reach_hub()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
