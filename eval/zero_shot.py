@@ -118,7 +118,7 @@ def evaluate(
 
     def whole() -> None:
         if not allow_missing:
-            _refuse(benchmark, [f"missing: {m}" for m in benchmark.missing])
+            _refuse(benchmark, [f"missing: {m}" for m in benchmark.lacking])
         if not benchmark.videos:
             raise VtrError(f"{benchmark.name}: none of its {benchmark.total} videos can be used")
 
@@ -178,7 +178,7 @@ def _evaluate(
     prompts = protocol.prompts if protocol.captions == "class" else ("{}",)
     texts_in = [p.format(c) if p != "{}" else c for c in benchmark.captions for p in prompts]
     features = encode_all(model, benchmark.videos, texts_in, settings, work, team)
-    problems = [f"missing: {m}" for m in benchmark.missing]
+    problems = [f"missing: {m}" for m in benchmark.lacking]
     problems += [f"broken: {reason}" for _, reason in sorted(features.broken.items())]
     kept = [i for i in range(len(benchmark.videos)) if i not in features.broken]
 
