@@ -26,8 +26,8 @@ from vtr.data.sampling import middle_frames
 from vtr.data.text import TokenBatch
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
-from vtr.eval.team import Team
 from vtr.models.base import VideoTextEncoder
+from vtr.ranks import Ranks
 
 _VIDEO_BATCH = 16
 _TEXT_BATCH = 256
@@ -177,7 +177,7 @@ def encode_all(
     captions: Sequence[str],
     settings: EncodeSettings,
     work: WorkFolder,
-    team: Team,
+    team: Ranks,
 ) -> Features:
     """Encode what is not yet in the work folder, each rank its batches, and collect the embeddings."""
     model.eval()
@@ -195,7 +195,7 @@ def tokenised(model: VideoTextEncoder, captions: Sequence[str], most: int) -> tu
 
 @torch.inference_mode()
 def _encode_texts(
-    model: VideoTextEncoder, batches: list[TokenBatch], settings: EncodeSettings, work: WorkFolder, team: Team
+    model: VideoTextEncoder, batches: list[TokenBatch], settings: EncodeSettings, work: WorkFolder, team: Ranks
 ) -> None:
     for number in _own(len(batches), team, "encode texts"):
         if work.notes(f"text-{number:05d}") is not None:
@@ -212,7 +212,7 @@ def _encode_texts(
 
 @torch.inference_mode()
 def _encode_videos(
-    model: VideoTextEncoder, videos: Sequence[Path], settings: EncodeSettings, work: WorkFolder, team: Team
+    model: VideoTextEncoder, videos: Sequence[Path], settings: EncodeSettings, work: WorkFolder, team: Ranks
 ) -> None:
     starts = list(range(0, len(videos), _VIDEO_BATCH))
     todo = []
@@ -297,7 +297,7 @@ def _signature(paths: Sequence[Path]) -> list[list[Any]]:
     return out
 
 
-def _own(count: int, team: Team, words: str) -> Iterator[int]:
+def _own(count: int, team: Ranks, words: str) -> Iterator[int]:
     numbers = range(team.rank, count, team.size)
     with _bar(len(numbers), words, "batch", team) as bar:
         for number in numbers:
@@ -305,7 +305,7 @@ def _own(count: int, team: Team, words: str) -> Iterator[int]:
             bar.update(1)
 
 
-def _bar(total: int, words: str, unit: str, team: Team) -> Any:
+def _bar(total: int, words: str, unit: str, team: Ranks) -> Any:
     from tqdm import tqdm
 
     if team.size > 1:

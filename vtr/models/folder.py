@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vtr.errors import VtrError
+from vtr.files import write_atomically
 from vtr.models.base import Model, load_strictly
 
 _M = TypeVar("_M", bound="SavedModel")
@@ -68,16 +67,14 @@ class SavedModel(Model):
             VtrError: The folder cannot be written.
         """
         folder = Path(folder)
-        partial = folder / f"model.safetensors.{os.getpid()}.tmp"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._save_words(folder)
-            (folder / "config.json").write_text(json.dumps(self._values(), indent=1) + "\n", encoding="utf-8")
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, partial)
-            os.replace(partial, folder / "model.safetensors")
+            with write_atomically(folder / "config.json") as partial:
+                partial.write_text(json.dumps(self._values(), indent=1) + "\n", encoding="utf-8")
+            with write_atomically(folder / "model.safetensors") as partial:
+                save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, partial)
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise VtrError(f"{folder}: the model cannot be written ({why})") from error
 

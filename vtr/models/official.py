@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from vtr.encoders.bert import BertConfig
 from vtr.encoders.official import describe, load_official, read_checkpoint, to_ours
 from vtr.encoders.videomamba import VIDEOMAMBA_SIZES
 from vtr.errors import VtrError
+from vtr.files import write_atomically
 from vtr.models.hub import reach_hub
 from vtr.models.recognition import RecognitionConfig, RecognitionModel
 from vtr.models.registry import Checkpoint, cache_folder, find, source_of, table
@@ -104,9 +104,8 @@ def convert(checkpoint: Checkpoint, path: Path, folder: Path, vocabulary: str | 
         "defects": list(checkpoint.defects),
         "lacks": [p for p in optional if not any(k.startswith(p) for k in to_ours(state))],
     }
-    partial = folder / f"source.json.{os.getpid()}.tmp"
-    partial.write_text(json.dumps(source, indent=1) + "\n")
-    os.replace(partial, folder / "source.json")
+    with write_atomically(folder / "source.json") as partial:
+        partial.write_text(json.dumps(source, indent=1) + "\n")
     print(f"{checkpoint.name}: converted to {folder}", file=sys.stderr)
 
 
