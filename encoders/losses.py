@@ -1,6 +1,6 @@
-"""The losses that have a published definition, as plain functions of tensors; `vtr.pretrain` makes objectives of them.
+"""The contrastive and the language loss, which recorded outputs of the official system hold; alignment: `distill`.
 
-B rows, G global batch (all ranks), F pooled vectors a video, K aligned layers, L tokens, V words, C joint width.
+G global batch (all ranks), F pooled vectors a video, B rows, L tokens, V words, C joint width.
 """
 
 from __future__ import annotations
@@ -8,17 +8,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """UTA: mean over layers, samples and tokens of 2 - 2 cos (VIDEOMAMBA.md 3). Both (K, B, L, C)."""
-    cosine = F.cosine_similarity(student.float(), teacher.float(), dim=-1)
-    return (2 - 2 * cosine).mean()
-
-
-def token_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Self-distillation: mean over samples and tokens, CLS included, of 2 - 2 cos (VIDEOMAMBA.md 4.6). Both (B, L, C)."""
-    return alignment_loss(student, teacher)
 
 
 def contrastive_loss(
@@ -55,13 +44,6 @@ def contrastive_loss(
         target = F.pad(target, (0, 1))
     video_to_text = -(target * F.log_softmax(logits, dim=1)).sum(1).mean()
     return (video_to_text + text_to_video) / 2
-
-
-def matching_loss(logits: Tensor, positives: int, reduction: str = "mean") -> Tensor:
-    """VTM: cross-entropy of (N, 2) match logits, the first `positives` of which are true pairs."""
-    labels = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
-    labels[:positives] = 1
-    return F.cross_entropy(logits.float(), labels, reduction=reduction)
 
 
 def language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:

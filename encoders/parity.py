@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtr.encoders import losses
 from vtr.encoders.bert import BertConfig
 from vtr.encoders.clip_teacher import ClipTeacher
+from vtr.encoders.distill import alignment_loss
+from vtr.encoders.losses import contrastive_loss, language_loss
 from vtr.encoders.official import load_official, to_ours
 from vtr.encoders.video_text import VideoTextNetwork
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
@@ -174,12 +175,12 @@ def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
         "masked_vision_embeds": masked.tokens,
         "masked_pooled": masked.pooled,
         "student_tokens": masked.aligned,
-        "loss_uta": losses.alignment_loss(masked.aligned, visible),
+        "loss_uta": alignment_loss(masked.aligned, visible),
     }
-    result["loss_vtc"] = losses.contrastive_loss(seen.frame_embeddings, unit, inputs["idx"], model.temp)
+    result["loss_vtc"] = contrastive_loss(seen.frame_embeddings, unit, inputs["idx"], model.temp)
     fused = model.text_encoder.fuse(mlm, inputs["attention_mask"], seen.tokens)
     result["mlm_logits"] = model.text_encoder.mlm_logits(fused)
-    result["loss_mlm"] = losses.language_loss(result["mlm_logits"], wanted["mlm_labels"])
+    result["loss_mlm"] = language_loss(result["mlm_logits"], wanted["mlm_labels"])
     return result
 
 

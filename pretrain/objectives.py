@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.encoders import draws
-from vtr.encoders.losses import alignment_loss, contrastive_loss, language_loss, matching_loss, token_distillation_loss
+from vtr.encoders.distill import alignment_loss, token_distillation_loss
+from vtr.encoders.losses import contrastive_loss, language_loss
 
 __all__ = [
     "alignment_loss",
@@ -63,6 +64,13 @@ def hard_negatives(similarity: Tensor, allowed: Tensor, uniform: Tensor) -> Tens
     total = cumulative[:, -1:]
     point = torch.minimum(uniform.double()[:, None] * total, total * (1 - 1e-12))
     return torch.searchsorted(cumulative, point, right=True).squeeze(1)
+
+
+def matching_loss(logits: Tensor, positives: int, reduction: str = "mean") -> Tensor:
+    """VTM: cross-entropy of (N, 2) match logits, the first `positives` of which are true pairs."""
+    labels = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
+    labels[:positives] = 1
+    return F.cross_entropy(logits.float(), labels, reduction=reduction)
 
 
 def mask_tokens(
