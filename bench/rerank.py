@@ -118,7 +118,7 @@ def speed(settings: BenchSettings) -> int:
     """Both ways on the same features: their times and the largest difference."""
     from vtr.eval.features import WorkFolder
     from vtr.eval.rerank import match_pairs, wanted_pairs
-    from vtr.eval.team import Team
+    from vtr.ranks import Ranks
 
     torch.manual_seed(0)
     model = _model(settings.width, settings.width, settings.words)
@@ -128,7 +128,7 @@ def speed(settings: BenchSettings) -> int:
         features = _write(work, settings, settings.width, torch.float32)
         start = time.perf_counter()
         wanted = wanted_pairs(features.text @ features.video.T, top)
-        batched = match_pairs(model, features, wanted, work, Team())
+        batched = match_pairs(model, features, wanted, work, Ranks())
         ours = time.perf_counter() - start
         start = time.perf_counter()
         loop = _one_by_one(model, work, features, top)
@@ -147,8 +147,8 @@ def memory(settings: BenchSettings) -> int:
     """Match scores of a benchmark of ActivityNet's size: what is on disk, and the memory it took."""
     from vtr.eval.features import WorkFolder
     from vtr.eval.rerank import match_pairs, wanted_pairs
-    from vtr.eval.team import Team
     from vtr.eval.zero_shot import peak_memory
+    from vtr.ranks import Ranks
 
     torch.manual_seed(0)
     visual = 576
@@ -163,7 +163,7 @@ def memory(settings: BenchSettings) -> int:
         written = peak_memory()
         wanted = wanted_pairs(features.text @ features.video.T, sizes.k)
         start = time.perf_counter()
-        match_pairs(model, features, wanted, work, Team(), bf16=True)
+        match_pairs(model, features, wanted, work, Ranks(), bf16=True)
         seconds = time.perf_counter() - start
     print(
         f"{sizes.videos} videos of {sizes.tokens} x {visual} bf16 tokens, {sizes.texts} texts, {int(wanted.sum())} pairs"

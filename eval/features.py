@@ -26,7 +26,7 @@ from vtr.data.sampling import middle_frames
 from vtr.data.text import clean_caption
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
-from vtr.eval.team import Team
+from vtr.ranks import Ranks
 
 _VIDEO_BATCH = 16
 _TEXT_BATCH = 256
@@ -174,7 +174,7 @@ def encode_all(
     captions: Sequence[str],
     settings: EncodeSettings,
     work: WorkFolder,
-    team: Team,
+    team: Ranks,
 ) -> Features:
     """Encode what is not yet in the work folder, each rank its batches, and collect the embeddings."""
     model.eval()
@@ -200,7 +200,7 @@ def tokenised(model: Any, captions: Sequence[str], most: int) -> tuple[list[Any]
 
 
 @torch.inference_mode()
-def _encode_texts(model: Any, batches: list[Any], settings: EncodeSettings, work: WorkFolder, team: Team) -> None:
+def _encode_texts(model: Any, batches: list[Any], settings: EncodeSettings, work: WorkFolder, team: Ranks) -> None:
     for number in _own(len(batches), team, "encode texts"):
         if work.notes(f"text-{number:05d}") is not None:
             continue
@@ -215,7 +215,7 @@ def _encode_texts(model: Any, batches: list[Any], settings: EncodeSettings, work
 
 
 @torch.inference_mode()
-def _encode_videos(model: Any, videos: Sequence[Path], settings: EncodeSettings, work: WorkFolder, team: Team) -> None:
+def _encode_videos(model: Any, videos: Sequence[Path], settings: EncodeSettings, work: WorkFolder, team: Ranks) -> None:
     starts = list(range(0, len(videos), _VIDEO_BATCH))
     todo = []
     for number in range(team.rank, len(starts), team.size):
@@ -301,7 +301,7 @@ def _signature(paths: Sequence[Path]) -> list[list[Any]]:
     return out
 
 
-def _own(count: int, team: Team, words: str) -> Iterator[int]:
+def _own(count: int, team: Ranks, words: str) -> Iterator[int]:
     numbers = range(team.rank, count, team.size)
     with _bar(len(numbers), words, "batch", team) as bar:
         for number in numbers:
@@ -309,7 +309,7 @@ def _own(count: int, team: Team, words: str) -> Iterator[int]:
             bar.update(1)
 
 
-def _bar(total: int, words: str, unit: str, team: Team) -> Any:
+def _bar(total: int, words: str, unit: str, team: Ranks) -> Any:
     from tqdm import tqdm
 
     if team.size > 1:

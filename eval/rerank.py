@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vtr.eval.features import Features, WorkFolder, _own, autocast, video_batches, video_tokens
-from vtr.eval.team import Team
+from vtr.ranks import Ranks
 
 _CHUNK_TOKENS = 4096  # text tokens scored at once
 
@@ -49,7 +49,7 @@ def match_video(model: Any, tokens: Tensor, states: list[Tensor]) -> Tensor:
 
 
 def match_pairs(
-    model: Any, features: Features, wanted: Tensor, work: WorkFolder, team: Team, *, bf16: bool = False
+    model: Any, features: Features, wanted: Tensor, work: WorkFolder, team: Ranks, *, bf16: bool = False
 ) -> Tensor:
     """Match logits (Q, V, 2) of the wanted pairs, 0 elsewhere; each rank scores the videos of its batches.
 

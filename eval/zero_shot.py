@@ -102,9 +102,9 @@ def evaluate(
         VtrError: Videos are missing or broken (all are listed) and `allow_missing` is off.
     """
     from vtr.eval.features import EncodeSettings, WorkFolder
-    from vtr.eval.team import Team
+    from vtr.ranks import Ranks
 
-    team = team or Team()
+    team = team or Ranks()
     rerank = top if hasattr(model, "match") and benchmark.protocol.captions != "class" else 0
     settings = EncodeSettings(
         frames=frames or model.config.video.num_frames,
@@ -369,11 +369,11 @@ def run(settings: ZeroShotSettings, team: Any = None) -> int:
     """Evaluate on every benchmark and write the results; returns the exit code."""
     import vtr.models.load
     from vtr.eval.benchmarks import load_benchmark
-    from vtr.eval.team import Team
+    from vtr.ranks import Ranks
 
     _check(settings)
     paragraph = "paragraph" in settings.compat
-    team = team or Team()
+    team = team or Ranks()
 
     def prepared() -> list[Any]:
         """A wrong name or folder is said now, not after hours."""
@@ -470,22 +470,15 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     settings = tyro.cli(ZeroShotSettings, args=argv, description=__doc__)
-    team = None
-    from vtr.eval.team import OtherRankFailed
+    from vtr.ranks import Ranks, report
 
+    team = None
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from vtr.eval.team import Team
-
-            team = Team.start()
+            team = Ranks.join()
         return run(settings, team)
-    except OtherRankFailed as error:
-        time.sleep(2)  # torchrun ends all ranks when one ends: the one with the message speaks first
-        return error.exit_code
     except VtrError as error:
-        if team is None or team.main or not isinstance(error, UsageError):
-            print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
+        return report(error)
     except KeyboardInterrupt:
         print("vtr: stopped; call it again to continue", file=sys.stderr)
         return 130

@@ -11,7 +11,7 @@ from vtr.data.text import TokenBatch
 from vtr.encoders.parity import ParityFile, multimodal_model, relative_error
 from vtr.eval.features import EncodeSettings, WorkFolder, encode_all
 from vtr.eval.rerank import match_pairs, wanted_pairs
-from vtr.eval.team import Team
+from vtr.ranks import Ranks
 
 
 def test_embedding_matrix_and_match_logits_are_the_official_ones(
@@ -25,7 +25,7 @@ def test_embedding_matrix_and_match_logits_are_the_official_ones(
     tokens = TokenBatch(ids=inputs["input_ids"], mask=inputs["attention_mask"])
     monkeypatch.setattr(vtr.eval.features, "tokenised", lambda *_: ([tokens], 0))
     settings = EncodeSettings(frames=inputs["video"].shape[1], antialias=False, max_text_tokens=32)
-    work, team = WorkFolder(tmp_path / "work"), Team()
+    work, team = WorkFolder(tmp_path / "work"), Ranks()
     features = encode_all(model, videos, [""] * len(tokens), settings, work, team)
     similarity = features.text @ features.video.T
     logits = match_pairs(model, features, wanted_pairs(similarity, len(videos)), work, team)

@@ -16,9 +16,9 @@ from vtr.eval.benchmarks import Benchmark, load_benchmark, load_protocol
 from vtr.eval.features import EncodeSettings, WorkFolder, encode_all, load_clip
 from vtr.eval.rerank import match_pairs, wanted_pairs
 from vtr.eval.retrieval import at_chance, choice_rows, class_rows, direction_pairs, retrieval_rows
-from vtr.eval.team import Team
 from vtr.eval.zero_shot import compared, evaluate, main
 from vtr.models.base import combined_scores
+from vtr.ranks import Ranks
 
 SETTINGS = EncodeSettings(frames=4, antialias=False, max_text_tokens=32)
 
@@ -45,12 +45,12 @@ def test_batched_reranking_equals_scoring_every_pair_by_itself(tmp_path: Path) -
     model = small_model()
     paths = write_videos(tmp_path / "v", 18)  # more than one batch of videos
     captions = [*WORDS, "a dog", "dog runs on the green grass and moves left"]
-    f = encode_all(model, paths, captions, SETTINGS, WorkFolder(tmp_path / "work"), Team())
+    f = encode_all(model, paths, captions, SETTINGS, WorkFolder(tmp_path / "work"), Ranks())
     similarity = f.text @ f.video.T
     wanted = wanted_pairs(similarity, 2)
     assert (wanted.sum(1) >= 2).all()
     assert (wanted.sum(0) >= 2).all()
-    logits = match_pairs(model, f, wanted, WorkFolder(tmp_path / "work"), Team())
+    logits = match_pairs(model, f, wanted, WorkFolder(tmp_path / "work"), Ranks())
     video = model.encode_video(torch.stack([load_clip(p, model, SETTINGS) for p in paths]))
     for q, v in wanted.nonzero().tolist():
         text = model.encode_text([captions[q]])
