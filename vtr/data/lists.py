@@ -120,8 +120,8 @@ def texts_of(value: object) -> tuple[tuple[str, ...], str]:
     if isinstance(value, str):
         listed = _listed(value)
         if listed is None:
-            text = value.strip()
-            return ((text,), "") if not (why := _wordless(text)) else ((), why)
+            why = _wordless(value.strip())
+            return ((), why) if why else ((value.strip(),), "")
         value = listed
     if not isinstance(value, list):
         inner = _inner(value)
@@ -131,7 +131,8 @@ def texts_of(value: object) -> tuple[tuple[str, ...], str]:
         text = one if isinstance(one, str) else _inner(one)
         if not isinstance(text, str):
             return (), f"caption {number} of {len(value)} is {what_is(one)}, not text"
-        if why := _wordless(text.strip()):
+        why = _wordless(text.strip())
+        if why:
             return (), f"caption {number} of {len(value)}: {why}"
         texts.append(text.strip())
     return tuple(texts), "" if texts else "no caption: an empty list"

@@ -6,7 +6,10 @@ checks files asks here first: `vtr shards build` and `verify`, `vtr benchmarks c
 
 from __future__ import annotations
 
+import io
 import mmap
+
+import av
 
 from vtr.data.decode.sniff import missing_bytes
 from vtr.data.decode.types import Source
@@ -140,13 +143,9 @@ def _gif(data: bytes | mmap.mmap) -> int:
 
 def _too_short(source: Source) -> str:
     """Compares the time of the last packet with the duration that the header names."""
-    import io
-
-    import av
-
     try:
         opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        with av.open(opened) as file:
+        with av.open(opened, "r") as file:
             formats = set(file.format.name.split(","))
             if file.duration is None or not file.streams.video or not formats & set(_TIMED):
                 return ""
