@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -180,18 +180,9 @@ def metrics(labels: Tensor, scores: Tensor, classes: int) -> dict[str, float]:
     return found
 
 
-class ViewReport(TypedDict):
-    """A test's figures."""
-
-    videos: int
-    views: str
-    merged: dict[str, float]
-    per_view: dict[str, dict[str, float]]
-    unreadable: int
-    unreadable_first: list[str]
-
-
-def report(results: Sequence[ViewScore], recipe: _Classes, views: tuple[int, int], bad: Sequence[str]) -> ViewReport:
+def report(
+    results: Sequence[ViewScore], recipe: _Classes, views: tuple[int, int], bad: Sequence[str]
+) -> dict[str, Any]:
     """All figures of a test: merged, of single views, and of each segment and crop."""
     if not results:
         raise VtrError("the test has no readable video")
