@@ -69,10 +69,13 @@ def test_what_a_writer_wrote_is_read_back_equal_or_refused_with_its_line(
     # A line that ends in "\r\n" ends there, whatever its writer meant by the "\r".
     assume(writer != "csv, \\n" or not any(row[-1].endswith("\r") for row in rows))
     text = write([HEADER, *rows])
+    refused = ""
     try:
         table = table_of(Path(name), text, KNOWN)
     except VtrError as error:
-        assert re.match(rf"{name}: line \d+", str(error)), str(error)
+        refused = str(error)
+    if refused:
+        assert re.match(rf"{name}: line \d+", refused), refused
         assert not name.endswith(("json", "jsonl")), "JSON is never ambiguous"
         assert any(re.search(r'["\n\r\t\0]', cell) for row in rows for cell in row), "nothing here needs to be refused"
         return

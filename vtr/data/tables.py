@@ -155,6 +155,11 @@ def table_of(path: Path, text: str, known: Collection[str] = ()) -> Table | dict
     first = text.lstrip("\ufeff \t\r\n")[:1]
     if first == "{" or (first == "[" and path.suffix.lower() not in (".csv", ".tsv", ".txt")):
         return _json(path, text, known)
+    if path.suffix.lower() in (".json", ".jsonl", ".ndjson") and first:
+        line = next(line for line in split_lines(text) if line.strip())
+        raise VtrError(
+            f"{path}: not JSON: it begins {line.strip()[:60]!r}; name it .csv or .txt if it is a table or a list"
+        )
     return _delimited(path, text, known)
 
 
