@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -150,6 +150,11 @@ class Ranks:
     def main_only(self, work: Callable[[], object]) -> None:
         """Do something on the main process; if it fails there, it fails everywhere."""
         self.together(lambda: work() if self.main else None)
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Give figures to the trackers, on the main process."""
+        if self.accelerator is not None:
+            self.accelerator.log(dict(values), step=step)
 
     def end(self) -> None:
         """Leave the others."""
