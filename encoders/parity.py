@@ -137,7 +137,10 @@ def multimodal_model(file: ParityFile) -> Any:
 
 
 def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
-    from vtr.pretrain import objectives as obj  # the losses in the file are the training objectives
+    # the losses in the file are the training objectives
+    from vtr.encoders.distill import alignment_loss
+    from vtr.pretrain.objectives.contrastive import contrastive_loss
+    from vtr.pretrain.objectives.language import language_loss
 
     state, inputs, wanted, sizes = file.part("state"), file.part("input"), file.part("output"), file.sizes
     model = multimodal_model(file)
@@ -180,12 +183,12 @@ def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
         "masked_vision_embeds": masked.tokens,
         "masked_pooled": masked.pooled,
         "student_tokens": masked.aligned,
-        "loss_uta": obj.alignment_loss(masked.aligned, visible),
+        "loss_uta": alignment_loss(masked.aligned, visible),
     }
-    result["loss_vtc"] = obj.contrastive_loss(seen.frame_embeddings, unit, inputs["idx"], model.temp)
+    result["loss_vtc"] = contrastive_loss(seen.frame_embeddings, unit, inputs["idx"], model.temp)
     fused = model.text_encoder.fuse(mlm, inputs["attention_mask"], seen.tokens)
     result["mlm_logits"] = model.text_encoder.mlm_logits(fused)
-    result["loss_mlm"] = obj.language_loss(result["mlm_logits"], wanted["mlm_labels"])
+    result["loss_mlm"] = language_loss(result["mlm_logits"], wanted["mlm_labels"])
     return result
 
 

@@ -156,14 +156,17 @@ class Loop(ABC, Generic[B]):
         schedule = self.schedule
         self.model.train()
         begin = time.perf_counter()
-        with tqdm(
-            total=schedule.steps,
-            initial=schedule.first,
-            desc=schedule.name,
-            file=sys.stderr,
-            unit="step",
-            disable=not self.ranks.main,
-        ) as bar, self.bench.stop.listening():
+        with (
+            tqdm(
+                total=schedule.steps,
+                initial=schedule.first,
+                desc=schedule.name,
+                file=sys.stderr,
+                unit="step",
+                disable=not self.ranks.main,
+            ) as bar,
+            self.bench.stop.listening(),
+        ):
             for step in range(schedule.first, schedule.end):
                 self._pace.start()
                 batch = self.fetch(step)
@@ -224,7 +227,7 @@ class Loop(ABC, Generic[B]):
         pace = self._pace.taken()
         self.log_file.write(
             step=done,
-            **self._stage(),
+            **self._where(),
             **self.facts(batch, step),
             **numbers,
             bad=self.progress.bad,
@@ -247,7 +250,7 @@ class Loop(ABC, Generic[B]):
             found = self.validate()
             self.model.train()
             step = schedule.before + done
-            self.log_file.write(step=step, **self._stage(), validation=found, time=round(time.time(), 2))
+            self.log_file.write(step=step, **self._where(), validation=found, time=round(time.time(), 2))
             self.ranks.track({f"validation/{k}": v for k, v in found.items()}, step)
             bar.write(
                 f"{schedule.name} step {done}: " + ", ".join(f"{k} {v:.1f}" for k, v in found.items()), file=sys.stderr
@@ -260,7 +263,7 @@ class Loop(ABC, Generic[B]):
             if best:
                 self.ranks.main_only(lambda: mark_best(path.parent, path))
 
-    def _stage(self) -> dict[str, object]:
+    def _where(self) -> dict[str, object]:
         return {"stage": self.schedule.name} if self.schedule.staged else {}
 
     def save(self, done: int) -> Path:

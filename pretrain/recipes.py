@@ -337,6 +337,8 @@ def check(settings: Recipe, stages: tuple[str, ...]) -> None:
         if not any(getattr(stage, key) for key in objective_places()):
             raise UsageError(f"stage {name} has no objective: give one a weight (--set {name}.vtc=1)")
         if stage.batch_size < 1 or stage.block < 1:
-            raise UsageError(f"{name}: batch_size {stage.batch_size} and block {stage.block}: expected positive numbers")
+            raise UsageError(
+                f"{name}: batch_size {stage.batch_size} and block {stage.block}: expected positive numbers"
+            )
         if stage.batch_size % settings.streams and settings.streams % stage.batch_size:
             raise UsageError(f"{name}.batch_size {stage.batch_size} does not divide into {settings.streams} streams")

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vtr.models.video_text import VideoTextModel
+from vtr.pretrain.state import State
 from vtr.ranks import world_size
 
 V = TypeVar("V")
@@ -72,14 +73,14 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, object]:
+def whole_optimizer(optimizer: torch.optim.Optimizer) -> State:
     """The optimiser's state with whole tensors, on all ranks."""
     found = optimizer.state_dict()
     state = {i: {k: whole(v) for k, v in values.items()} for i, values in found["state"].items()}
     return {**found, "state": state}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, object]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
     """Load what `whole_optimizer` returned into the optimiser of a model, shared or not."""
     parameters = _parameters(optimizer)
     shares = {i: {k: _like(v, parameters[i]) for k, v in values.items()} for i, values in state["state"].items()}
@@ -93,22 +94,24 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum the gradients of all ranks, where each holds its rows' share of the global batch's gradient."""
     if world_size() == 1:
         return
-    every = [p.grad for p in parameters if p.grad is not None]
-    for gradient in every:
+    whole_ones: list[Tensor | None] = []
+    for gradient in [p.grad for p in parameters if p.grad is not None]:
         if is_sharded(gradient):
             gradient.mul_(world_size())  # FSDP has taken the mean over the ranks
+        else:
+            whole_ones.append(gradient)
     bucket: list[Tensor] = []
     size = 0
-    for gradient in [*(g for g in every if not is_sharded(g)), None]:
-        if bucket and (gradient is None or size + gradient.numel() > _BUCKET or gradient.dtype != bucket[0].dtype):
+    for last in [*whole_ones, None]:
+        if bucket and (last is None or size + last.numel() > _BUCKET or last.dtype != bucket[0].dtype):
             flat = torch.cat([g.flatten() for g in bucket])
             dist.all_reduce(flat)
             for g, part in zip(bucket, flat.split([g.numel() for g in bucket])):
                 g.copy_(part.view_as(g))
             bucket, size = [], 0
-        if gradient is not None:
-            bucket.append(gradient)
-            size += gradient.numel()
+        if last is not None:
+            bucket.append(last)
+            size += last.numel()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:

@@ -242,7 +242,9 @@ def check_same_run(path: Path, state: State, identity: State, ranks: Ranks, *, a
     if ranks.main:
         for line in found:
             print(f"resume: {line}", file=sys.stderr)
-        written = f", written by {state['world_size']} rank(s), continues on {ranks.size}" if "world_size" in state else ""
+        written = (
+            f", written by {state['world_size']} rank(s), continues on {ranks.size}" if "world_size" in state else ""
+        )
         print(f"resume: {path}{written}", file=sys.stderr)
 
 

@@ -28,8 +28,8 @@ from vtr.models.video_text import VideoTextModel
 from vtr.pretrain.objectives import objective_kinds, objectives_of
 from vtr.pretrain.objectives.base import (
     Cache,
-    Embeddings,
     EmbeddingObjective,
+    Embeddings,
     Encoded,
     FusionObjective,
     Noise,
@@ -224,7 +224,7 @@ class PretrainStep:
         kinds, count = ids.shape[:2]
         row_seeds = torch.cat([draws.derived(own, Noise.TEXT + k) for k in range(kinds)])
         with self.autocast(), draws.rows(row_seeds):
-            text: TextFeatures = model.encode_text(TokenBatch(ids.flatten(0, 1), mask.flatten(0, 1)))
+            text: TextFeatures = model.encode_text(TokenBatch(ids=ids.flatten(0, 1), mask=mask.flatten(0, 1)))
         embeddings = tuple(text.embedding.split(count))
         return Encoded(video.aligned, video.frame_embeddings, video.tokens, embeddings, text.tokens[:count])
 
@@ -274,9 +274,7 @@ class PretrainStep:
             if isinstance(objective, FusionObjective) and name in own:
                 own[name] += objective.backward(scene, getattr(self.stage, name))
 
-    def _carry_back(
-        self, piece: Piece, encoded: Encoded, gradients: Sequence[Tensor], own: dict[str, Tensor]
-    ) -> None:
+    def _carry_back(self, piece: Piece, encoded: Encoded, gradients: Sequence[Tensor], own: dict[str, Tensor]) -> None:
         """Objectives of a piece by itself, and the backward pass of its encoders."""
         outputs: list[Tensor] = []
         seeds: list[Tensor] = []

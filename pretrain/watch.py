@@ -141,7 +141,9 @@ class Watch:
                 gone = self.gone(2.5 * self.beat)
                 cause = f"rank {', '.join(map(str, gone))} is gone" if gone else None
             if cause is not None or not self.request.asked:  # else the loop ends, with a checkpoint
-                self._leave(cause or "told to stop (SIGTERM): the launcher does so when another rank or a node has died")
+                self._leave(
+                    cause or "told to stop (SIGTERM): the launcher does so when another rank or a node has died"
+                )
         return not self._done.is_set()
 
     def _run(self) -> None:

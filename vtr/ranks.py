@@ -95,6 +95,17 @@ class Ranks:
         """The context of forward passes in the job's precision."""
         return self.accelerator.autocast() if self.accelerator else contextlib.nullcontext()
 
+    @property
+    def sharding_asked_for(self) -> bool:
+        """Whether the launcher's configuration asks for weights shared among the ranks (FSDP)."""
+        return self.accelerator is not None and str(self.accelerator.distributed_type).endswith("FSDP")
+
+    @property
+    def reshard(self) -> bool:
+        """What its FSDP plugin says of gathered weights between the two passes; True without one."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None) if self.accelerator else None
+        return getattr(plugin, "reshard_after_forward", True) is not False
+
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.accelerator is not None:

@@ -11,9 +11,12 @@ import torch
 from tests.helpers import recognition_data
 from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMamba, VideoMambaConfig
 from vtr.errors import UsageError, VtrError
-from vtr.pretrain.finetune import TuneSettings, build_model, initial_weights, load_initial, main, resolve, tune
-from vtr.pretrain.layer_decay import layer_number, parameter_groups
-from vtr.pretrain.tasks import differences, load_task, task_names, tune_recipe
+from vtr.pretrain.finetune import main
+from vtr.pretrain.recognition.initial import build_model, initial_weights, load_initial
+from vtr.pretrain.recognition.layer_decay import layer_number, parameter_groups
+from vtr.pretrain.recognition.settings import TuneSettings
+from vtr.pretrain.recognition.tasks import differences, load_task, task_names, tune_recipe
+from vtr.pretrain.recognition.tune import resolve, tune
 
 SMALL = ("frames=2", "pixels=32", "batch_size=4", "views=[2,1]", 'augment=""', "mixup=0.0")
 
