@@ -12,14 +12,15 @@ from vtr.data.demo import demo_texts, ensure_demo_corpus
 from vtr.data.manifests import Corpus, load_corpus
 from vtr.data.shards import iterate_samples
 from vtr.data.text import Tokenizer, clean_caption
+from vtr.encoders.base import EncoderConfig
 from vtr.encoders.bert import BertConfig
-from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMambaConfig
+from vtr.encoders.registry import find_encoder, named_encoders
+from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import VtrError, unknown_name
 from vtr.models.video_text import ModelConfig, VideoTextModel
 from vtr.pretrain.recipes import Recipe
 from vtr.ranks import Ranks
 
-MODELS = ("tiny", "small", "middle", "base", "demo")
 TEXTS = ("bert", "scratch")
 
 
@@ -29,8 +30,9 @@ def check_names(size: str | None, text: str) -> None:
     Raises:
         UsageError: The nearest name is in it.
     """
-    if size is not None and size not in MODELS:
-        raise unknown_name("model", size, MODELS)
+    known = (*named_encoders(), "demo")
+    if size is not None and size not in known:
+        raise unknown_name("model", size, known)
     if text not in TEXTS:
         raise unknown_name("text", text, TEXTS)
 
@@ -53,6 +55,7 @@ def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text
         text: `bert`: start from bert-base-uncased; `scratch`: six layers of 384, for machines without it.
     """
     check_names(size, text)
+    video: EncoderConfig
     if size == "demo":
         tokenizer = _own_tokenizer(corpus, data_root)
         video = VideoMambaConfig(
@@ -81,9 +84,9 @@ def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text
         half = (0.5, 0.5, 0.5)
         config = ModelConfig(video=video, text=bert, embed_dim=128, pixel_mean=half, pixel_std=half, max_text_tokens=32)
         return VideoTextModel(config, tokenizer)
-    width = VIDEOMAMBA_SIZES[size].dim
+    width = find_encoder(size).dim
     video = replace(
-        VIDEOMAMBA_SIZES[size],
+        find_encoder(size),
         pool="cls+avg",
         pool_norm=True,
         align_dim=64 if corpus.name == "demo" else 512,  # the teacher's width

@@ -24,14 +24,14 @@ V = TypeVar("V")
 
 
 def shard_blocks(model: VideoTextModel, device: torch.device, *, reshard: bool = True) -> None:
-    """Share the parameters of every VideoMamba block and BERT layer among all ranks, in place.
+    """Share the parameters of every block of the video encoder and BERT layer among all ranks, in place.
 
     Args:
         model: A `VideoTextModel` on its device, equal on all ranks.
         reshard: Free a block's gathered weights between its forward and backward pass.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for block in (*model.vision_encoder.layers, *model.text_encoder.encoder.layer):
+    for block in (*model.vision_encoder.blocks, *model.text_encoder.encoder.layer):
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
 
 

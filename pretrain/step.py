@@ -169,8 +169,9 @@ class PretrainStep:
         patch = self.model.config.video.patch_size
         with torch.no_grad(), self.autocast():
             out = teacher(self.model.normalise(part), self.model.config.video.align_layers)
+        own = 1 - self.model.vision_encoder.prefix  # an encoder without a CLS token is aligned with the patches alone
         if stage.mask == "none":
-            return Piece(rows, part, None, out.layers)
+            return Piece(rows, part, None, out.layers[:, :, own:])
         ratio = stage.video_mask_ratio if times > 1 else stage.image_mask_ratio
         attention = out.attention.float().cpu().unflatten(0, (count, times))
         masks = [
@@ -188,7 +189,7 @@ class PretrainStep:
         ]
         mask = torch.cat(masks).to(part.device)
         visible = torch.stack([t[~mask].view(count, -1, t.shape[-1]) for t in out.layers])
-        return Piece(rows, part, mask, visible)
+        return Piece(rows, part, mask, visible[:, :, own:])
 
     def _texts(self, captions: Sequence[str], meta: Sequence[Meta]) -> Texts:
         """All texts of the rank's batch, padded to the longest of the global batch."""

@@ -16,7 +16,7 @@ from torch import nn
 import vtr.settings
 from vtr.data.manifests import Corpus
 from vtr.data.stream import Batch, Positions, Stream, StreamSettings, check_bad, merge_positions
-from vtr.encoders.videomamba import VideoMambaConfig
+from vtr.encoders.base import EncoderConfig
 from vtr.errors import UsageError, VtrError
 from vtr.models.base import load_strictly
 from vtr.models.video_text import VideoTextModel
@@ -156,7 +156,7 @@ class Run:
         return {
             "recipe": dataclasses.asdict(self.recipe),
             "corpus": self.corpus.fingerprint(),
-            "model": dataclasses.asdict(self.model.config),
+            "model": self.model.config.to_dict(),
         }
 
     def prepare_model(self) -> State | None:
@@ -355,7 +355,8 @@ class StageLoop(Loop[Batch]):
 
     def took(self, batch: Batch, sums: list[float]) -> None:
         progress = self.progress
-        progress.add(*sums, batch.bad)
+        seen, bad = sums
+        progress.add(seen, bad, batch.bad)
         check_bad(
             progress.judged_seen,
             progress.judged_bad,
@@ -416,7 +417,7 @@ class StageLoop(Loop[Batch]):
 
 
 def stream_settings(
-    recipe: Recipe, stage: Stage, settings: RunSettings, video: VideoMambaConfig, seed: int
+    recipe: Recipe, stage: Stage, settings: RunSettings, video: EncoderConfig, seed: int
 ) -> StreamSettings:
     """How a stage reads the corpus."""
     share = stage.video_share

@@ -1,16 +1,16 @@
 """MLM: masked words of a caption predicted, the video seen.
 
-Legend: B rows, L tokens, V words of the vocabulary.
+Legend: B rows, L tokens.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.encoders import draws
+from vtr.encoders.losses import language_loss
 from vtr.pretrain.objectives.base import FusionObjective, Noise, Scene, gradient
 
 
@@ -73,13 +73,3 @@ def mask_tokens(
     masked = torch.where(picked & (kind < 0.8), torch.full_like(ids, mask_id), ids)
     masked = torch.where(picked & (kind >= 0.8) & (kind < 0.9), (other * vocab_size).long(), masked)
     return masked, ids.masked_fill(~picked, -100)
-
-
-def language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
-    """MLM: cross-entropy over the chosen tokens; 0 when none was chosen. logits (B, L, V), labels (B, L).
-
-    Args:
-        count: Chosen tokens to divide by, where the labels are a part of a larger batch.
-    """
-    total = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
-    return total / ((labels != -100).sum() if count is None else count).clamp_min(1)

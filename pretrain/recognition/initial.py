@@ -9,29 +9,47 @@ import torch
 from torch import Tensor
 
 import vtr.models.load
+from vtr.encoders.base import EncoderConfig, VideoEncoder
 from vtr.encoders.official import load_official, read_checkpoint, to_ours
-from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMamba, VideoMambaConfig
-from vtr.errors import UsageError
+from vtr.encoders.registry import find_encoder, named_encoders
+from vtr.encoders.videomamba import VideoMambaConfig
+from vtr.errors import UsageError, unknown_name
 from vtr.models.recognition import RecognitionConfig, RecognitionModel
 from vtr.pretrain.recognition.settings import TuneSettings
 from vtr.pretrain.recognition.tasks import TuneRecipe
 
 
+def check_size(size: str) -> None:
+    """Refuse a size that does not exist.
+
+    Raises:
+        UsageError: The nearest one is in it.
+    """
+    if size not in (*named_encoders(), "demo"):
+        raise unknown_name("model", size, (*named_encoders(), "demo"))
+
+
 def build_model(size: str, recipe: TuneRecipe) -> RecognitionModel:
     """An untrained `RecognitionModel` of a named size for a recipe."""
-    base = VideoMambaConfig(dim=96, depth=4, image_size=64) if size == "demo" else VIDEOMAMBA_SIZES[size]
+    base: EncoderConfig = find_encoder(size) if size != "demo" else VideoMambaConfig(dim=96, depth=4, image_size=64)
     if recipe.pixels % base.patch_size:
         raise UsageError(f"pixels {recipe.pixels}: expected a multiple of the patch size {base.patch_size}")
     video = dataclasses.replace(
         base,
         image_size=recipe.pixels,
         num_frames=recipe.frames,
-        temporal=recipe.frames > 1,
         num_classes=recipe.classes or 1,
         drop_path=recipe.drop_path,
         pool="cls",
     )
+    if isinstance(video, VideoMambaConfig):
+        video = dataclasses.replace(video, temporal=recipe.frames > 1)
     return RecognitionModel(RecognitionConfig(video=video))
+
+
+def sees_time(config: EncoderConfig) -> bool:
+    """Whether an encoder tells frames apart, or is one of images."""
+    return config.temporal if isinstance(config, VideoMambaConfig) else config.num_frames > 1
 
 
 def initial_weights(name: str) -> dict[str, Tensor]:
@@ -47,7 +65,7 @@ def initial_weights(name: str) -> dict[str, Tensor]:
     return state
 
 
-def load_initial(encoder: VideoMamba, state: dict[str, Tensor], origin: str) -> list[str]:
+def load_initial(encoder: VideoEncoder, state: dict[str, Tensor], origin: str) -> list[str]:
     """Load weights of an image, masked, video or video-text model into an encoder with a classifier; strict.
 
     Positions of other sizes are interpolated as their tensors say; a 2-D patch embedding is put in the middle of the

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 import vtr.models.load
 from vtr.data.recognition import mix
 from vtr.encoders import draws
+from vtr.encoders.base import VideoEncoder
 from vtr.encoders.distill import DistillHead, token_distillation_loss
-from vtr.encoders.videomamba import VideoMamba
 from vtr.errors import UsageError
 from vtr.models.recognition import RecognitionModel
 from vtr.pretrain.recognition.data import Sample, seed_of
+from vtr.pretrain.recognition.initial import sees_time
 from vtr.pretrain.recognition.settings import TuneSettings
 from vtr.pretrain.recognition.tasks import TuneRecipe
 from vtr.ranks import Ranks
@@ -21,7 +22,7 @@ from vtr.ranks import Ranks
 class Guide:
     """The teacher of self-distillation and the student's head for it."""
 
-    def __init__(self, teacher: VideoMamba, head: DistillHead) -> None:
+    def __init__(self, teacher: VideoEncoder, head: DistillHead) -> None:
         self.teacher, self.head = teacher, head
 
     @classmethod
@@ -36,10 +37,10 @@ class Guide:
             raise UsageError(f"--teacher {settings.teacher}: a video-text model; expected a recognition model")
         encoder = teacher.encoder
         own, theirs = model.config.video, encoder.config
-        if own.patch_size != theirs.patch_size or own.tubelet != theirs.tubelet or (theirs.temporal != own.temporal):
+        if own.patch_size != theirs.patch_size or own.tubelet != theirs.tubelet or sees_time(theirs) != sees_time(own):
             raise UsageError(
                 f"--teacher {settings.teacher}: its tokens are not the student's (patch {theirs.patch_size}, tubelet "
-                f"{theirs.tubelet}, {'video' if theirs.temporal else 'image'} model)"
+                f"{theirs.tubelet}, {'video' if sees_time(theirs) else 'image'} model)"
             )
         encoder.to(device).eval().requires_grad_(False)
         return cls(encoder, DistillHead(own.dim, theirs.dim).to(device))
@@ -79,8 +80,11 @@ class TuneLosses:
             piece = slice(start, start + size)
             video, wanted = clips[piece].to(device), target[piece].to(device)
             with self.ranks.autocast(), draws.rows(seeds[piece]):
-                tokens = encoder.features(video)[0]
-                logits = encoder.head(tokens[:, 0])
+                if distilling:
+                    tokens = encoder.features(video)[0]
+                    logits = encoder.get_submodule("head")(tokens[:, 0])
+                else:
+                    logits = encoder.classify(video)
             if recipe.classes:
                 loss = F.cross_entropy(logits.float(), wanted, label_smoothing=recipe.smoothing, reduction="sum")
             else:

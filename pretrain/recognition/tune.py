@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import vtr.settings
 from vtr.data.recognition import Item, Split, windows
+from vtr.encoders.registry import config_to_dict
 from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.eval.recognition import ViewScore, merged, metrics, report, score_views, write_views
 from vtr.files import write_atomically
@@ -23,8 +24,8 @@ from vtr.models.recognition import RecognitionModel
 from vtr.pretrain.join import check_precision, join, trackers_begin
 from vtr.pretrain.loop import Bench, Loop, Schedule
 from vtr.pretrain.recognition.data import Clips, Order, Sample, batches, load_splits, loader
-from vtr.pretrain.recognition.initial import build_model, initialise
-from vtr.pretrain.recognition.layer_decay import RULES, parameter_groups
+from vtr.pretrain.recognition.initial import build_model, check_size, initialise
+from vtr.pretrain.recognition.layer_decay import RULES, Group, parameter_groups
 from vtr.pretrain.recognition.losses import Guide, TuneLosses
 from vtr.pretrain.recognition.settings import TuneSettings
 from vtr.pretrain.recognition.tasks import Task, TuneRecipe, load_task, tune_recipe
@@ -44,7 +45,6 @@ from vtr.pretrain.stop import Stop
 from vtr.pretrain.watch import Watch
 from vtr.ranks import Ranks
 
-SIZES = ("tiny", "small", "middle", "base", "demo")
 SAMPLINGS = ("segments", "ssv2")
 ORDERS = ("augment first", "crop first")
 DRY_STEPS = 2
@@ -58,8 +58,7 @@ def resolve(settings: TuneSettings) -> tuple[Task, TuneRecipe]:
     """
     check_precision(settings.precision)
     size = settings.model or "tiny"
-    if size not in SIZES:
-        raise unknown_name("model", size, SIZES)
+    check_size(size)
     task = load_task(settings.task)
     size = "tiny" if size == "demo" else size
     chosen = tune_recipe(
@@ -171,7 +170,7 @@ class Tuning:
         return {
             "task": self.settings.task,
             "recipe": dataclasses.asdict(self.recipe),
-            "model": dataclasses.asdict(self.model.config.video),
+            "model": config_to_dict(self.model.config.video),
             "data": {"source": train.source, "items": len(train.items)},
             "teacher": self.settings.teacher,
             "steps": self.settings.steps,
@@ -313,14 +312,14 @@ class TuneLoop(Loop[list[Sample]]):
         guide = Guide.load(settings, recipe, model, ranks.device) if settings.teacher else None
         groups = parameter_groups(
             model.encoder,
-            depth=model.config.video.depth,
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay,
             rule=recipe.decay_rule,
         )
         if guide is not None:
-            groups.append({"params": list(guide.head.parameters()), "scale": 1.0, "weight_decay": recipe.weight_decay})
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
+            head = list(guide.head.parameters())
+            groups.append(Group(params=head, scale=1.0, weight_decay=recipe.weight_decay))
+        optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
         state = None if settings.dry_run else run.checkpoint()
         log = RunLog(run.out / "log.jsonl" if ranks.main and not settings.dry_run else None)
         progress, first = Progress(best=-math.inf), 0

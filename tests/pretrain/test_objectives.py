@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from vtr.encoders.distill import alignment_loss
-from vtr.pretrain.objectives.contrastive import contrastive_loss
-from vtr.pretrain.objectives.language import language_loss, mask_tokens
+from vtr.encoders.losses import contrastive_loss, language_loss
+from vtr.pretrain.objectives.language import mask_tokens
 from vtr.pretrain.objectives.matching import hard_negatives
 from vtr.pretrain.objectives.text_pair import text_pair_loss
 

@@ -223,7 +223,7 @@ class Searcher(ABC):
             raise UsageError("an empty query: ask for something in words, with --like FILE or --more SEGMENT")
         if rerank and not texts:
             raise UsageError("--rerank needs a text: the cross-modal decoder compares videos with words")
-        if rerank and not hasattr(self.model, "match"):
+        if rerank and not self.model.reranks:
             raise UsageError(f"--rerank {rerank}: {self._model_path} has no cross-modal decoder; leave --rerank out")
         condition = None if where is None else parse(where, self.columns())
         if self._nothing():
