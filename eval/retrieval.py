@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vtr.eval.features import EncodeSettings, autocast, load_clip, tokenised
 from vtr.eval.metrics import ranks, recalls, retrieval_metrics
-from vtr.models.base import combined_scores
+from vtr.models.base import VideoTextEncoder, combined_scores
 
 _SIGMAS = 2.5  # a result this many standard errors above chance is no chance
 
@@ -139,7 +139,7 @@ def class_rows(text: Tensor, video: Tensor, prompts: int, labels: Sequence[int])
 
 @torch.inference_mode()
 def direction_pairs(
-    model: Any, pairs: Sequence[dict[str, str]], folder: Path, settings: EncodeSettings, batch: int = 32
+    model: VideoTextEncoder, pairs: Sequence[dict[str, str]], folder: Path, settings: EncodeSettings, batch: int = 32
 ) -> dict[str, float]:
     """Share of right decisions between a clip and its sibling, in percent, by kind and over all (chance 50).
 

@@ -105,11 +105,11 @@ def evaluate(
     from vtr.ranks import Ranks
 
     team = team or Ranks()
-    rerank = top if hasattr(model, "match") and benchmark.protocol.captions != "class" else 0
+    rerank = top if model.reranks and benchmark.protocol.captions != "class" else 0
     settings = EncodeSettings(
         frames=frames or model.config.video.num_frames,
         antialias=model.config.antialias or "antialias" in compat,
-        max_text_tokens=_text_limit(model, benchmark.protocol),
+        max_text_tokens=model.text_limit(benchmark.protocol.max_text_tokens),
         trim_seconds=benchmark.protocol.trim_seconds,
         bf16=bf16,
         tokens=rerank > 0,
@@ -133,12 +133,6 @@ def evaluate(
 
         team.together(clear)
     return result
-
-
-def _text_limit(model: Any, protocol: Any) -> int:
-    if hasattr(model, "tokenise"):  # a baseline cuts at its own context
-        return int(model.config.max_text_tokens)
-    return min(protocol.max_text_tokens, int(model.config.text.max_positions))
 
 
 def _refuse(benchmark: Any, problems: list[str]) -> None:
@@ -387,9 +381,7 @@ def run(settings: ZeroShotSettings, team: Any = None) -> int:
         return found
 
     def loaded() -> Any:
-        model = vtr.models.load.load(settings.model)
-        vtr.models.load.needs_text(model, settings.model)
-        return model
+        return vtr.models.load.load_encoder(settings.model)
 
     benchmarks = team.together(prepared)
     model = team.together(loaded)
@@ -411,7 +403,7 @@ def run(settings: ZeroShotSettings, team: Any = None) -> int:
             keep_features=settings.keep_features,
             team=team,
         )
-        published = compared(result, benchmark, settings.published, getattr(model, "registered", None))
+        published = compared(result, benchmark, settings.published, model.registered)
         if published:
             result["published"] = published
         result["model"], result["fingerprint"] = settings.model, fingerprint

@@ -36,7 +36,7 @@ from vtr.library.store import Store, checksum
 
 if TYPE_CHECKING:
     from vtr.data.shards import RawSample
-    from vtr.models.video_text import VideoTextModel
+    from vtr.models.base import VideoTextEncoder
 
 
 class _Source(TypedDict, total=False):
@@ -79,7 +79,7 @@ def place() -> tuple[int, int]:
 
 
 def embed(
-    shards: Sequence[str], out: Path, model: VideoTextModel, *, model_path: str | None, window: float, stride: float
+    shards: Sequence[str], out: Path, model: VideoTextEncoder, *, model_path: str | None, window: float, stride: float
 ) -> EmbedReport:
     """Embed every sample of the shards; shards that are done are skipped, damaged ones left for the next call.
 
@@ -165,7 +165,7 @@ def _done(path: Path, shard: str) -> bool:
         return False
 
 
-def _embed_shard(shard: str, path: Path, model: VideoTextModel, settings: LibrarySettings, failed: list[str]) -> int:
+def _embed_shard(shard: str, path: Path, model: VideoTextEncoder, settings: LibrarySettings, failed: list[str]) -> int:
     facts = _facts(shard)
     root = shard if "://" in shard else os.path.abspath(shard)
     videos: list[_Video] = []

@@ -23,10 +23,10 @@ from vtr.library.files import media_source
 from vtr.library.rows import Embedded, Span
 from vtr.library.settings import LibrarySettings
 from vtr.models.base import TextFeatures
-from vtr.models.load import load, needs_text
+from vtr.models.load import load_encoder
 
 if TYPE_CHECKING:
-    from vtr.models.video_text import VideoTextModel
+    from vtr.models.base import VideoTextEncoder
 
 __all__ = [
     "BATCH",
@@ -36,21 +36,14 @@ __all__ = [
     "encoded",
     "encoded_texts",
     "frames_of",
-    "load_model",
+    "load_encoder",
 ]
 
 BATCH = 16  # windows that are encoded together
 K = TypeVar("K")
 
 
-def load_model(name: str | Path, device: str | None = None) -> VideoTextModel:
-    """The model of a path, name or hub id; UsageError where it has no text side."""
-    model = load(name, device)
-    needs_text(model, name)
-    return model
-
-
-def settings_of(model: VideoTextModel, model_path: str | None, window: float, stride: float) -> LibrarySettings:
+def settings_of(model: VideoTextEncoder, model_path: str | None, window: float, stride: float) -> LibrarySettings:
     """What a library or a folder of embeddings writes down of a model."""
     return LibrarySettings(
         model=model_path,
@@ -62,7 +55,7 @@ def settings_of(model: VideoTextModel, model_path: str | None, window: float, st
     )
 
 
-def encoded(model: VideoTextModel, batch: Sequence[Tensor]) -> np.ndarray:
+def encoded(model: VideoTextEncoder, batch: Sequence[Tensor]) -> np.ndarray:
     """Vectors (n, w) of frames: n uint8 tensors (T, 3, S, S)."""
     model.eval()
     with torch.inference_mode():
@@ -72,14 +65,14 @@ def encoded(model: VideoTextModel, batch: Sequence[Tensor]) -> np.ndarray:
     return out
 
 
-def encoded_texts(model: VideoTextModel, texts: Sequence[str]) -> TextFeatures:
+def encoded_texts(model: VideoTextEncoder, texts: Sequence[str]) -> TextFeatures:
     """Features of texts."""
     model.eval()  # loaded outside: parameters made in inference mode could never be trained
     with torch.inference_mode():
         return model.encode_text(list(texts))
 
 
-def windows_of(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextModel) -> Iterator[Window]:
+def windows_of(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> Iterator[Window]:
     """The windows of a file, each with its frames uint8 (T, 3, S, S).
 
     Raises:
@@ -95,7 +88,9 @@ def windows_of(source: str | Path | bytes, settings: LibrarySettings, model: Vid
     )
 
 
-def encode_windows(model: VideoTextModel, windows: Iterable[tuple[K, Window]]) -> Iterator[tuple[K, Span, np.ndarray]]:
+def encode_windows(
+    model: VideoTextEncoder, windows: Iterable[tuple[K, Window]]
+) -> Iterator[tuple[K, Span, np.ndarray]]:
     """Spans and vectors (w,) of windows, in their order, each with the key it came with; encoded BATCH at a time."""
     source = iter(windows)
     while batch := list(itertools.islice(source, BATCH)):
@@ -104,7 +99,7 @@ def encode_windows(model: VideoTextModel, windows: Iterable[tuple[K, Window]]) -
             yield key, Span(window.start, window.end), vector
 
 
-def embed_file(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextModel) -> Embedded:
+def embed_file(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> Embedded:
     """All segments of a file.
 
     Raises:
@@ -120,7 +115,7 @@ def embed_file(source: str | Path | bytes, settings: LibrarySettings, model: Vid
 def frames_of(
     source: str | Path | bytes,
     settings: LibrarySettings,
-    model: VideoTextModel,
+    model: VideoTextEncoder,
     start: float | None = None,
     end: float | None = None,
     *,

@@ -31,7 +31,7 @@ from vtr.library.where import Node, to_sql
 if TYPE_CHECKING:
     from vtr.library.ingest import AddReport, Ingest, Listing
     from vtr.library.rows import Embedded
-    from vtr.models.video_text import VideoTextModel
+    from vtr.models.base import VideoTextEncoder
 
 __all__ = ["Hit", "Library", "hit_dict"]
 
@@ -76,7 +76,7 @@ class Library(Searcher):
     """
 
     def __init__(
-        self, path: Path, settings: LibrarySettings, model: VideoTextModel | None, *, create: bool = False
+        self, path: Path, settings: LibrarySettings, model: VideoTextEncoder | None, *, create: bool = False
     ) -> None:
         self.path: Path = path
         self.settings = settings
@@ -93,7 +93,7 @@ class Library(Searcher):
     def create(
         cls,
         path: str | Path,
-        model: VideoTextModel | str | Path,
+        model: VideoTextEncoder | str | Path,
         *,
         model_path: str | None = None,
         window: float = 8.0,
@@ -114,13 +114,13 @@ class Library(Searcher):
         Raises:
             VtrError: The folder holds something else, a library of another model or other windows, or is not writable.
         """
-        from vtr.library.encode import load_model, settings_of
+        from vtr.library.encode import load_encoder, settings_of
 
         check_windows(window, stride)
         if isinstance(model, str | Path):
             # A hub id stays as it is; a folder is remembered by its full path.
             model_path = os.path.abspath(model) if Path(model).exists() else str(model)
-            model = load_model(model)
+            model = load_encoder(model)
         settings = settings_of(model, model_path, window, stride)
         return cls.create_from(path, settings, model, max_memory=max_memory, token_cache=token_cache)
 
@@ -129,7 +129,7 @@ class Library(Searcher):
         cls,
         path: str | Path,
         settings: LibrarySettings,
-        model: VideoTextModel | None = None,
+        model: VideoTextEncoder | None = None,
         *,
         max_memory: int | None = None,
         token_cache: int | None = None,
@@ -170,7 +170,7 @@ class Library(Searcher):
             self._cache = TokenCache(self.path / "tokens", self.settings.token_cache or 0)
 
     @classmethod
-    def open(cls, path: str | Path, model: VideoTextModel | str | Path | None = None) -> Library:
+    def open(cls, path: str | Path, model: VideoTextEncoder | str | Path | None = None) -> Library:
         """Open a library; without `model` (an object or a path) its own is loaded when first needed.
 
         Raises:

@@ -17,7 +17,7 @@ from vtr.library.tokens import TokenCache
 from vtr.models.base import TextFeatures, combined_scores
 
 if TYPE_CHECKING:
-    from vtr.models.video_text import VideoTextModel
+    from vtr.models.base import VideoTextEncoder
 
 
 class Reranker:
@@ -31,7 +31,7 @@ class Reranker:
     """
 
     def __init__(
-        self, model: VideoTextModel, texts: TextFeatures, weights: Sequence[float], cache: TokenCache | None
+        self, model: VideoTextEncoder, texts: TextFeatures, weights: Sequence[float], cache: TokenCache | None
     ) -> None:
         self.model, self.texts, self.weights, self.cache = model, texts, weights, cache
         self._items: list[Found] = []

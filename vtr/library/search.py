@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vtr.models.base import TextFeatures
-    from vtr.models.video_text import VideoTextModel
+    from vtr.models.base import TextFeatures, VideoTextEncoder
 
     Example = str | Path | bytes | Tensor
 
@@ -83,7 +82,7 @@ class Searcher(ABC):
 
     path: Path | str
     settings: LibrarySettings
-    _model: VideoTextModel | None
+    _model: VideoTextEncoder | None
     _model_path: str | None
     _cache: TokenCache | None
 
@@ -108,18 +107,18 @@ class Searcher(ABC):
     # -- the model ----------------------------------------------------------------------------------------------------
 
     @property
-    def model(self) -> VideoTextModel:
+    def model(self) -> VideoTextEncoder:
         """The model, loaded on first use."""
         if self._model is None:
             if not self._model_path:
                 raise VtrError(
                     lambda say: f"{self.path} does not say where its model is: name it with {say.name('model')}"
                 )
-            self._accept(_encoding().load_model(self._model_path))
+            self._accept(_encoding().load_encoder(self._model_path))
         assert self._model is not None
         return self._model
 
-    def _accept(self, model: VideoTextModel) -> None:
+    def _accept(self, model: VideoTextEncoder) -> None:
         own, given = self.settings.fingerprint, model.fingerprint()
         if own != given:
             raise VtrError(
@@ -210,7 +209,7 @@ class Searcher(ABC):
             raise UsageError(
                 lambda say: f"{say.name('rerank')} needs a text: the cross-modal decoder compares videos with words"
             )
-        if rerank and not hasattr(self.model, "match"):
+        if rerank and not self.model.reranks:
             raise UsageError(
                 lambda say: (
                     f"{say.given('rerank', rerank)}: {self._model_path} has no cross-modal decoder; leave it out"

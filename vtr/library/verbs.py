@@ -140,7 +140,7 @@ def embed(settings: EmbedSettings) -> int:
 
     from vtr.data.shards import expand_shards
     from vtr.library.embed import embed as run
-    from vtr.library.encode import load_model
+    from vtr.library.encode import load_encoder
 
     if not settings.shards:
         raise UsageError("no shards: name at least one folder or .tar file")
@@ -152,7 +152,7 @@ def embed(settings: EmbedSettings) -> int:
     report = run(
         shards,
         settings.out,
-        load_model(settings.model, device),
+        load_encoder(settings.model, device),
         model_path=where,
         window=settings.window,
         stride=settings.stride,

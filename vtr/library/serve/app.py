@@ -28,13 +28,13 @@ from vtr.library.serve.routes import add_login, add_media, add_queries
 from vtr.library.serve.schema import UPLOAD_PATH
 
 if TYPE_CHECKING:
-    from vtr.models.video_text import VideoTextModel
+    from vtr.models.base import VideoTextEncoder
 
 MOST_UPLOAD = 1 << 30  # bytes: uploads are kept in memory
 
 
 def make_app(
-    path: str | Path, model: VideoTextModel | str | Path | None = None, options: ServerOptions | None = None
+    path: str | Path, model: VideoTextEncoder | str | Path | None = None, options: ServerOptions | None = None
 ) -> Guard:
     """The ASGI application over a library; the model and the index are loaded here.
 

@@ -12,7 +12,7 @@ from vtr.library.serve import queries
 from vtr.library.serve.media import Files, Thumbnails
 
 if TYPE_CHECKING:
-    from vtr.models.video_text import VideoTextModel
+    from vtr.models.base import VideoTextEncoder
 
 UPLOADS = 4  # that are received, decoded or waiting for it
 DECODERS = 2  # processes that decode uploads
@@ -43,7 +43,7 @@ class Engine:
     holds up the others; pictures and uploads are decoded beside them.
     """
 
-    def __init__(self, path: Path, model: VideoTextModel | str | Path | None, options: ServerOptions) -> None:
+    def __init__(self, path: Path, model: VideoTextEncoder | str | Path | None, options: ServerOptions) -> None:
         self.model = model
         self.quick = queries.Lane(path, lambda: model, cores=1)
         self.slow = queries.Lane(path, lambda: self.model, waiting=32, cores=torch.get_num_threads())
