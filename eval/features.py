@@ -25,6 +25,7 @@ from vtr.data.decode import DecodeError, read_frames
 from vtr.data.sampling import middle_frames
 from vtr.data.text import TokenBatch
 from vtr.data.transforms import eval_frames
+from vtr.data.whole import cut_off
 from vtr.errors import VtrError
 from vtr.models.base import VideoTextEncoder
 from vtr.ranks import Ranks
@@ -148,6 +149,9 @@ def clips_of(
     """Decoded batches in order, two ahead of their use; in the place of a video that can't be decoded, the reason."""
 
     def one(path: Path) -> Tensor | str:
+        why = cut_off(path)
+        if why:
+            return f"{path}: {why}"
         try:
             return load_clip(path, model, settings)
         except (DecodeError, OSError) as error:
