@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -95,6 +95,17 @@ class Ranks:
         """The context of forward passes in the job's precision."""
         return self.accelerator.autocast() if self.accelerator else contextlib.nullcontext()
 
+    @property
+    def sharding_asked_for(self) -> bool:
+        """Whether the launcher's configuration asks for weights shared among the ranks (FSDP)."""
+        return self.accelerator is not None and str(self.accelerator.distributed_type).endswith("FSDP")
+
+    @property
+    def reshard(self) -> bool:
+        """What its FSDP plugin says of gathered weights between the two passes; True without one."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None) if self.accelerator else None
+        return getattr(plugin, "reshard_after_forward", True) is not False
+
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.accelerator is not None:
@@ -150,6 +161,11 @@ class Ranks:
     def main_only(self, work: Callable[[], object]) -> None:
         """Do something on the main process; if it fails there, it fails everywhere."""
         self.together(lambda: work() if self.main else None)
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Give figures to the trackers, on the main process."""
+        if self.accelerator is not None:
+            self.accelerator.log(dict(values), step=step)
 
     def end(self) -> None:
         """Leave the others."""
