@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vtr.files import package_file
 from vtr.kernels import nvrtc
 from vtr.kernels.build import BuildError
 from vtr.kernels.nvrtc import Launch
@@ -20,7 +20,7 @@ __all__ = ["add_norm"]
 
 MAX_WIDTH = 1024  # a warp holds a row in registers
 UNIT = nvrtc.Unit(
-    source=Path(__file__).with_name("add_norm.cu"),
+    source=package_file("vtr.kernels", "add_norm", "add_norm.cu"),
     threads={"add_norm_forward": 128, "add_norm_backward": 128, "add_norm_weight": 256},
 )
 _warned: set[str] = set()

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from vtr.errors import UsageError, VtrError
+from vtr.files import install_command
 from vtr.library.files import find_media, read_metadata
 from vtr.library.library import AddReport, Library
 from vtr.library.search import Searcher, hit_dict, hit_lines
@@ -408,7 +409,7 @@ def serve(settings: ServeSettings) -> int:
     try:
         from vtr.library.serve import server
     except ModuleNotFoundError as error:
-        raise VtrError(f"vtr serve needs {error.name}: pip install 'vtr[serve]'") from error
+        raise VtrError(f"vtr serve needs {error.name}: {install_command('serve')}") from error
     token = os.environ.get("VTR_TOKEN") if settings.token is None else settings.token
     return server.serve(
         settings.library,

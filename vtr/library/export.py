@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vtr.errors import VtrError
+from vtr.files import install_command
 from vtr.library.library import Library
 from vtr.library.store import day_of
 
@@ -41,7 +42,7 @@ def export(library: Library, out: Path) -> int:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise VtrError("Parquet needs pyarrow: pip install 'vtr[parquet]'") from error
+        raise VtrError(f"Parquet needs pyarrow: {install_command()}") from error
     width = library.settings["width"]
     kept = ("model", "fingerprint", "width", "window", "stride", "frames")
     schema = pa.schema(

@@ -12,9 +12,10 @@ import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from vtr.errors import VtrError
 
@@ -129,19 +130,18 @@ class Store:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the library's writer lock; a second writer gets one clear line."""
-        import fcntl
-
+        lock = FileLock(self.folder / "lock", timeout=0)
         try:
-            file: IO[str] = (self.folder / "lock").open("w")
-        except OSError as error:
-            raise VtrError(f"{self.folder}: the library cannot be written ({error.strerror})") from error
-        with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise VtrError(
-                    f"{self.folder}: another process is writing to this library; wait for it to end"
-                ) from error
+                held = lock.acquire()
+            except Timeout as error:
+                (self.folder / "lock").open("a").close()  # a folder that cannot be written looks the same
+                words = f"{self.folder}: another process is writing to this library; wait for it to end"
+                raise VtrError(words) from error
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            reason = getattr(error, "strerror", None) or str(error)
+            raise VtrError(f"{self.folder}: the library cannot be written ({reason})") from error
+        with held:
             try:
                 self._tidy()
                 yield

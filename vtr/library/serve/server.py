@@ -42,6 +42,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import vtr
 from vtr.data.decode import DecodeError
 from vtr.errors import UsageError, VtrError
+from vtr.files import package_file
 from vtr.library.files import shown
 from vtr.library.search import Hit, hit_dict
 from vtr.library.serve import queries
@@ -285,7 +286,7 @@ def _status(error: Exception) -> int:
 
 
 def _page(app: FastAPI) -> None:
-    html = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    html = package_file("vtr.library.serve", "page.html").read_text(encoding="utf-8")
     allowed = {
         tag: " ".join(
             f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
