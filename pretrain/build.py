@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+
+from vtr.data.demo import demo_texts, ensure_demo_corpus
+from vtr.data.manifests import Corpus, load_corpus
+from vtr.data.shards import iterate_samples
+from vtr.data.text import Tokenizer, clean_caption
+from vtr.encoders.base import EncoderConfig
+from vtr.encoders.bert import BertConfig
+from vtr.encoders.registry import find_encoder, named_encoders
+from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import VtrError, unknown_name
+from vtr.models.video_text import ModelConfig, VideoTextModel
 from vtr.pretrain.recipes import Recipe
+from vtr.ranks import Ranks
 
-MODELS = ("tiny", "small", "middle", "base", "demo")
 TEXTS = ("bert", "scratch")
 
 
+def check_names(size: str | None, text: str) -> None:
+    """Refuse a model or text side that does not exist.
+
+    Raises:
+        UsageError: The nearest name is in it.
+    """
+    known = (*named_encoders(), "demo")
+    if size is not None and size not in known:
+        raise unknown_name("model", size, known)
+    if text not in TEXTS:
+        raise unknown_name("text", text, TEXTS)
+
+
 def prepare_corpus(
-    name: str, data_root: Path, *, first: bool, wait: Any, demo_clips: int = 8000, demo_images: int = 2000
-) -> Any:
+    name: str, data_root: Path, ranks: Ranks, *, demo_clips: int = 8000, demo_images: int = 2000
+) -> Corpus:
     """Load a corpus by name or TOML path; the demo corpus is made first, by one rank while the others wait."""
-    from vtr.data.manifests import load_corpus
-
     if name == "demo":
-        from vtr.data.demo import ensure_demo_corpus
-
-        if first:
-            ensure_demo_corpus(data_root / "demo", clips=demo_clips, images=demo_images)
-        wait()
+        ranks.main_only(lambda: ensure_demo_corpus(data_root / "demo", clips=demo_clips, images=demo_images))
         return load_corpus("demo", data_root / "demo")
     return load_corpus(name, data_root)
 
 
-def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe, text: str = "bert") -> Any:
+def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text: str = "bert") -> VideoTextModel:
     """An untrained `VideoTextModel` of a named size, with its tokenizer.
 
     Args:
         size: One of the paper's, or `demo`: what two CPU cores train in minutes, 64 pixels, text side from scratch.
         text: `bert`: start from bert-base-uncased; `scratch`: six layers of 384, for machines without it.
     """
-    from vtr.data.text import Tokenizer
-    from vtr.encoders.bert import BertConfig
-    from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMambaConfig
-    from vtr.models.video_text import ModelConfig, VideoTextModel
-
-    if size not in MODELS:
-        raise unknown_name("model", size, MODELS)
-    if text not in TEXTS:
-        raise unknown_name("text", text, TEXTS)
+    check_names(size, text)
+    video: EncoderConfig
     if size == "demo":
         tokenizer = _own_tokenizer(corpus, data_root)
         video = VideoMambaConfig(
@@ -74,9 +84,9 @@ def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe, text: s
         half = (0.5, 0.5, 0.5)
         config = ModelConfig(video=video, text=bert, embed_dim=128, pixel_mean=half, pixel_std=half, max_text_tokens=32)
         return VideoTextModel(config, tokenizer)
-    width = VIDEOMAMBA_SIZES[size].dim
+    width = find_encoder(size).dim
     video = replace(
-        VIDEOMAMBA_SIZES[size],
+        find_encoder(size),
         pool="cls+avg",
         pool_norm=True,
         align_dim=64 if corpus.name == "demo" else 512,  # the teacher's width
@@ -103,22 +113,15 @@ def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe, text: s
     return model
 
 
-def _own_tokenizer(corpus: Any, data_root: Path) -> Any:
+def _own_tokenizer(corpus: Corpus, data_root: Path) -> Tokenizer:
     """A vocabulary made of the corpus's own captions."""
-    from vtr.data.text import Tokenizer
-
     if corpus.name == "demo":
-        from vtr.data.demo import demo_texts
-
         return Tokenizer.train(demo_texts(data_root / "demo"), 600)
     return Tokenizer.train(_captions(corpus, 100_000), 8000)
 
 
-def _captions(corpus: Any, most: int) -> list[str]:
+def _captions(corpus: Corpus, most: int) -> list[str]:
     """Up to `most` captions of a corpus, from its first shards."""
-    from vtr.data.shards import iterate_samples
-    from vtr.data.text import clean_caption
-
     found: list[str] = []
     for member in corpus.members:
         for shard in member.shards:
@@ -134,8 +137,6 @@ def _captions(corpus: Any, most: int) -> list[str]:
 
 
 def _hub_file(repository: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
     try:
         return Path(hf_hub_download(repository, name))
     except Exception as error:  # no network, no cache, gated: many kinds
@@ -145,10 +146,8 @@ def _hub_file(repository: str, name: str) -> Path:
         ) from error
 
 
-def _load_bert(model: Any, path: Path) -> None:
+def _load_bert(model: VideoTextModel, path: Path) -> None:
     """Load bert-base-uncased into the text side; cross-attention stays new, every other key must be there."""
-    from safetensors.torch import load_file
-
     state = {
         k.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias"): v
         for k, v in load_file(path).items()
@@ -160,21 +159,3 @@ def _load_bert(model: Any, path: Path) -> None:
     if missing:
         raise VtrError(f"{path}: {len(missing)} tensors of BERT are missing, first {missing[0]!r}")
     model.text_encoder.load_state_dict(loaded, strict=False)
-
-
-def warm_up(model: Any, recipe: Recipe) -> None:
-    """The text warm-up on the demo's grammar (no-op where the recipe asks for none, as outside the demo)."""
-    if recipe.warmup.steps == 0:
-        return
-    from vtr.data.demo import warmup_triples
-    from vtr.pretrain.step import warm_up_text
-
-    settings = recipe.warmup
-    triples = warmup_triples(settings.steps * settings.batch_size, seed=recipe.seed)
-    cosine = warm_up_text(
-        model, triples, batch_size=settings.batch_size, lr=settings.lr, temperature=settings.temperature
-    )
-    print(
-        f"text warm-up: cosine between direction-swapped captions {cosine:.2f} (below 0.8 direction is learned)",
-        file=sys.stderr,
-    )

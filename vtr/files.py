@@ -1,8 +1,12 @@
-"""Where the project's own files lie, installed or in a checkout, and under which name it is installed."""
+"""Where the project's own files lie and how it is installed; files written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import threading
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -63,3 +67,25 @@ def install_command(extra: str = "") -> str:
     if root is None:
         return f"pip install '{DISTRIBUTION}{which}'"
     return f"pip install -e '{'.' if Path.cwd() == root else root}{which}'"
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to; it takes the place of `path`, durably, when the block ends well.
+
+    Readers see the old file or the new one. A block that raises leaves the old one and nothing beside it; a killed
+    process leaves a file `NAME.….tmp`. Errors (OSError) are the caller's to name.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        yield partial
+        handle = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
