@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vtr.errors import VtrError
+from vtr.errors import COMMAND_LINE, VtrError
 from vtr.threads import Threads, use
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Ranks:
 
 
 def _words(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join((error.said(COMMAND_LINE) if isinstance(error, VtrError) else str(error)).split())
     return text if isinstance(error, VtrError) else f"{type(error).__name__}: {text}"
 
 
@@ -209,5 +209,5 @@ def report(error: VtrError) -> int:
         time.sleep(2)  # torchrun ends all ranks when one ends: the one with the message speaks first
     else:
         where = f"rank {rank} stops: " if isinstance(error, OtherRankFailed) else ""
-        print(f"vtr: {where}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"vtr: {where}{' '.join(error.said(COMMAND_LINE).split())}", file=sys.stderr, flush=True)
     return error.exit_code

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -163,7 +163,7 @@ def _split(kept: Tensor, sizes: Sizes, dtype: torch.dtype) -> dict[str, Tensor]:
     return parts
 
 
-def _pointers(pair: Sequence[Tensor]) -> Any:
+def _pointers(pair: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return _PAIR(*(t.data_ptr() for t in pair))
 
 
@@ -287,7 +287,7 @@ def defines(tensors: Sequence[Tensor]) -> dict[str, int]:
     return {"STORAGE": nvrtc.STORAGE[tensors[0].dtype], "TAPS": tensors[1].shape[1]}
 
 
-def _guard(tensor: Tensor) -> Any:
+def _guard(tensor: Tensor) -> AbstractContextManager[None]:
     return torch.cuda.device_of(tensor)  # does nothing for a tensor on the CPU (the tests' emulation)
 
 
