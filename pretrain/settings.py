@@ -53,6 +53,8 @@ class RunSettings:
     """bf16 (autocast; parameters stay fp32), fp32, or auto: bf16 on a GPU."""
     workers: int = 1
     """Data worker processes of each rank."""
+    threads: int = 0
+    """Threads of each rank's computing (0 = its share of the cores, or OMP_NUM_THREADS where you have set it)."""
     decode_threads: int = 1
     """Decoding threads of each worker."""
     cache: Path | None = None
