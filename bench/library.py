@@ -178,7 +178,7 @@ def _build(out: Path, memory: str | None) -> dict[str, Any]:
         "tune_s": wall.get("tune", 0.0),
         "memory_mib": most.own,
         "memory_with_mapped_mib": most.resident,
-        "index": library.settings["index"],
+        "index": library.settings.index,
         "index_mib": _size(out / "library" / "index.faiss"),
         "vectors_mib": _size(library.store.vectors_file()),
         "database_mib": _size(out / "library" / "library.db"),
@@ -197,7 +197,7 @@ def _raw(out: Path) -> dict[str, Any]:
     from vtr.library.library import Library
 
     library = Library.open(out / "library")
-    described = library.settings["index"]
+    described = library.settings.index
     if described["type"] == "flat":
         return {}
     data = np.array(library.store.vectors())
@@ -242,7 +242,7 @@ def _query(out: Path, count: int, cluster: int, repeats: int) -> dict[str, Any]:
     from vtr.library.where import parse
 
     library = Library.open(out / "library")
-    asked = vectors(10**9, repeats, library.settings["width"], max(1, count // cluster))
+    asked = vectors(10**9, repeats, library.settings.width, max(1, count // cluster))
     result: dict[str, Any] = {}
     with _Memory() as most:
         start = time.perf_counter()
@@ -279,15 +279,15 @@ def _against_raw(out: Path, count: int, cluster: int, repeats: int) -> dict[str,
     from vtr.library.library import Library
 
     library = Library.open(out / "library")
-    asked = vectors(10**9, repeats, library.settings["width"], max(1, count // cluster))
-    snapshot = library._read(library.snapshot)
+    asked = vectors(10**9, repeats, library.settings.width, max(1, count // cluster))
+    snapshot = library.read(library.snapshot)
     if snapshot.base is None:
         return {}
     described = snapshot.base.description
     raw = faiss.read_index(str(library.path / "index.faiss"))
     raw.nprobe, raw.parallel_mode = described["nprobe"], 1
     if described["type"] == "ivf-pq":  # FAISS's own re-scoring; ids of generated segments are their rows + 1
-        flat = faiss.IndexFlat(library.settings["width"], faiss.METRIC_INNER_PRODUCT)
+        flat = faiss.IndexFlat(library.settings.width, faiss.METRIC_INNER_PRODUCT)
         flat.add(np.ascontiguousarray(library.store.vectors()))
         raw = _Refined(raw, flat, described["refine"])
     rows_of = library.store.rows_of

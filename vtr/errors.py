@@ -35,7 +35,7 @@ def _flag(name: str) -> str:
     return f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
 
 
-PYTHON = Speech(lambda n: n, lambda n, v: f"{n}={v!r}", lambda verb: f"Library.{verb.split()[-1]}")
+PYTHON = Speech(lambda n: n, lambda n, v: f"{n}={v}", lambda verb: f"Library.{verb.split()[-1]}")
 COMMAND_LINE = Speech(_flag, lambda n, v: f"{_flag(n)} {v}", lambda verb: f"vtr {verb}")
 HTTP = Speech(lambda n: n, lambda n, v: f"{n}={v}", lambda verb: f"vtr {verb}")
 

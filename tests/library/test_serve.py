@@ -25,9 +25,9 @@ import pytest
 from tests.helpers import small_model, video_bytes, write_videos
 from tests.library.serving import make_library, running
 from vtr import cli
-from vtr.data import decode
 from vtr.errors import VtrError
-from vtr.library import Library
+from vtr.files import install_command
+from vtr.library import Library, encode
 
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 pytest.importorskip("httpx", reason="pip install -e '.[dev]'")
@@ -351,8 +351,8 @@ def test_hostile_uploads_are_refused_with_the_cause(client: TestClient, body: by
 
 def test_uploads_are_decoded_in_a_process_of_their_own(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    real = decode.read_frames
-    monkeypatch.setattr(decode, "read_frames", lambda *a, **kw: seen.append(kw["isolated"]) or real(*a, **kw))
+    real = encode.read_frames
+    monkeypatch.setattr(encode, "read_frames", lambda *a, **kw: seen.append(kw["isolated"]) or real(*a, **kw))
     assert client.post("/api/search/clip", files={"clip": ("x", video_bytes(1))}).status_code == 200
     assert seen == [True]
 
@@ -730,7 +730,7 @@ def test_without_a_package_it_says_how_to_install_it(
     monkeypatch.delattr("vtr.library.serve", raising=False)
     monkeypatch.setitem(sys.modules, name, None)
     assert cli.main(["serve", "any.library"]) == 1
-    assert capsys.readouterr().err == f"vtr: vtr serve needs {name}: pip install 'vtr[serve]'\n"
+    assert capsys.readouterr().err == f"vtr: vtr serve needs {name}: {install_command('serve')}\n"
 
 
 def test_a_public_address_gets_a_token_without_being_asked(made: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -306,6 +307,7 @@ class _Part(torch.utils.data.IterableDataset):
             yield from self._batches(self.owned)
             return
         torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the reader's to hear: it ends its workers itself
         _die_with_parent()
         try:
             share = np.array_split(np.asarray(self.owned), info.num_workers)[info.id]

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from vtr.data.decode.frames import probe, read_frames, read_windows
-from vtr.data.decode.types import Clip, DecodeError, MediaInfo, Window
+from vtr.data.decode.types import Clip, DecodeError, MediaInfo, TimeLimit, Window
 
-__all__ = ["Clip", "DecodeError", "MediaInfo", "Window", "probe", "read_frames", "read_windows"]
+__all__ = ["Clip", "DecodeError", "MediaInfo", "TimeLimit", "Window", "probe", "read_frames", "read_windows"]
