@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import os
-import re
 import sys
-from typing import Any
 
-from vtr.errors import COMMAND_LINE, UsageError, VtrError, unknown_name
+from vtr.errors import COMMAND_LINE, VtrError, unknown_name
 
 VERBS = {
+    "pretrain": ("vtr.launch", "train a video-text model on a corpus, all stages in order"),
+    "finetune": ("vtr.launch", "fine-tune on a recognition task or for retrieval"),
+    "eval": ("vtr.launch", "evaluate a model zero-shot on benchmarks"),
     "shards build": ("vtr.data.commands", "videos or images and captions into WebDataset shards"),
     "shards verify": ("vtr.data.commands", "check shards: counts, captions, media"),
     "index build": ("vtr.library.commands", "make a search library of folders of videos"),
@@ -41,8 +40,8 @@ _EXAMPLES = """\
 examples:
   vtr index build my_videos --model runs/demo --out my.library
   vtr search my.library "a dog catches a frisbee" -k 5 --html hits.html
-  accelerate launch pretrain/run.py --corpus demo
-  accelerate launch eval/zero_shot.py --model runs/demo --data demo
+  vtr pretrain --corpus demo --ranks 2
+  vtr eval --model runs/demo --data demo
 
 vtr VERB --help explains a verb's flags."""
 
@@ -59,7 +58,7 @@ def run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
-    if words[0] in ("-V", "--version"):
+    if words[0] in ("-V", "--version", "version"):
         import vtr
 
         print(f"vtr {vtr.__version__}")
@@ -74,25 +73,15 @@ def run(words: list[str]) -> int:
         if pair not in VERBS:
             raise unknown_name("verb", pair if groups else words[0], groups or VERBS)
         verb, rest = pair, rest[1:]
+    if VERBS[verb][0] == "vtr.launch":
+        from vtr.launch import launched
+
+        return launched(verb, rest)
     module = importlib.import_module(VERBS[verb][0])
+    from vtr.flags import parsed
+
     settings_type, function = module.COMMANDS[verb]
-    return function(_parsed(settings_type, rest, f"vtr {verb}"))
-
-
-def _parsed(settings_type: Any, words: list[str], program: str) -> Any:
-    """The settings that flags describe; wrong flags become one line instead of tyro's box."""
-    import tyro
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(settings_type, args=words, prog=program, config=(tyro.conf.FlagCreatePairsOff,))
-    except SystemExit as stop:
-        if not stop.code:
-            raise  # --help
-        lines = [line for line in said.getvalue().splitlines() if "\u256d" not in line]  # without the box's title
-        text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", "\n".join(lines))
-        raise UsageError(" ".join(text.split())) from None
+    return function(parsed(settings_type, rest, f"vtr {verb}"))
 
 
 def main(argv: list[str] | None = None) -> int:
