@@ -58,13 +58,18 @@ ENTRIES = {
 }
 
 
-def launched(verb: str, words: list[str]) -> int:
-    """Run a verb of `ENTRIES` with its flags, on as many ranks as asked for; returns the exit code."""
+def settings_of(verb: str) -> type:
+    """The flags of a verb of `ENTRIES`: those of its work, then those of its launch."""
     entry = ENTRIES[verb]
     own: type = getattr(importlib.import_module(entry.settings), entry.type)
-    both = dataclass(frozen=True, kw_only=True)(type(own.__name__, (LaunchSettings, own), {"__doc__": own.__doc__}))
-    module = importlib.import_module(entry.module)
-    settings = parsed(both, words, f"vtr {verb}", (module.__doc__ or "").replace(*_SPELLED[verb]))
+    both = type(own.__name__, (LaunchSettings, own), {"__doc__": own.__doc__})
+    return dataclass(frozen=True, kw_only=True)(both)
+
+
+def launched(verb: str, words: list[str]) -> int:
+    """Run a verb of `ENTRIES` with its flags, on as many ranks as asked for; returns the exit code."""
+    module = importlib.import_module(ENTRIES[verb].module)
+    settings = parsed(settings_of(verb), words, f"vtr {verb}", (module.__doc__ or "").replace(*_SPELLED[verb]))
     assert isinstance(settings, LaunchSettings)
     if _MARK in os.environ or "WORLD_SIZE" in os.environ:  # a rank, also of the user's own torchrun
         return module.start(settings)
