@@ -212,7 +212,7 @@ class _Parser:
         if meta and kind == "word":
             name = name.removeprefix("meta.") if name not in self.columns else name
         if meta and name not in self.columns:
-            raise unknown_name("column in the filter:", name, {*BUILT_IN, *self.columns})
+            raise _wrong(str(unknown_name("column", name, {*BUILT_IN, *self.columns})))
         kind, sign = self.peek()
         if kind != "sign" or sign in "()":
             raise self.wrong(f"expected a comparison after {name}, found {sign or 'the end'!r}")

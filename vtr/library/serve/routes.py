@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, File, Form, Header, HTTPException, Query, Request, Response, UploadFile
-from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.routing import APIRoute
 
 import vtr
@@ -53,8 +52,8 @@ from vtr.library.serve.schema import (
 async def only_known(request: Request) -> None:
     """Refuse parameters that a route does not have: what is misspelt must not be ignored."""
     route = request.scope.get("route")
-    if isinstance(route, APIRoute):
-        known = [parameter.alias for parameter in get_flat_dependant(route.dependant).query_params]
+    if isinstance(route, APIRoute) and route.include_in_schema:  # the page's parameters are the page's own
+        known = [parameter.alias for parameter in route.dependant.query_params]
         for name in request.query_params:
             if name not in known:
                 raise unknown_name("parameter", name[:100], known or ["none"])
