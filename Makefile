@@ -30,11 +30,12 @@ types: $(STAMP)
 test: lint types
 	$(BIN)/python -m pytest
 
-# On a machine with a GPU: its tests and benchmark, under nine minutes, by a Python that has torch (PYTHON=...), nothing
-# installed. OUT gets the results; MAMBA_SOURCE names a folder with the source archives of mamba-ssm and causal-conv1d.
-OUT ?= docs/results
+# On a machine with a GPU: its tests and its benchmarks, by a Python that has torch (PYTHON=...), nothing installed; then
+# docs/results/gpu.md. bench.mamba_baseline makes the comparison's wheels, which that Python may have.
+OUT ?= runs/gpu
 gpu:
-	$(PYTHON) -m pytest -m gpu tests/kernels; $(PYTHON) -m bench.kernels --device cuda --minutes 5 --out $(OUT) $(if $(MAMBA_SOURCE),--mamba-source $(MAMBA_SOURCE))
+	$(PYTHON) -m pytest -m gpu tests/kernels tests/bench; $(PYTHON) -m bench.kernels_cuda --out $(OUT) --minutes 4; $(PYTHON) -m bench.encoders_cuda --out $(OUT) --minutes 4
+	$(PYTHON) -m bench.report $(OUT)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

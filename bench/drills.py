@@ -3,6 +3,7 @@
 python -m bench.drills kills --ranks 1 2 --moments 20   # SIGKILL at random moments
 python -m bench.drills ranks                            # 1, 2, 4 ranks; killed on 4, resumed on 2, then on 1
 python -m bench.drills faults                           # one row per fault
+
 Each prints a Markdown table and ends with exit code 1 when a row is not as it should be. Minutes on a CPU.
 """
 
@@ -28,6 +29,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from bench.command import parsed
 from vtr.errors import VtrError, reports_errors
 
 STEPS = {"masked": 10, "multimodal": 15, "unmasked": 25}
@@ -777,14 +779,14 @@ def _folder(given: Path | None) -> Iterator[Path]:
 
 
 @reports_errors
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Entry of `python -m bench.drills`."""
     commands = (
         Annotated[Kills, tyro.conf.subcommand("kills")]
         | Annotated[Ranks, tyro.conf.subcommand("ranks")]
         | Annotated[Faults, tyro.conf.subcommand("faults")]
     )
-    chosen: Any = tyro.cli(commands, description=__doc__)  # type: ignore[arg-type, unused-ignore]
+    chosen: Any = parsed(commands, __doc__, argv)  # type: ignore[arg-type, unused-ignore]
     drills: dict[type, Callable[[Any], int]] = {Kills: kills, Ranks: ranks_table, Faults: faults}
     return drills[type(chosen)](chosen)
 

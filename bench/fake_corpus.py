@@ -1,6 +1,7 @@
 """A small copy of a corpus, laid out as its manifest says, to rehearse a run: the same shards, thousandths of the samples.
 
 python -m bench.fake_corpus 5M --scale 10000 --out /tmp/fake   # then: pretrain/run.py --corpus 5M --data-root /tmp/fake
+python -m bench.fake_corpus my_corpus.toml --scale 100 --out /tmp/mine
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import tyro
 
+from bench.command import parsed
 from vtr.data.shards import RawSample, iterate_samples
 from vtr.errors import UsageError, reports_errors
 
@@ -85,9 +87,9 @@ def _endless(folder: Path) -> Iterator[RawSample]:
 
 
 @reports_errors
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Entry of `python -m bench.fake_corpus`."""
-    settings = tyro.cli(FakeSettings, description=__doc__)
+    settings = parsed(FakeSettings, __doc__, argv)
     for name, count in fake_corpus(settings.corpus, settings.out, settings.scale).items():
         print(f"{name}: {count} samples", file=sys.stderr)
     return 0

@@ -1,48 +1,29 @@
-"""Times bimamba: the step-by-step loop, the chunked torch path and the C kernels, in one run on one machine.
+"""Times bimamba on a CPU: the step-by-step loop, the chunked torch path and the C kernels, in one run.
 
-`python -m bench.kernels --device cpu [--json] [--threads N]`; `--device cuda` is in kernels_cuda.py.
+python -m bench.kernels                          # widths of tiny and middle, a video of eight frames
+python -m bench.kernels --threads 2 --json
+python -m bench.kernels --widths 64 --length 99  # a moment, to try it
+
+On a GPU: bench.kernels_cuda. Needs torch alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vtr.errors import VtrError
+from bench.command import flags_of, table, whole_number
+from bench.kernel_cases import LENGTH, STATES, WIDTHS, example
+from vtr.errors import reports_errors
 from vtr.kernels.bimamba import backend_info, bimamba, eager, use_backend
 
-LENGTH = 1569  # one CLS token and eight frames of 14 x 14 patches
-WIDTHS = (384, 1152)  # inner widths of the tiny and the middle encoder
-STATES, TAPS = 16, 4
 REPEATS = {"c": 15, "eager": 5, "loop": 3}
-
-
-def example(width: int, length: int = LENGTH, batch: int = 1, states: int = STATES, seed: int = 0) -> list[Tensor]:
-    """The fifteen arguments of `bimamba` with the statistics that an untrained VideoMamba gives them, float32."""
-    g = torch.Generator().manual_seed(seed)
-    rank = max(1, width // 32)
-    values = [torch.randn(batch, length, 2 * width, generator=g)]
-    for _ in range(2):
-        step = torch.exp(torch.rand(width, generator=g) * math.log(100) + math.log(1e-3))  # 1e-3 .. 1e-1
-        values += [
-            (torch.rand(width, TAPS, generator=g) - 0.5) * 2 / TAPS**0.5,
-            (torch.rand(width, generator=g) - 0.5) * 2 / TAPS**0.5,
-            torch.randn(rank + 2 * states, width, generator=g) / width**0.5,
-            (torch.rand(width, rank, generator=g) - 0.5) * 2 / rank**0.5,
-            step + torch.log(-torch.expm1(-step)),  # softplus of it is `step`
-            torch.log(torch.arange(1.0, states + 1)).expand(width, states).clone(),
-            torch.ones(width),
-        ]
-    return values
 
 
 def _loop(*tensors: Tensor) -> Tensor:
@@ -66,7 +47,7 @@ def _milliseconds(compute: Callable[..., Tensor], tensors: Sequence[Tensor], bac
     return statistics.median(times)
 
 
-def measure(widths: Sequence[int] = WIDTHS, length: int = LENGTH) -> list[dict[str, object]]:
+def measure(widths: Sequence[int], length: int = LENGTH) -> list[dict[str, object]]:
     """One row per width, pass and backend.
 
     Returns:
@@ -102,45 +83,32 @@ def measure(widths: Sequence[int] = WIDTHS, length: int = LENGTH) -> list[dict[s
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to measure")
+    parser = flags_of(__doc__)
+    positive = whole_number(1)
+    parser.add_argument(
+        "--widths", type=positive, nargs="+", default=[WIDTHS["tiny"], WIDTHS["middle"]], help="inner widths"
+    )
+    parser.add_argument("--length", type=positive, default=LENGTH, help="tokens (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, help="of torch and of the kernels (default: torch's)")
     parser.add_argument("--json", action="store_true", help="print the rows as a JSON list")
-    parser.add_argument(
-        "--threads", type=int, default=None, help="threads of torch and of the kernels (default: torch's)"
-    )
-    parser.add_argument("--minutes", type=float, default=6.0, help="GPU: when to stop starting new measurements")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="GPU: where gpu.md is written")
-    parser.add_argument(
-        "--mamba-source", type=Path, default=None, help="GPU: folder with mamba_ssm-*.tar.gz and causal_conv1d-*.tar.gz"
-    )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     if options.threads is not None:
-        if options.threads < 1:
-            parser.error(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    try:
-        if options.device == "cuda":
-            from bench import kernels_cuda
-
-            return kernels_cuda.main(options.minutes, options.out, options.mamba_source, options.json)
-        info = backend_info()
-        rows = measure()
-    except VtrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    rows = measure(options.widths, options.length)
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
-    c_row = next(row for row in info if row.name == "c")
-    print(f"bimamba, B=1, L={LENGTH}, N={STATES}, float32, {torch.get_num_threads()} threads; C: {c_row.reason}")
-    print(f"{'width':>6} {'pass':<17} {'backend':<8} {'ms':>10} {'vs loop':>9} {'vs eager':>9}")
-    for row in rows:
-        print(
-            f"{row['width']:>6} {row['pass']:<17} {row['backend']:<8} {row['ms']:>10.2f} "
-            f"{row['times_faster_than_loop']:>8.1f}x {row['times_faster_than_eager']:>8.1f}x"
-        )
+    c_row = next(row for row in backend_info() if row.name == "c")
+    print(
+        f"bimamba, B=1, L={options.length}, N={STATES}, float32, {torch.get_num_threads()} threads; C: {c_row.reason}\n"
+    )
+    print(table(("width", "pass", "backend", "ms", "vs loop", "vs eager"), (
+        (r["width"], r["pass"], r["backend"], f"{r['ms']:.2f}", f"{r['times_faster_than_loop']:.1f}x", f"{r['times_faster_than_eager']:.1f}x")
+        for r in rows
+    )))  # fmt: skip
     return 0
 
 

@@ -1,74 +1,37 @@
-"""Times bimamba and whole encoders on a GPU: ours, mamba-ssm's two-pass path, plain torch; writes docs/results/gpu.md.
+"""Times bimamba on a GPU: ours, mamba-ssm's two passes where it is installed, and plain torch, beside the floor.
 
-`python -m bench.kernels --device cuda [--mamba-source FOLDER] [--minutes N] [--out FOLDER]`
+python -m bench.kernels_cuda --out runs/gpu                    # every shape; kernels.json grows row by row
+python -m bench.kernels_cuda --out runs/gpu --only reference --minutes 2
+python -m bench.kernels_cuda --once 2 300                      # one forward and backward of that batch and length, for ncu
+python -m bench.kernels_cuda --out /tmp/gpu --rehearse         # tiny, on the CPU: whether it runs
+
+bench.mamba_baseline builds mamba-ssm for it, bench.report makes docs/results/gpu.md of what is measured.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-import platform
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vtr.errors import VtrError
+from bench.command import flags_of, machine, whole_number
+from bench.device import Device
+from bench.kernel_cases import SHAPES, STATES, WIDTHS, Shape, example
+from bench.report import Part, ScanRow
+from vtr.errors import VtrError, reports_errors
 from vtr.kernels.bimamba import backend_info, bimamba, eager, mamba, use_backend
 
-# Name, batch, tokens: KERNELS' reference shape first; the widths are those of the middle, small and tiny encoder.
-SHAPES = [
-    ("video", 32, 1569),
-    ("masked video", 64, 314),
-    ("one long video", 1, 12545),
-    ("image", 128, 197),
-    ("long video", 8, 12545),
-]
-WIDTHS = {"middle": 1152, "small": 768, "tiny": 384}
-STATES = 16
-WARM_UP, REPEATS = 3, 15
-ENCODERS = [("middle", 32), ("small", 64), ("tiny", 128)]  # with the batch
-DEVICE = "cuda"
+REPEATS = 15
+Late = Callable[[], bool]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Rates of a GPU that the floor is made of."""
-
-    name: str
-    multiprocessors: int
-    clock_ghz: float  # the highest the multiprocessors may run at
-    bytes_per_second: float  # of a copy inside the GPU's memory, measured
-
-    @classmethod
-    def here(cls) -> Machine:
-        """The current GPU."""
-        properties = torch.cuda.get_device_properties(0)
-        command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
-        try:
-            clock = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) / 1e3
-        except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
-            clock = 1.755
-        source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
-        target = torch.empty_like(source)
-        ms = milliseconds(lambda: target.copy_(source))
-        return cls(
-            name=properties.name,
-            multiprocessors=properties.multi_processor_count,
-            clock_ghz=clock,
-            bytes_per_second=2 * source.numel() / ms * 1e3,
-        )
-
-
-def floor_ms(machine: Machine, batch: int, length: int, width: int, backward: bool, itemsize: int = 2) -> float:
+def floor_ms(device: Device, batch: int, length: int, width: int, backward: bool, itemsize: int = 2) -> float:
     """The least time of a call: its exponentials, or its bytes, whichever takes longer.
 
     Exponentials: 16 a multiprocessor and clock; one per state, token, channel and direction, 6/32 more for softplus and
@@ -77,53 +40,35 @@ def floor_ms(machine: Machine, batch: int, length: int, width: int, backward: bo
     """
     elements = batch * length * width
     exponentials = 2 * elements * STATES * 38 / 32 + (2 * 2 * elements * STATES if backward else 0)
-    special = exponentials / (16 * machine.multiprocessors * machine.clock_ghz * 1e9)
-    return max(special, (14 if backward else 7) * elements * itemsize / machine.bytes_per_second) * 1e3
+    special = exponentials / (16 * device.multiprocessors * device.clock_ghz * 1e9)
+    return max(special, (14 if backward else 7) * elements * itemsize / device.bytes_per_second) * 1e3
 
 
-def milliseconds(call: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Median time of a call on the GPU, warm."""
-    for _ in range(WARM_UP):
-        call()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
-def _two_pass(*tensors: Tensor) -> Tensor:
-    return mamba.bimamba(*tensors)
-
-
-def _backends() -> dict[str, Callable[..., Tensor]]:
+def backends(device: Device) -> dict[str, Callable[..., Tensor]]:
+    """What is measured, by name; in a rehearsal each name is there, and the CPU computes it."""
     found: dict[str, Callable[..., Tensor]] = {"cuda": bimamba}
-    if mamba.available()[0]:
-        found["mamba_ssm"] = _two_pass
-    found["eager"] = eager.bimamba
-    return found
+    if device.type == "cpu":
+        found["mamba_ssm"] = eager.bimamba
+    elif mamba.available()[0]:
+        found["mamba_ssm"] = mamba.bimamba
+    return {**found, "eager": eager.bimamba}
 
 
-def _arguments(batch: int, length: int, width: int) -> list[Tensor]:
-    from bench.kernels import example
-
-    values = [t.to(DEVICE) for t in example(width, 1)]
-    return [torch.randn(batch, length, 2 * width, device=DEVICE, dtype=torch.bfloat16), *values[1:]]
+def arguments(device: Device, batch: int, length: int, width: int) -> list[Tensor]:
+    """bimamba's, with random tokens in bfloat16 and parameters in float32."""
+    values = [t.to(device.type) for t in example(width, 1)]
+    return [torch.randn(batch, length, 2 * width, device=device.type, dtype=torch.bfloat16), *values[1:]]
 
 
 def _time_one(
-    compute: Callable[..., Tensor], tensors: list[Tensor], backward: bool, repeats: int
+    device: Device, compute: Callable[..., Tensor], tensors: list[Tensor], backward: bool, repeats: int
 ) -> tuple[float, float]:
     """Milliseconds and peak memory in GiB beyond the arguments."""
     # Inputs take turns, so that no call finds its own in the cache.
     turns = 3 if tensors[0].numel() < 2**29 else 1
     inputs = [tensors[0].clone().requires_grad_(backward) for _ in range(turns)]
     parameters = [t.clone().requires_grad_(backward) for t in tensors[1:]]
-    grad = torch.randn(*tensors[0].shape[:2], tensors[0].shape[2] // 2, device=DEVICE, dtype=tensors[0].dtype)
+    grad = torch.randn(*tensors[0].shape[:2], tensors[0].shape[2] // 2, device=device.type, dtype=tensors[0].dtype)
     count = 0
 
     def call() -> None:
@@ -135,217 +80,104 @@ def _time_one(
         if backward:
             torch.autograd.grad(y, [xz, *parameters], grad)
 
-    torch.cuda.synchronize()
     call()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    ms = milliseconds(call, repeats)
-    return ms, (torch.cuda.max_memory_allocated() - before) / 2**30
+    before = device.allocated()
+    ms = device.milliseconds(call, repeats)
+    return ms, device.most_gib(before)
 
 
-def scan_rows(machine: Machine, late: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    """One row per shape, width, pass and backend; those that time does not allow say so."""
-    for width_name, width in WIDTHS.items():
-        for shape, batch, length in SHAPES:
+def scan_rows(device: Device, shapes: Sequence[Shape], widths: dict[str, int], late: Late) -> Iterator[ScanRow]:
+    """One row per width, shape, pass and backend; those that time does not allow say so."""
+    ways = backends(device)
+    for encoder, width in widths.items():
+        for shape in shapes:
             for backward in (False, True):
-                row: dict[str, Any] = {
-                    "what": "bimamba",
-                    "encoder": width_name,
-                    "shape": shape,
-                    "batch": batch,
-                    "length": length,
-                    "width": width,
-                    "pass": "forward+backward" if backward else "forward",
-                    "floor_ms": floor_ms(machine, batch, length, width, backward),
-                }
-                for name, compute in _backends().items():
+                for name, compute in ways.items():
+                    row = ScanRow(
+                        encoder=encoder, shape=shape.name, batch=shape.batch, length=shape.length, width=width,
+                        passes="forward+backward" if backward else "forward", backend=name,
+                        floor_ms=floor_ms(device, shape.batch, shape.length, width, backward),
+                    )  # fmt: skip
                     if late():
-                        yield {**row, "backend": name, "note": "no time left"}
+                        yield replace(row, note="no time left")
                         continue
-                    print(f"{width_name}, {shape}, {row['pass']}, {name}", file=sys.stderr, flush=True)
+                    print(f"{encoder}, {shape.name}, {row.passes}, {name}", file=sys.stderr, flush=True)
                     try:
-                        tensors = _arguments(batch, length, width)
+                        tensors = arguments(device, shape.batch, shape.length, width)
                         # plain torch is far slower: fewer repeats
-                        ms, peak = _time_one(compute, tensors, backward, 3 if name == "eager" else REPEATS)
-                        yield {**row, "backend": name, "ms": round(ms, 4), "peak_gib": round(peak, 3)}
+                        ms, peak = _time_one(device, compute, tensors, backward, 3 if name == "eager" else REPEATS)
+                        yield replace(row, ms=round(ms, 4), peak_gib=round(peak, 3))
                     except torch.OutOfMemoryError:
-                        yield {**row, "backend": name, "note": "out of memory"}
+                        yield replace(row, note="out of memory")
                     finally:
                         tensors = []
-                        torch.cuda.empty_cache()
+                        device.free()
 
 
-def encoder_rows(late: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    """Clips a second of whole encoders, 8 frames of 224 pixels, bfloat16 autocast; inference and training."""
-    import vtr.encoders.videomamba as videomamba
-
-    for size, batch in ENCODERS:
-        for training in (False, True):
-            for name, compute in _backends().items():
-                row = {
-                    "what": "encoder",
-                    "encoder": size,
-                    "batch": batch,
-                    "pass": "training" if training else "inference",
-                    "backend": name,
-                }
-                if name == "eager" or late():
-                    if name != "eager":
-                        yield {**row, "note": "no time left"}
-                    continue
-                print(f"encoder {size}, {row['pass']}, {name}", file=sys.stderr, flush=True)
-                ours, videomamba.bimamba = videomamba.bimamba, compute
-                try:
-                    yield {**row, **_encoder(videomamba, size, batch, training)}
-                except torch.OutOfMemoryError:
-                    yield {**row, "note": "out of memory"}
-                finally:
-                    videomamba.bimamba = ours
-                    torch.cuda.empty_cache()
-
-
-def _encoder(videomamba: Any, size: str, batch: int, training: bool) -> dict[str, Any]:
-    model = videomamba.VideoMamba(videomamba.VIDEOMAMBA_SIZES[size]).to(DEVICE).train(training)
-    videos = [torch.randn(batch, 8, 3, 224, 224, device=DEVICE) for _ in range(2)]
-    count = 0
-
-    def call() -> None:
-        nonlocal count
-        count += 1
-        with torch.set_grad_enabled(training), torch.autocast(DEVICE, dtype=torch.bfloat16):
-            out = model(videos[count % 2]).pooled
-        if training:
-            out.float().square().mean().backward()
-            model.zero_grad(set_to_none=True)
-
-    call()
-    torch.cuda.reset_peak_memory_stats()
-    ms = milliseconds(call, 7)
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    return {"ms": round(ms, 2), "clips_per_second": round(batch / ms * 1e3, 1), "peak_gib": round(peak, 2)}
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    lines = [
-        "# Measured speed of the CUDA kernels",
-        "",
-        "Written by `python -m bench.kernels --device cuda`.",
-        "",
-        *(f"- {name}: {value}" for name, value in report["machine"].items()),
-        "",
-        "Milliseconds are medians of warm calls with rotating inputs, bfloat16; memory is the peak beyond the arguments.",
-        "The floor is what the exponentials, or the bytes, take at the least on this GPU.",
-        "",
-        "| encoder | shape | pass | floor ms | ours ms | of floor | mamba-ssm ms | times faster | eager ms | times faster"
-        " | ours GiB | mamba-ssm GiB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for row in report["rows"]:
-        key = (row["what"], row["encoder"], row.get("shape"), row.get("batch"), row.get("length"), row["pass"])
-        groups.setdefault(key, {})[row["backend"]] = row
-
-    def shown(row: dict[str, Any] | None, name: str, digits: int = 3) -> str:
-        if row is None:
-            return "-"
-        return f"{row[name]:.{digits}f}" if name in row else str(row.get("note", "-"))
-
-    def ratio(a: dict[str, Any] | None, b: dict[str, Any] | None, name: str = "ms") -> str:
-        return f"{a[name] / b[name]:.2f}x" if a and b and name in a and name in b else "-"
-
-    for (what, encoder, shape, batch, length, which), found in groups.items():
-        if what != "bimamba":
-            continue
-        ours, theirs, plain = (found.get(name) for name in ("cuda", "mamba_ssm", "eager"))
-        floor = next(iter(found.values()))["floor_ms"]
-        of_floor = f"{ours['ms'] / floor:.2f}" if ours and "ms" in ours else "-"
-        lines.append(
-            f"| {encoder} | {shape} {batch} x {length} | {which} | {floor:.3f} | {shown(ours, 'ms')} | {of_floor} |"
-            f" {shown(theirs, 'ms')} | {ratio(theirs, ours)} | {shown(plain, 'ms')} | {ratio(plain, ours)} |"
-            f" {shown(ours, 'peak_gib', 2)} | {shown(theirs, 'peak_gib', 2)} |"
-        )
-    lines += [
-        "",
-        "Whole encoders, 8 frames of 224 pixels, bfloat16 autocast:",
-        "",
-        "| encoder | batch | pass | ours clips/s | with mamba-ssm clips/s | times faster | ours GiB | with mamba-ssm GiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (what, encoder, _, batch, _, which), found in groups.items():
-        if what == "encoder":
-            ours, theirs = found.get("cuda"), found.get("mamba_ssm")
-            lines.append(
-                f"| {encoder} | {batch} | {which} | {shown(ours, 'clips_per_second', 1)} |"
-                f" {shown(theirs, 'clips_per_second', 1)} | {ratio(theirs, ours)} | {shown(ours, 'peak_gib', 1)} |"
-                f" {shown(theirs, 'peak_gib', 1)} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def run(minutes: float, out: Path, mamba_source: Path | None) -> dict[str, Any]:
-    """Measures everything that the time allows; the files are rewritten after every row, so a stop loses nothing.
-
-    Args:
-        minutes: When to stop starting new measurements.
-        out: Gets gpu.json and gpu.md.
-        mamba_source: Folder with the released source archives of mamba-ssm and causal-conv1d.
+def the_device(rehearse: bool) -> Device:
+    """The GPU, or the CPU to rehearse.
 
     Raises:
-        VtrError: no GPU, or not all that the comparison needs.
+        VtrError: no GPU, or the kernels cannot be compiled for it.
     """
-    start = time.monotonic()
+    if rehearse:
+        torch.set_num_threads(1)
+        return Device.rehearsal()
     ours = next(row for row in backend_info() if row.name == "cuda")
     if not ours.available:
         raise VtrError(f"nothing to measure: the CUDA kernels are not available here ({ours.reason})")
-    built = "not measured"
-    if mamba_source is not None:
-        from bench import mamba_baseline
-
-        print("building mamba-ssm for comparison", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            built = mamba_baseline.install(mamba_source, Path(scratch))
-            mamba._package.cache_clear()
-    elif mamba.available()[0]:
-        built = "as installed"
-    machine = Machine.here()
-    report: dict[str, Any] = {
-        "machine": {
-            "device": machine.name,
-            "date": datetime.date.today().isoformat(),
-            "torch": torch.__version__,
-            "CUDA": torch.version.cuda,
-            "Python": platform.python_version(),
-            "mamba-ssm": built,
-            "highest clock": f"{machine.clock_ghz:.3f} GHz, {machine.multiprocessors} multiprocessors",
-            "memory": f"{machine.bytes_per_second / 1e12:.2f} TB/s measured by a copy",
-        },
-        "rows": [],
-    }
-    out.mkdir(parents=True, exist_ok=True)
-
-    def late() -> bool:
-        return time.monotonic() - start > 60 * minutes
-
-    def rows() -> Iterator[dict[str, Any]]:
-        scans = scan_rows(machine, late)
-        first = len(SHAPES) * 2 * len(_backends())
-        for _, row in zip(range(first), scans):  # the middle width, then whole encoders, then the other widths
-            yield row
-        yield from encoder_rows(late)
-        yield from scans
-
-    with use_backend("cuda"):
-        for row in rows():
-            report["rows"].append(row)
-            (out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
-            (out / "gpu.md").write_text(table(report))
-    return report
+    return Device.here()
 
 
-def main(minutes: float, out: Path, mamba_source: Path | None, as_json: bool) -> int:
-    """The part of the command line for GPUs."""
-    report = run(minutes, out, mamba_source)
-    print(json.dumps(report["rows"], indent=1) if as_json else table(report))
-    print(f"written: {out / 'gpu.md'}, {out / 'gpu.json'}", file=sys.stderr)
+def facts(device: Device) -> dict[str, str]:
+    """The head of a report: the device, versions, and what mamba-ssm is compared with."""
+    found = {**machine(device.type), **device.facts()}
+    if device.type == "cpu":
+        return {**found, "device": device.name}
+    there, words = mamba.available()
+    return {**found, "mamba-ssm": f"{version('mamba-ssm')}, {words}" if there else "not measured: " + words}
+
+
+def once(device: Device, batch: int, length: int, width: int) -> None:
+    """One forward and backward, for a profiler or a sanitizer to look at."""
+    tensors = [t.requires_grad_() for t in arguments(device, batch, length, width)]
+    gradients = torch.autograd.grad(bimamba(*tensors).float().square().mean(), tensors)
+    if not all(bool(torch.isfinite(g).all()) for g in gradients):
+        raise VtrError(f"bimamba of {batch} x {length} x {width}: a gradient is not finite")
+    print(f"one forward and backward of {batch} x {length} x {width} on {device.name}")
+
+
+@reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = flags_of(__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/gpu"), help="folder of kernels.json (default: %(default)s)"
+    )
+    parser.add_argument("--only", choices=["reference", "middle"], help="the first shape, or all of the middle encoder")
+    parser.add_argument("--minutes", type=float, default=6.0, help="when to stop starting new measurements")
+    parser.add_argument(
+        "--once", type=whole_number(1), nargs=2, metavar=("BATCH", "LENGTH"), help="call it once instead"
+    )
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny: measures nothing")
+    options = parser.parse_args(argv)
+    device = the_device(options.rehearse)
+    widths = dict(list(WIDTHS.items())[: 1 if options.only else None])
+    shapes = SHAPES[: 1 if options.only == "reference" else None]
+    if options.rehearse:
+        widths = dict.fromkeys(widths, 32)
+        shapes = tuple(shape._replace(batch=1, length=9) for shape in shapes)
+    if options.once:
+        once(device, *options.once, next(iter(widths.values())))
+        return 0
+    end = time.monotonic() + 60 * options.minutes
+    part = Part(options.out / "kernels.json", facts(device))
+    with use_backend("eager" if options.rehearse else "cuda"):
+        for row in scan_rows(device, shapes, widths, lambda: time.monotonic() > end):
+            part.add(row)
+    print(f"written: {part.path}", file=sys.stderr)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

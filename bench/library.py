@@ -1,6 +1,8 @@
 """Times a library of generated vectors: build, memory, recall@10, latency, and the same with FAISS called directly.
 
-`python -m bench.library --count 1000000 --max-memory 1G --threads 2 --out /tmp/bench [--json]`
+python -m bench.library --out /tmp/bench                               # a million vectors of width 512
+python -m bench.library --out /tmp/bench --max-memory 1G --threads 2 --json
+python -m bench.library --out /tmp/small --count 3000 --queries 20     # a moment, to try it
 
 Vectors are unit vectors around random centres (`--cluster` of them to a centre, cosine to it about 0.7), so that
 neighbours exist, as in embeddings of videos, and as they do not in random vectors. Queries are new vectors of the same
@@ -9,7 +11,6 @@ kind. The text encoder of the full query is BERT-base with random weights: its t
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -20,12 +21,37 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vtr.errors import reports_errors
+from bench.command import parsed
+from vtr.errors import UsageError, reports_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibrarySettings:
+    """Build and query a library of generated vectors."""
+
+    out: Path
+    """A folder; embeddings that are there are used again."""
+    count: int = 1_000_000
+    """Vectors."""
+    width: int = 512
+    """Of a vector."""
+    cluster: int = 100
+    """Vectors to a centre."""
+    max_memory: str | None = None
+    """As of vtr index build: 1G."""
+    threads: int = 2
+    """Of FAISS and torch."""
+    queries: int = 1000
+    """Latency is the median of so many, recall their mean."""
+    json: bool = False
+    """Print the figures as JSON."""
+
 
 _PART = 10_000  # vectors of a generated shard
 _MOMENTS = 10  # segments of a generated video
@@ -152,7 +178,7 @@ def _build(out: Path, memory: str | None) -> dict[str, Any]:
         "tune_s": wall.get("tune", 0.0),
         "memory_mib": most.own,
         "memory_with_mapped_mib": most.resident,
-        "index": library.settings["index"],
+        "index": library.settings.index,
         "index_mib": _size(out / "library" / "index.faiss"),
         "vectors_mib": _size(library.store.vectors_file()),
         "database_mib": _size(out / "library" / "library.db"),
@@ -171,7 +197,7 @@ def _raw(out: Path) -> dict[str, Any]:
     from vtr.library.library import Library
 
     library = Library.open(out / "library")
-    described = library.settings["index"]
+    described = library.settings.index
     if described["type"] == "flat":
         return {}
     data = np.array(library.store.vectors())
@@ -216,7 +242,7 @@ def _query(out: Path, count: int, cluster: int, repeats: int) -> dict[str, Any]:
     from vtr.library.where import parse
 
     library = Library.open(out / "library")
-    asked = vectors(10**9, repeats, library.settings["width"], max(1, count // cluster))
+    asked = vectors(10**9, repeats, library.settings.width, max(1, count // cluster))
     result: dict[str, Any] = {}
     with _Memory() as most:
         start = time.perf_counter()
@@ -228,7 +254,9 @@ def _query(out: Path, count: int, cluster: int, repeats: int) -> dict[str, Any]:
             start = time.perf_counter()
             library._nearest(asked[:1], 40, node)
             first = (time.perf_counter() - start) * 1e3
-            [times] = _latency(lambda i, node=node: library._nearest(asked[i : i + 1], 40, node), count=100)  # type: ignore[misc]
+            [times] = _latency(
+                lambda i, node=node: library._nearest(asked[i : i + 1], 40, node), count=min(100, repeats)
+            )  # type: ignore[misc]
             result[name] = {"first_ms": first, **times}
     result["query_memory_mib"], result["query_memory_with_mapped_mib"] = most.own, most.resident
     pairs = library.store.pairs()
@@ -251,15 +279,15 @@ def _against_raw(out: Path, count: int, cluster: int, repeats: int) -> dict[str,
     from vtr.library.library import Library
 
     library = Library.open(out / "library")
-    asked = vectors(10**9, repeats, library.settings["width"], max(1, count // cluster))
-    snapshot = library._read(library.snapshot)
+    asked = vectors(10**9, repeats, library.settings.width, max(1, count // cluster))
+    snapshot = library.read(library.snapshot)
     if snapshot.base is None:
         return {}
     described = snapshot.base.description
     raw = faiss.read_index(str(library.path / "index.faiss"))
     raw.nprobe, raw.parallel_mode = described["nprobe"], 1
     if described["type"] == "ivf-pq":  # FAISS's own re-scoring; ids of generated segments are their rows + 1
-        flat = faiss.IndexFlat(library.settings["width"], faiss.METRIC_INNER_PRODUCT)
+        flat = faiss.IndexFlat(library.settings.width, faiss.METRIC_INNER_PRODUCT)
         flat.add(np.ascontiguousarray(library.store.vectors()))
         raw = _Refined(raw, flat, described["refine"])
     rows_of = library.store.rows_of
@@ -312,16 +340,10 @@ def _apart(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any
 @reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.library", description=__doc__)
-    parser.add_argument("--count", type=int, default=1_000_000, help="vectors")
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--cluster", type=int, default=100, help="vectors to a centre")
-    parser.add_argument("--max-memory", default=None, help="as of vtr index build")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--out", type=Path, required=True, help="a folder; embeddings that are there are used again")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
+    args = parsed(LibrarySettings, __doc__, argv)
+    for name in ("count", "width", "cluster", "threads", "queries"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} {getattr(args, name)}: expected 1 or more")
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     made = args.out / f"made-{args.count}-{args.width}-{args.cluster}"
     if not made.exists():

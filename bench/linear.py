@@ -1,4 +1,8 @@
-"""Time torch's linear layers and ours: python -m bench.linear --threads 1 [--json]."""
+"""Times torch's linear layers and ours at the sizes of VideoMamba and BERT-base, side by side.
+
+python -m bench.linear --threads 1
+python -m bench.linear --threads 2 --repeats 3 --json
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 
+from bench.command import parsed
 from vtr.errors import UsageError, reports_errors
 from vtr.kernels.linear import linear, linear_info
 
@@ -35,9 +39,11 @@ class BenchSettings:
     """Time torch's linear and ours at the sizes of VideoMamba and BERT-base, side by side."""
 
     threads: int = 1
+    """Of torch."""
     repeats: int = 10
     """Timed calls of each; the fastest counts."""
     json: bool = False
+    """Print the rows as JSON."""
 
 
 def _seconds(work: Callable[[], object], repeats: int) -> float:
@@ -101,7 +107,7 @@ def _line(row: dict[str, Any]) -> str:
 @reports_errors
 def main(argv: list[str] | None = None) -> int:
     """`python -m bench.linear`."""
-    settings = tyro.cli(BenchSettings, args=argv)
+    settings = parsed(BenchSettings, __doc__, argv)
     info = linear_info()
     if not settings.json:
         for row in info:

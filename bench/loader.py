@@ -4,7 +4,8 @@ All three read the same shards with as many processes and the same frames of a c
 alone stops at the frames; the loader and the plain one (webdataset, decord, torchvision) go on to cropped, resized
 batches in the main process.
 
-python -m bench.loader /tmp/bench --generate 96
+python -m bench.loader /tmp/bench --generate 96                      # makes the shards first
+python -m bench.loader 'shards/{000000..000009}.tar' --workers 8 --json
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
+from bench.command import parsed
 from vtr.data.shards import expand_shards
 from vtr.errors import UsageError, VtrError, reports_errors
 
@@ -261,25 +263,34 @@ def _plain(shards: Sequence[str], workers: int, frames: int, size: int, batch_si
 class LoaderSettings:
     """Clips a second of the training loader, of decoding alone, and of a plain webdataset + decord loader."""
 
-    shards: tyro.conf.Positional[tuple[str, ...]]
+    shards: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS …", help_behavior_hint="(one or more)")
+    ]
     """Folders, .tar files, brace and :: lists; with --generate, one folder to be made."""
     generate: int = 0
     """Make so many H.264 clips (336 pixels short side, 5 s) there first, unless shards are there."""
     workers: int = 2
     """Processes of each of the three."""
     frames: int = 8
+    """Of a clip."""
     size: int = 224
+    """Pixels of a side."""
     batch_size: int = 16
+    """Clips of a batch."""
     seconds: float = 10.0
     """Measured time of each in a round."""
     rounds: int = 3
+    """The median counts."""
     json: bool = False
+    """Print the figures as JSON."""
 
 
 @reports_errors
 def main(argv: list[str] | None = None) -> int:
     """`python -m bench.loader`."""
-    settings = tyro.cli(LoaderSettings, args=argv)
+    settings = parsed(LoaderSettings, __doc__, argv)
+    if not settings.shards:
+        raise UsageError("which shards? Give folders, .tar files or brace lists, or --generate 96 and a folder")
     if settings.generate:
         if len(settings.shards) != 1:
             raise UsageError("--generate wants one folder")

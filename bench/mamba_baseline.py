@@ -1,21 +1,28 @@
-"""Builds mamba-ssm's selective scan and causal-conv1d from their released sources, for the benchmark to compare with.
+"""Builds wheels of mamba-ssm's selective scan and causal-conv1d from their released sources, to compare bimamba with.
 
-Only what a bimamba block in bfloat16 uses is compiled, for the GPU at hand, with the machine's nvcc; nothing is installed.
+python -m bench.mamba_baseline --sources build/gpu/sources --out build/gpu/wheels             # for the GPU at hand
+python -m bench.mamba_baseline --sources build/gpu/sources --out build/gpu/wheels --arch 9.0  # without one, for an H100
+
+Only what a bimamba block in bfloat16 uses is compiled, by nvcc, for this Python and this torch; the wheels say so in their
+versions (+bf16) and install with pip --no-deps. bench/mamba_wheels.sh makes the environment and fetches the sources.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
 import tarfile
-import types
+import tempfile
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from vtr.errors import UsageError
+from bench.command import flags_of
+from vtr.errors import UsageError, VtrError, reports_errors
 
 # What selective_scan.cpp refers to and is not compiled here.
 _ABSENT = """// Instances that the benchmark does not use.
@@ -43,7 +50,12 @@ _FLAGS = [
 ]
 
 
-def _unpack(folder: Path, name: str, into: Path) -> Path:
+def unpack(folder: Path, name: str, into: Path) -> tuple[Path, str]:
+    """The newest source archive of a package in `folder`, unpacked: its folder and its version.
+
+    Raises:
+        UsageError: there is none.
+    """
     found = sorted(folder.glob(f"{name}-*.tar.gz"))
     if not found:
         raise UsageError(
@@ -52,68 +64,110 @@ def _unpack(folder: Path, name: str, into: Path) -> Path:
         )
     with tarfile.open(found[-1]) as archive:
         archive.extractall(into, filter="data")
-    return next(path for path in into.iterdir() if path.name.startswith(name) and path.is_dir())
+    root = next(path for path in into.iterdir() if path.name.startswith(name) and path.is_dir())
+    return root, root.name.partition("-")[2]
 
 
-def _build(name: str, sources: list[Path], build: Path) -> None:
+def compile_extension(name: str, sources: list[Path], scratch: Path) -> Path:
+    """One extension module of CUDA sources; the file."""
     from torch.utils.cpp_extension import load
 
-    build.mkdir(parents=True, exist_ok=True)
+    folder = scratch / f"build-{name}"
+    folder.mkdir()
     load(
         name=name,
         sources=[str(source) for source in sources],
         extra_include_paths=[str(sources[0].parent)],
         extra_cflags=["-O3", "-std=c++17"],
         extra_cuda_cflags=["-std=c++17", *_FLAGS],
-        build_directory=str(build),
+        build_directory=str(folder),
         is_python_module=False,
         with_cuda=True,
     )
-    spec = importlib.util.spec_from_file_location(name, build / f"{name}.so")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[name] = module
+    return folder / f"{name}.so"
 
 
-def install(folder: Path, build: Path) -> str:
-    """Builds both packages and makes them importable in this process.
+def pack(wheel: Path, name: str, version: str, package: Path, extension: Path) -> None:
+    """A wheel of a package's Python files and one extension beside it.
+
+    The package's own __init__ imports much that is not needed here (Mamba-2, generation): an empty one takes its place.
+    """
+    tag = wheel.stem.split("-", 2)[2]
+    about = f"{name}-{version}.dist-info"
+    face = "from causal_conv1d.causal_conv1d_interface import causal_conv1d_fn\n" if name == "causal_conv1d" else ""
+    files = {p.relative_to(package.parent).as_posix(): p.read_bytes() for p in sorted(package.rglob("*.py"))}
+    files |= {f"{name}/__init__.py": face.encode(), extension.name: extension.read_bytes()}
+    files[f"{about}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
+    files[f"{about}/WHEEL"] = f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n".encode()
+    files[f"{about}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{about}/RECORD"]).encode()
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as out:
+        for path, content in files.items():
+            out.writestr(path, content)
+
+
+def build(sources: Path, out: Path) -> list[Path]:
+    """Both wheels, for the architecture in TORCH_CUDA_ARCH_LIST.
 
     Args:
-        folder: Holds mamba_ssm-*.tar.gz and causal_conv1d-*.tar.gz as released on PyPI.
-        build: Scratch folder; a second call there reuses what is built.
-
-    Returns:
-        Their names and versions.
+        sources: Holds mamba_ssm-*.tar.gz and causal_conv1d-*.tar.gz as released on PyPI.
+        out: Gets the wheels.
 
     Raises:
         UsageError: a source archive or nvcc is missing.
+        VtrError: nvcc fails.
     """
     if shutil.which("nvcc") is None:
         raise UsageError("mamba-ssm cannot be built for comparison: no nvcc on the PATH")
-    major, minor = torch.cuda.get_device_capability()
-    os.environ["TORCH_CUDA_ARCH_LIST"] = f"{major}.{minor}"
-    sources = build / "sources"
-    sources.mkdir(parents=True, exist_ok=True)
-    conv = _unpack(folder, "causal_conv1d", sources)
-    mamba = _unpack(folder, "mamba_ssm", sources)
-    scan = mamba / "csrc" / "selective_scan"
-    forward = scan / "selective_scan_fwd_bf16.cu"
-    # without the complex instance: half the compile time
-    lines = [line for line in forward.read_text().splitlines() if "complex_t>" not in line]
-    forward.write_text("\n".join(lines) + "\n")
-    (scan / "absent.cpp").write_text(_ABSENT)
-    names = ["selective_scan.cpp", "absent.cpp", "selective_scan_fwd_bf16.cu", "selective_scan_bwd_bf16_real.cu"]
-    _build("selective_scan_cuda", [scan / name for name in names], build / "scan")
-    names = ["causal_conv1d.cpp", "causal_conv1d_fwd.cu", "causal_conv1d_bwd.cu", "causal_conv1d_update.cu"]
-    _build("causal_conv1d_cuda", [conv / "csrc" / name for name in names], build / "conv")
-    # The packages' own __init__ files import much that is not needed (Mamba-2, generation, transformers).
-    for name, root in (("mamba_ssm", mamba / "mamba_ssm"), ("causal_conv1d", conv / "causal_conv1d")):
-        package = types.ModuleType(name)
-        package.__path__ = [str(root)]
-        sys.modules[name] = package
-    from causal_conv1d.causal_conv1d_interface import causal_conv1d_fn
+    with tempfile.TemporaryDirectory(prefix="vtr-mamba-") as folder:
+        scratch = Path(folder)
+        conv, conv_version = unpack(sources, "causal_conv1d", scratch)
+        mamba, mamba_version = unpack(sources, "mamba_ssm", scratch)
+        scan = mamba / "csrc" / "selective_scan"
+        forward = scan / "selective_scan_fwd_bf16.cu"
+        # without the complex instance: half the compile time
+        lines = [line for line in forward.read_text().splitlines() if "complex_t>" not in line]
+        forward.write_text("\n".join(lines) + "\n")
+        (scan / "absent.cpp").write_text(_ABSENT)
+        names = ["selective_scan.cpp", "absent.cpp", "selective_scan_fwd_bf16.cu", "selective_scan_bwd_bf16_real.cu"]
+        try:
+            scan_file = compile_extension("selective_scan_cuda", [scan / name for name in names], scratch)
+            names = ["causal_conv1d.cpp", "causal_conv1d_fwd.cu", "causal_conv1d_bwd.cu", "causal_conv1d_update.cu"]
+            conv_file = compile_extension("causal_conv1d_cuda", [conv / "csrc" / name for name in names], scratch)
+        except RuntimeError as error:
+            raise VtrError(f"the sources did not compile; nvcc's words are above ({error})") from error
+        out.mkdir(parents=True, exist_ok=True)
+        python, platform = f"cp{sys.version_info.major}{sys.version_info.minor}", sysconfig.get_platform()
+        tag = f"{python}-{python}-{platform.replace('-', '_')}"
+        made = []
+        for name, version, root, extension in (
+            ("mamba_ssm", mamba_version, mamba, scan_file),
+            ("causal_conv1d", conv_version, conv, conv_file),
+        ):
+            version += "+bf16"
+            made.append(out / f"{name}-{version}-{tag}.whl")
+            pack(made[-1], name, version, root / name, extension)
+        return made
 
-    sys.modules["causal_conv1d"].causal_conv1d_fn = causal_conv1d_fn  # type: ignore[attr-defined]
-    return f"{mamba.name}, {conv.name}"
+
+@reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = flags_of(__doc__)
+    parser.add_argument("--sources", type=Path, required=True, help="mamba_ssm-*.tar.gz and causal_conv1d-*.tar.gz")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the wheels")
+    parser.add_argument("--arch", help="compute capability, 9.0 for an H100 (default: that of the GPU here)")
+    options = parser.parse_args(argv)
+    if options.arch is None:
+        if not torch.cuda.is_available():
+            raise UsageError("no GPU here to ask for its architecture: --arch 9.0 for an H100, 8.0 for an A100")
+        options.arch = "{}.{}".format(*torch.cuda.get_device_capability())
+    os.environ["TORCH_CUDA_ARCH_LIST"] = options.arch
+    for wheel in build(options.sources, options.out):
+        print(
+            f"{wheel}  {wheel.stat().st_size / 2**20:.1f} MiB, sm_{options.arch.replace('.', '')}, torch {torch.__version__}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

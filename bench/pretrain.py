@@ -1,7 +1,8 @@
 """Pretrain and evaluate in one call on one GPU, and write what it took: docs/results/pretrain.md.
 
 python -m bench.pretrain                                # small, three stages, demo corpus of 50,000 clips
-python -m bench.pretrain --model demo --clips 96 --images 48 --steps 4 --allow-cpu --out /tmp/m --report /tmp/m.md
+python -m bench.pretrain --model demo --clips 96 --images 48 --batch-size 16 --streams 8 --steps 4 4 4 --allow-cpu --out /tmp/m --data-root /tmp/d --report /tmp/m.md
+
 Called again it continues where it was stopped.
 """
 
@@ -15,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from vtr.errors import VtrError
+from bench.command import RESULTS, parsed, save, table
+from vtr.errors import VtrError, reports_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class MeasureSettings:
     workers: int = 12
     out: Path = Path("runs/measure")
     data_root: Path = Path("data/large")
-    report: Path = Path("docs/results/pretrain.md")
+    report: Path = RESULTS / "pretrain.md"
     allow_cpu: bool = False
     """For trying this command out."""
 
@@ -66,7 +66,8 @@ def run(settings: MeasureSettings) -> int:
     result = json.loads((settings.out / "results" / f"{settings.out.name}_demo.json").read_text())
     command = "python -m bench.pretrain " + " ".join(sys.argv[1:])
     text = report(settings.out, result, command.strip(), time.perf_counter() - start)
-    settings.report.write_text(text)
+    if torch.cuda.is_available() or settings.report != MeasureSettings.report:  # on a CPU nothing is measured
+        save(settings.report, text)
     print(text)
     return 0
 
@@ -79,14 +80,13 @@ def report(run_folder: Path, result: dict[str, Any], command: str, seconds: floa
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     settings = json.loads((run_folder / "run.json").read_text())["settings"]
     lines = [
-        "# Pretraining on a GPU: measured",
+        f"# Pretraining on a {'GPU: measured' if device != 'CPU' else 'CPU: tried out'}",
         "",
         f"{device}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}: `{command}` took {seconds:.0f} s in this call.",
         f"Model {settings['model']}, {settings['demo_clips']:,} clips and {settings['demo_images']:,} images of the demo corpus.",
         "",
-        "| stage | steps | video clips/s | images/s | waiting for data | memory GiB |",
-        "| --- | --- | --- | --- | --- | --- |",
     ]
+    stages = []
     for stage in dict.fromkeys(r["stage"] for r in rows):
         own = [r for r in rows if r["stage"] == stage and "samples_per_s" in r]
         steady = own[1:] or own  # the first row holds the start of the workers
@@ -97,32 +97,27 @@ def report(run_folder: Path, result: dict[str, Any], command: str, seconds: floa
         wait = sum(r["data_wait"] for r in steady) / len(steady)
         memory = max(r["memory_gib"] or 0 for r in own)
         first = min(r["step"] for r in rows if r["stage"] == stage)
-        lines.append(
-            f"| {stage} | to {own[-1]['step']} (logged from {first}) | {speeds[0]} | {speeds[1]} | {wait:.1%} | {memory:.2f} |"
-        )
+        stages.append((stage, f"to {own[-1]['step']} (logged from {first})", *speeds, f"{wait:.1%}", f"{memory:.2f}"))
     lines += [
+        table(("stage", "steps", "video clips/s", "images/s", "waiting for data", "memory GiB"), stages),
         "",
         "A row's rate is the median of the logged intervals, named after the media type of their last step.",
         "",
         f"Zero-shot on {result['gallery']} held-out clips (chance R@1 {result['chance_r1']:.1f} %):",
         "",
-        "| | R@1 | R@5 | R@10 |",
-        "| --- | --- | --- | --- |",
     ]
+    recalls = []
     for way, words in (("t2v", "text to video"), ("v2t", "video to text")):
         for row in ("embedding", "reranked", "combined"):
             m = result[way][row]
-            lines.append(f"| {words}, {row} | {m['r1']:.1f} | {m['r5']:.1f} | {m['r10']:.1f} |")
-    return "\n".join(lines) + "\n"
+            recalls.append((f"{words}, {row}", *(f"{m[k]:.1f}" for k in ("r1", "r5", "r10"))))
+    return "\n".join([*lines, table(("", "R@1", "R@5", "R@10"), recalls)]) + "\n"
 
 
-def main() -> int:
+@reports_errors
+def main(argv: list[str] | None = None) -> int:
     """Entry of `python -m bench.pretrain`."""
-    try:
-        return run(tyro.cli(MeasureSettings, description=__doc__))
-    except VtrError as error:
-        print(f"vtr: {error}", file=sys.stderr)
-        return error.exit_code
+    return run(parsed(MeasureSettings, __doc__, argv))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Re-ranking measured: batched across queries against query by query, and the memory that a whole benchmark takes.
 
-python -m bench.rerank                                     1,000 texts x 1,000 videos, k = 128, both ways and their times
-python -m bench.rerank --memory                            4,917 videos of 8 x 196 tokens of width 576: memory and disk
+python -m bench.rerank                                # 1,000 texts x 1,000 videos, k = 128: both ways and their times
+python -m bench.rerank --texts 40 --videos 40 --k 8   # a moment, to try it
+python -m bench.rerank --memory                       # 4,917 videos of 8 x 196 tokens of width 576: memory and disk
 
 The model is small and untrained and the tokens are random: they cost what trained ones cost.
 """
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.command import parsed
 from vtr.errors import reports_errors
 
 _CHUNK = 32  # pairs scored at once query by query, as in the official code
@@ -39,6 +41,7 @@ class BenchSettings:
     width: int = 64
     """Of the visual tokens and of the text side."""
     threads: int = 2
+    """Of torch."""
     memory: bool = False
     """Measure memory on as many videos and tokens as ActivityNet has, with few candidates."""
     work: Path | None = None
@@ -115,7 +118,7 @@ def speed(settings: BenchSettings) -> int:
     """Both ways on the same features: their times and the largest difference."""
     from vtr.eval.features import WorkFolder
     from vtr.eval.rerank import match_pairs, wanted_pairs
-    from vtr.eval.team import Team
+    from vtr.ranks import Ranks
 
     torch.manual_seed(0)
     model = _model(settings.width, settings.width, settings.words)
@@ -125,7 +128,7 @@ def speed(settings: BenchSettings) -> int:
         features = _write(work, settings, settings.width, torch.float32)
         start = time.perf_counter()
         wanted = wanted_pairs(features.text @ features.video.T, top)
-        batched = match_pairs(model, features, wanted, work, Team())
+        batched = match_pairs(model, features, wanted, work, Ranks())
         ours = time.perf_counter() - start
         start = time.perf_counter()
         loop = _one_by_one(model, work, features, top)
@@ -144,8 +147,8 @@ def memory(settings: BenchSettings) -> int:
     """Match scores of a benchmark of ActivityNet's size: what is on disk, and the memory it took."""
     from vtr.eval.features import WorkFolder
     from vtr.eval.rerank import match_pairs, wanted_pairs
-    from vtr.eval.team import Team
     from vtr.eval.zero_shot import peak_memory
+    from vtr.ranks import Ranks
 
     torch.manual_seed(0)
     visual = 576
@@ -160,7 +163,7 @@ def memory(settings: BenchSettings) -> int:
         written = peak_memory()
         wanted = wanted_pairs(features.text @ features.video.T, sizes.k)
         start = time.perf_counter()
-        match_pairs(model, features, wanted, work, Team(), bf16=True)
+        match_pairs(model, features, wanted, work, Ranks(), bf16=True)
         seconds = time.perf_counter() - start
     print(
         f"{sizes.videos} videos of {sizes.tokens} x {visual} bf16 tokens, {sizes.texts} texts, {int(wanted.sum())} pairs"
@@ -173,9 +176,7 @@ def memory(settings: BenchSettings) -> int:
 @reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Entry of `python -m bench.rerank`."""
-    import tyro
-
-    settings = tyro.cli(BenchSettings, args=argv, description=__doc__)
+    settings = parsed(BenchSettings, __doc__, argv)
     torch.set_num_threads(settings.threads)
     return memory(settings) if settings.memory else speed(settings)
 

@@ -1,4 +1,7 @@
-"""Load on a running `vtr serve`: python -m bench.serve_load URL [--clients 50] [--seconds 60] [--clip FILE].
+"""Puts load on a running `vtr serve`, and counts what came back and how fast.
+
+python -m bench.serve_load http://127.0.0.1:8000 --clients 50 --seconds 60
+python -m bench.serve_load http://127.0.0.1:8000 --mix search,similar --clip cat.mp4
 
 Each client asks one thing after the other as the page does: words, more like this, pictures, parts of videos, and, with
 --clip, an upload now and then. Prints counts and latencies; exits 1 if the server failed (5xx) or did not answer.
@@ -21,7 +24,8 @@ from urllib.parse import quote, urlsplit
 
 import tyro
 
-from vtr.errors import UsageError, VtrError
+from bench.command import parsed
+from vtr.errors import UsageError, VtrError, reports_errors
 
 _WORDS = "a red blue small large dog man woman circle car water moves left right runs on grass street at night".split()  # noqa: SIM905
 _MIX = (("search", 50), ("thumbnail", 25), ("file", 12), ("similar", 8), ("preview", 3), ("info", 1), ("clip", 1))
@@ -32,11 +36,15 @@ class LoadSettings:
     """Ask a server many things at once for a while."""
 
     url: tyro.conf.Positional[str]
+    """Of the server: http://HOST:PORT."""
     clients: int = 50
+    """Each asks one thing after the other."""
     seconds: float = 60.0
+    """How long."""
     clip: Path | None = None
     """A clip to upload now and then."""
     token: str | None = None
+    """Of a server that asks for one."""
     mix: Annotated[str | None, tyro.conf.arg(metavar="NAME,…")] = None
     """Only these of: search thumbnail file similar preview info clip."""
 
@@ -156,15 +164,12 @@ def _ask(
     return answer.status, answer.read()
 
 
-def main() -> int:
-    """The command."""
-    settings = tyro.cli(LoadSettings)
+@reports_errors
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    settings = parsed(LoadSettings, __doc__, argv)
     started = time.monotonic()
-    try:
-        tally = run(settings)
-    except VtrError as error:
-        print(f"load: {error}", file=sys.stderr)
-        return error.exit_code
+    tally = run(settings)
     print("\n".join(tally.lines(time.monotonic() - started)))
     return 1 if tally.failed else 0
 

@@ -1,7 +1,8 @@
-"""The student's head of self-distillation (VIDEOMAMBA.md 4.6): tokens to the teacher's width; dropped afterwards."""
+"""A student guided by a teacher's tokens: the losses, and the head that brings tokens to the teacher's width."""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtr.encoders.videomamba import RMSNorm
@@ -18,3 +19,14 @@ class DistillHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.proj(self.norm(tokens))
+
+
+def alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """UTA: mean over layers, samples and tokens of 2 - 2 cos (VIDEOMAMBA.md 3). Both (K, B, L, C)."""
+    cosine = F.cosine_similarity(student.float(), teacher.float(), dim=-1)
+    return (2 - 2 * cosine).mean()
+
+
+def token_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Self-distillation: mean over samples and tokens, CLS included, of 2 - 2 cos (VIDEOMAMBA.md 4.6). Both (B, L, C)."""
+    return alignment_loss(student, teacher)

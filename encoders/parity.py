@@ -20,7 +20,10 @@ from torch import Tensor
 
 from vtr.encoders.bert import BertConfig
 from vtr.encoders.clip_teacher import ClipTeacher
+from vtr.encoders.distill import alignment_loss
+from vtr.encoders.losses import contrastive_loss, language_loss
 from vtr.encoders.official import load_official, to_ours
+from vtr.encoders.video_text import VideoTextNetwork
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
 from vtr.errors import VtrError
 
@@ -110,43 +113,35 @@ def _encoder_outputs(file: ParityFile) -> dict[str, Tensor]:
     return result
 
 
-def multimodal_model(file: ParityFile) -> Any:
-    """The VideoTextModel of a file, without a tokenizer."""
-    from vtr.models.video_text import ModelConfig, VideoTextModel
-
+def multimodal_network(file: ParityFile) -> VideoTextNetwork:
+    """The video-text network of a file."""
     state, sizes = file.part("state"), file.sizes
     ours = to_ours(state)
-    config = ModelConfig(
-        video=encoder_config(state, sizes, "vision_encoder."),
-        text=BertConfig(
-            vocab_size=ours["text_encoder.embeddings.word_embeddings.weight"].shape[0],
-            hidden=sizes["hid"],
-            layers=sizes["layers"],
-            fusion_layer=sizes["fusion"],
-            heads=sizes["heads"],
-            intermediate=sizes["inter"],
-            max_positions=ours["text_encoder.embeddings.position_embeddings.weight"].shape[0],
-            dropout=0.0,
-            vision_width=sizes["dim"],
-        ),
-        embed_dim=sizes["embed"],
+    text = BertConfig(
+        vocab_size=ours["text_encoder.embeddings.word_embeddings.weight"].shape[0],
+        hidden=sizes["hid"],
+        layers=sizes["layers"],
+        fusion_layer=sizes["fusion"],
+        heads=sizes["heads"],
+        intermediate=sizes["inter"],
+        max_positions=ours["text_encoder.embeddings.position_embeddings.weight"].shape[0],
+        dropout=0.0,
+        vision_width=sizes["dim"],
     )
-    model = VideoTextModel(config, None).eval()
-    load_official(model, state, str(file.path))
-    return model
+    network = VideoTextNetwork(encoder_config(state, sizes, "vision_encoder."), text, sizes["embed"]).eval()
+    load_official(network, state, str(file.path))
+    return network
 
 
 def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
-    from vtr.pretrain import objectives as obj  # the losses in the file are the training objectives
-
     state, inputs, wanted, sizes = file.part("state"), file.part("input"), file.part("output"), file.sizes
-    model = multimodal_model(file)
+    model = multimodal_network(file)
     prefix = "clip_teacher."
     clip = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
     teacher = ClipTeacher.from_official(clip, sizes["clip_heads"])
     video, image, mask = inputs["video"], inputs["image"], wanted["mask"]
-    seen = model.encode_video(video)
-    still = model.encode_video(image)
+    seen = model.encode_pixels(video)
+    still = model.encode_pixels(image)
     text = model.text_encoder.encode_text(inputs["input_ids"], inputs["attention_mask"])
     text_proj = model.text_proj(text[:, 0])
     unit = F.normalize(text_proj, dim=-1)
@@ -158,7 +153,7 @@ def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
         seen.tokens.repeat_interleave(batch, 0),
     )[:, 1].view(batch, batch)
     taught = teacher(video)
-    masked = model.encode_video(video, mask=mask)
+    masked = model.encode_pixels(video, mask=mask)
     assert masked.aligned is not None
     visible = taught.tokens[~mask].view(batch, -1, taught.tokens.shape[-1])[None]
     mlm = model.text_encoder.encode_text(wanted["mlm_input_ids"], inputs["attention_mask"])
@@ -180,12 +175,12 @@ def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
         "masked_vision_embeds": masked.tokens,
         "masked_pooled": masked.pooled,
         "student_tokens": masked.aligned,
-        "loss_uta": obj.alignment_loss(masked.aligned, visible),
+        "loss_uta": alignment_loss(masked.aligned, visible),
     }
-    result["loss_vtc"] = obj.contrastive_loss(seen.frame_embeddings, unit, inputs["idx"], model.temp)
+    result["loss_vtc"] = contrastive_loss(seen.frame_embeddings, unit, inputs["idx"], model.temp)
     fused = model.text_encoder.fuse(mlm, inputs["attention_mask"], seen.tokens)
     result["mlm_logits"] = model.text_encoder.mlm_logits(fused)
-    result["loss_mlm"] = obj.language_loss(result["mlm_logits"], wanted["mlm_labels"])
+    result["loss_mlm"] = language_loss(result["mlm_logits"], wanted["mlm_labels"])
     return result
 
 

@@ -6,6 +6,7 @@ B batch, T frames, P patches of a frame, L tokens, D width, E inner width, N sta
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtr.encoders import draws
+from vtr.encoders.base import EncoderConfig, VideoEncoder, VideoOutput
 from vtr.encoders.scans import Permutation, layer_orders, permuted, temporal_first
 from vtr.errors import UsageError
 from vtr.kernels.add_norm import add_norm
@@ -22,46 +24,23 @@ from vtr.kernels.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoMambaConfig:
+class VideoMambaConfig(EncoderConfig):
     """Sizes and choices of a VideoMamba encoder."""
 
-    image_size: int = 224
-    patch_size: int = 16
-    num_frames: int = 8
-    tubelet: int = 1
-    dim: int = 192
-    depth: int = 24
     d_state: int = 16
     d_conv: int = 4
     expand: int = 2
-    drop_path: float = 0.0
-    num_classes: int = 0
-    pool: str = "cls+avg"  # cls | avg | cls+avg
-    pool_norm: bool = False
-    align_dim: int = 0  # width of the teacher's tokens; 0 = no alignment branch
-    align_layers: int = 1
-    align_interval: int = 1  # the last layer, then every so many before it
-    init: str = "clean"  # clean | official
     temporal: bool = True  # False for a plain image model (no temporal embedding)
-    checkpointing: bool = False
     scan: str = "spatial"  # order of the tokens in the layers, a name of `vtr.encoders.scans.SCANS`
 
 
+_EMBEDDINGS = ("cls_token", "pos_embed", "temporal_pos_embedding", "patch_embed")
 VIDEOMAMBA_SIZES = {
     "tiny": VideoMambaConfig(dim=192, depth=24),
     "small": VideoMambaConfig(dim=384, depth=24),
     "middle": VideoMambaConfig(dim=576, depth=32),
     "base": VideoMambaConfig(dim=768, depth=24),
 }
-
-
-class VideoOutput(NamedTuple):
-    """What the encoder returns."""
-
-    tokens: Tensor  # (B, Lv, D) visible patch tokens after the final norm, without CLS
-    pooled: Tensor  # (B, 1 or T, D)
-    cls: Tensor  # (B, D) after the final norm
-    aligned: Tensor | None  # (K, B, 1 + Lv, C) student features for the teacher, not normalised
 
 
 class RMSNorm(nn.Module):
@@ -76,8 +55,27 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
+class Direction(NamedTuple):
+    """The weights of one direction of the scan, in the order that `bimamba` takes them."""
+
+    conv_weight: Tensor  # (E, taps)
+    conv_bias: Tensor  # (E,)
+    x_proj: Tensor  # (R + 2N, E)
+    dt_weight: Tensor  # (E, R)
+    dt_bias: Tensor  # (E,)
+    a_log: Tensor  # (E, N)
+    skip: Tensor  # (E,)
+
+    def channels(self, rows: slice) -> Direction:
+        """The weights of some channels, which make their own step, B and C."""
+        return Direction(*(w[:, rows] if w is self.x_proj else w[rows] for w in self))
+
+
 class BiMamba(nn.Module):
     """The mixer "bimamba v2" with the official parameter names."""
+
+    A_log: nn.Parameter
+    A_b_log: nn.Parameter
 
     def __init__(self, config: VideoMambaConfig) -> None:
         super().__init__()
@@ -103,25 +101,27 @@ class BiMamba(nn.Module):
                 "v2": all channels do both, and the mean is taken (so that its size is that of one). Else: as they come.
             permutation: For v1 and v2.
         """
-        flat = []
-        for end, a_log in (("", self.A_log), ("_b", self.A_b_log)):
-            conv, dt = getattr(self, f"conv1d{end}"), getattr(self, f"dt_proj{end}")
-            flat += [conv.weight.squeeze(1), conv.bias, getattr(self, f"x_proj{end}").weight, dt.weight, dt.bias]
-            flat += [a_log, getattr(self, f"D{end}")]
+        both = (*self._direction(""), *self._direction("_b"))
         if permutation is None or order not in ("v1", "v2"):
-            return self.out_proj(bimamba(xz, *flat))
+            return self.out_proj(bimamba(xz, *both))
         forth, back = permutation
         if order == "v2":
-            both = bimamba(xz, *flat) + permuted(bimamba(permuted(xz, forth), *flat), back)
-            return self.out_proj(both / 2)
+            twice = bimamba(xz, *both) + permuted(bimamba(permuted(xz, forth), *both), back)
+            return self.out_proj(twice / 2)
         inner = xz.shape[-1] // 2
         halves = []
         for number, rows in enumerate((slice(0, inner // 2), slice(inner // 2, inner))):
-            # x_proj is (R + 2N, E): each half makes its own step, B and C from its own channels.
-            own = [w[:, rows] if i % 7 == 2 else w[rows] for i, w in enumerate(flat)]
+            own = (*self._direction("").channels(rows), *self._direction("_b").channels(rows))
             part = torch.cat([xz[..., :inner][..., rows], xz[..., inner:][..., rows]], -1)
             halves.append(permuted(bimamba(permuted(part, forth), *own), back) if number else bimamba(part, *own))
         return self.out_proj(torch.cat(halves, -1))
+
+    def _direction(self, end: str) -> Direction:
+        """The weights forwards ("") or backwards ("_b")."""
+        conv, dt = getattr(self, f"conv1d{end}"), getattr(self, f"dt_proj{end}")
+        x_proj, skip = getattr(self, f"x_proj{end}").weight, getattr(self, f"D{end}")
+        a_log = self.A_b_log if end else self.A_log
+        return Direction(conv.weight.squeeze(1), conv.bias, x_proj, dt.weight, dt.bias, a_log, skip)
 
 
 class Block(nn.Module):
@@ -199,22 +199,23 @@ def sinusoid(positions: int, dim: int) -> Tensor:
     return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
 
 
-class VideoMamba(nn.Module):
+class VideoMamba(VideoEncoder):
     """The encoder; parameters have the official names.
 
     Args:
         config: Sizes. Frames of another size or number than configured are accepted: the embeddings are interpolated.
     """
 
+    prefix = 1
+    config: VideoMambaConfig
+
     def __init__(self, config: VideoMambaConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         if config.init not in ("clean", "official"):
             raise UsageError(f"init {config.init!r}: expected clean or official")
         if config.pool not in ("cls", "avg", "cls+avg"):
             raise UsageError(f"pool {config.pool!r}: expected cls, avg or cls+avg")
-        self.config = config
         self.orders = layer_orders(config.scan, config.depth)
-        self.checkpointing = config.checkpointing  # trade compute for memory in training
         self.patch_embed = PatchEmbed(config)
         side = config.image_size // config.patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
@@ -234,6 +235,16 @@ class VideoMamba(nn.Module):
         if config.num_classes:
             self.head = Linear(config.dim, config.num_classes)
         self._init_weights()
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.layers
+
+    def layer_of(self, parameter: str) -> int:
+        first = parameter.split(".")[0]
+        if first in _EMBEDDINGS:
+            return 0
+        return int(parameter.split(".")[1]) + 1 if first == "layers" else self.config.depth + 1
 
     def set_drop_path(self, rate: float) -> None:
         """Set a linear schedule: mixer i's output is dropped with probability rate * i / (depth - 1)."""
@@ -299,7 +310,7 @@ class VideoMamba(nn.Module):
                     f"mask {tuple(mask.shape)}: expected {tuple(tokens.shape[:2])} (batch, 1 + frames * patches)"
                 )
             tokens = tokens[~mask].view(tokens.shape[0], -1, tokens.shape[2])
-        hidden: Any = None
+        hidden: Tensor | None = None
         residual, drop = tokens.float(), 0.0
         del tokens  # not kept through the layers
         want = self.config.align_layers if self.config.align_dim else 0
@@ -320,6 +331,7 @@ class VideoMamba(nn.Module):
                 collected.append(
                     self.norm(permuted(residual, permutation.back) if turned and permutation else residual)
                 )
+        assert hidden is not None  # there is a layer
         if turned and permutation is not None:
             hidden, residual = permuted(hidden, permutation.back), permuted(residual, permutation.back)
         if want and self.config.init == "official":
@@ -340,13 +352,6 @@ class VideoMamba(nn.Module):
         return out, aligned, frames
 
     def forward(self, video: Tensor, mask: Tensor | None = None, keep_temporal: bool = False) -> VideoOutput:
-        """Encode normalised frames.
-
-        Args:
-            video: (B, T, 3, H, W); T = 1 is an image.
-            mask: (B, 1 + T*P) bool, True = dropped, column 0 (CLS) False; equal counts in every row.
-            keep_temporal: Pool each frame by itself; needs an unmasked or per-frame-equal mask.
-        """
         out, aligned, frames = self.features(video, mask)
         cls, tokens = out[:, :1], out[:, 1:]
         pooled = cls

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import zipfile
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from vtr.data.lists import KNOWN, Entry, Listing, listing_of, name_of, texts_of
+from vtr.data.media import ending
+from vtr.data.tables import Record, Table, normal, read_names, read_table, refuse, what_is
 from vtr.errors import VtrError
 
-_MAX_ZIP_BYTES = 1 << 30  # of a member once unpacked
+_CHOICES = tuple(f"a{i}" for i in range(1, 6))  # MSR-VTT's multiple-choice CSV
+_CLASS_COLUMNS = ("label", "class", "classid", "answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ def read_annotations(
     """Read an annotation file; its format is recognised by its content.
 
     Args:
-        path: A .json, .jsonl, .csv, tab-separated or zipped file.
+        path: A list in any format that `vtr.data.lists` reads, or a zip of one.
         split: Which part, where one file holds several.
         ids: A file with one video id a line: only these, in its order.
         choices: It is a multiple-choice file: a list of captions is a list of options.
@@ -40,16 +39,21 @@ def read_annotations(
         The format in words, and the items; captions of one video that stand apart are brought together.
 
     Raises:
-        VtrError: The file is missing, damaged or of no known format, or lacks a video that `ids` names.
+        VtrError: The file is missing, damaged or of no known format, a row of it is no query (with its line), or it
+            lacks a video that `ids` names.
     """
-    text = _text(path)
-    stripped = text.lstrip("\ufeff \t\r\n")
-    if stripped.startswith(("{", "[")):
-        name, items = _from_json(path, stripped, split, choices)
-    elif path.suffix == ".csv" and "\t" not in stripped.partition("\n")[0]:  # LSMDC's .csv files have tabs
-        name, items = _from_csv(path, text)
+    if not path.is_file():
+        raise VtrError(f"{path}: the annotation file is missing; give its folder with --data-root")
+    table = read_table(path, KNOWN | {"template", "options", "answer", *_CHOICES})
+    if isinstance(table, dict):
+        listed = table.get(split)
+        inner = _rows_of(path, listed) if isinstance(listed, list) else None
+        special = _special(inner, choices) if inner is not None else None
+        if special is not None:
+            special = (f"{special[0]}, split {split}", special[1])
     else:
-        name, items = _from_tabs(path, text)
+        special = _special(table, choices)
+    name, items = special or _plain(path, table, split)
     if not items:
         raise VtrError(f"{path}: no annotations")
     if ids is not None:
@@ -59,7 +63,7 @@ def read_annotations(
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a list of ids or classes, without empty ones."""
-    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+    return read_names(path)
 
 
 def without_extension(name: str) -> str:
@@ -70,189 +74,168 @@ def without_extension(name: str) -> str:
     return stem if dot and (not extension or (len(extension) <= 5 and not extension.isdigit())) else last
 
 
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise VtrError(f"{path}: the annotation file is missing; give its folder with --data-root")
-    try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                members = [i for i in archive.infolist() if i.filename.endswith(".json")]
-                if not members:
-                    raise VtrError(f"{path}: holds no .json file")
-                largest = max(members, key=lambda i: i.file_size)
-                if largest.file_size > _MAX_ZIP_BYTES:
-                    raise VtrError(
-                        f"{path}: {largest.filename} unpacks to {largest.file_size} bytes; that is no annotation file"
-                    )
-                return archive.read(largest).decode("utf-8")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise VtrError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except (zipfile.BadZipFile, OSError) as error:
-        raise VtrError(f"{path}: cannot be read ({error})") from error
+def video_id(name: str) -> str:
+    """The id of a video name as `without_extension`, but only a medium's ending is one: "a.b" is not "a"."""
+    last = name.strip().replace("\\", "/").rsplit("/", 1)[-1]
+    return last[: -len(ending(last)) - 1] if ending(last) else last.rstrip(".")
 
 
-def _from_json(path: Path, text: str, split: str, choices: bool) -> tuple[str, list[Item]]:
-    try:
-        loaded = json.loads(text)
-    except json.JSONDecodeError as error:
-        try:  # JSON lines
-            loaded = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except json.JSONDecodeError:
-            raise VtrError(f"{path}: not JSON (line {error.lineno})") from error
-    try:
-        return _recognised(path, loaded, split, choices)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise VtrError(f"{path}: an entry is not as the others ({type(error).__name__}: {error})") from error
+def _rows_of(path: Path, rows: Sequence[object]) -> Table | None:
+    """A list inside a JSON object as a table; None where its entries are no objects."""
+    records = [Record(line=0, place=f"entry {i}", cells=r) for i, r in enumerate(rows, 1) if isinstance(r, dict)]
+    if not records or len(records) < len(rows):
+        return None
+    columns = tuple(dict.fromkeys(k for r in records for k in r.cells))
+    return Table(path=path, kind="JSON", columns=columns, records=tuple(records), text="")
 
 
-def _recognised(path: Path, loaded: Any, split: str, choices: bool) -> tuple[str, list[Item]]:
-    if isinstance(loaded, dict) and loaded.keys() & {"train", "val", "test"} and split in loaded:
-        name, items = _recognised(path, loaded[split], split, choices)
-        return f"{name}, split {split}", items
-    if isinstance(loaded, dict) and loaded and loaded.keys() <= {"train", "val", "test"}:
-        raise VtrError(f"{path}: has no split {split!r}, only {', '.join(sorted(loaded))}")
-    if isinstance(loaded, dict) and {"videos", "sentences"} <= loaded.keys():
-        rows: dict[str, list[str]] = {v["video_id"]: [] for v in loaded["videos"]}
-        for sentence in loaded["sentences"]:
-            if sentence["video_id"] in rows:
-                rows[sentence["video_id"]].append(sentence["caption"])
-        return "MSR-VTT release", _items({k: v for k, v in rows.items() if v})
-    if isinstance(loaded, dict) and loaded:
-        first = next(iter(loaded.values()))
-        if isinstance(first, dict) and "sentences" in first:
-            return "ActivityNet Captions release", _items({k: v["sentences"] for k, v in loaded.items()})
-        if isinstance(first, list):
-            return "captions by video", _items(loaded)
-    if isinstance(loaded, list) and loaded and all(isinstance(row, str) for row in loaded):
-        return "list of videos", [Item(videos=(row,), captions=()) for row in dict.fromkeys(loaded)]
-    if isinstance(loaded, list) and loaded and all(isinstance(row, dict) for row in loaded):
-        return _from_rows(path, loaded, choices)
-    raise VtrError(
-        f'{path}: expected a list of {{"video": …, "caption": …}} or a published release '
-        "(MSR-VTT, DiDeMo, ActivityNet Captions, Something-Something, MSVD captions by video)"
-    )
+# ---- formats that are more than files and captions --------------------------------------------------------------
 
 
-def _from_rows(path: Path, rows: list[dict[str, Any]], choices: bool) -> tuple[str, list[Item]]:
-    keys = set(rows[0])
-    if choices:
-        video, options = ("video", "caption") if "caption" in keys else ("clip_name", "options")
-        if not {video, options, "answer"} <= keys:
-            raise VtrError(
-                f"{path}: a multiple-choice file has video, caption (the options) and answer; this one {sorted(keys)}"
-            )
-        items = [
-            Item(videos=(str(r[video]),), captions=tuple(map(str, r[options])), answer=int(r["answer"])) for r in rows
-        ]
-        for item in items:
-            if item.answer is None or not 0 <= item.answer < len(item.captions):
-                raise VtrError(f"{path}: {item.videos[0]}: answer {item.answer} of {len(item.captions)} options")
-        return "multiple choice", items
-    if {"video", "description"} <= keys:
-        return "DiDeMo release", _grouped((r["video"], [r["description"]]) for r in rows)
-    if {"id", "template"} <= keys:
+def _special(table: Table, choices: bool) -> tuple[str, list[Item]] | None:
+    names = {normal(c): c for c in table.columns}
+    if choices or {"videoid", "answer", *_CHOICES} <= names.keys():
+        return _multiple_choice(table, names)
+    if {"id", "template"} <= names.keys() and table.kind.startswith("JSON"):
         return "Something-Something release", [
-            Item(videos=(str(r["id"]),), captions=(r.get("label", r["template"]), r["template"])) for r in rows
-        ]
-    if {"video", "caption"} <= keys:
-        if any(isinstance(r["video"], list) for r in rows):
-            return "texts with several videos", [
-                Item(videos=tuple(map(str, r["video"])) if isinstance(r["video"], list) else (str(r["video"]),),
-                     captions=(str(r["caption"]),))
-                for r in rows
-            ]  # fmt: skip
-        return "official JSON", _grouped(
-            (str(r["video"]), list(r["caption"]) if isinstance(r["caption"], list) else [r["caption"]]) for r in rows
+            Item(videos=(_name(table, r, "id"),), captions=(_text(table, r, "label", "template"), _text(table, r, "template")))
+            for r in table.records
+        ]  # fmt: skip
+    return None
+
+
+def _multiple_choice(table: Table, names: dict[str, str]) -> tuple[str, list[Item]]:
+    columns = [names[c] for c in _CHOICES if c in names]
+    video = next((names[n] for n in ("video", "videoid", "clipname") if n in names), None)
+    options = next((names[n] for n in ("caption", "options") if n in names), None)
+    if video is None or "answer" not in names or (options is None and len(columns) < 2):
+        raise VtrError(
+            f"{table.path}: a multiple-choice file has video, caption (the options) and answer; this one "
+            f"{sorted(table.columns)}"
         )
-    raise VtrError(
-        f'{path}: expected a list of {{"video": …, "caption": …}}; its entries have {", ".join(sorted(keys))}'
-    )
-
-
-def _from_csv(path: Path, text: str) -> tuple[str, list[Item]]:
-    reader = csv.DictReader(io.StringIO(text))
-    columns = set(reader.fieldnames or ())
-    rows = list(reader)
-    known: list[tuple[set[str], str, Callable[[], list[Item]]]] = [
-        (
-            {"video_id", "a1", "a2", "a3", "a4", "a5", "answer"},
-            "multiple-choice CSV",
-            lambda: [
-                Item(videos=(r["video_id"],), captions=tuple(r[f"a{i}"] for i in range(1, 6)), answer=int(r["answer"]))
-                for r in rows
-            ],
-        ),
-        ({"video_id", "sentence"}, "JSFusion CSV", lambda: _grouped((r["video_id"], [r["sentence"]]) for r in rows)),
-        (
-            {"video_path", "text"},
-            "CSV of paragraphs",
-            lambda: _grouped((_last(r["video_path"]), [r["text"]]) for r in rows),
-        ),
-        ({"videoid", "name"}, "WebVid CSV", lambda: _grouped((r["videoid"], [r["name"]]) for r in rows)),
-        ({"video_id"}, "list of videos", lambda: [Item(videos=(r["video_id"],), captions=()) for r in rows]),
-    ]
-    for needed, name, build in known:
-        if needed <= columns:
-            try:
-                return name, build()
-            except (TypeError, ValueError, AttributeError) as error:
-                raise VtrError(f"{path}: a line is cut or has another number of columns ({error})") from error
-    return _from_labels(path, text)
-
-
-def _from_labels(path: Path, text: str) -> tuple[str, list[Item]]:
-    """`video,class`, `video class` or `video class-in-words` lines without a header, as action recognition has them."""
     items = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        name, comma, label = line.rpartition(",") if "," in line else line.rpartition(" ")
-        if not comma or not label.strip().isdigit():
-            raise VtrError(
-                f"{path}: line {number}: expected columns video_id and sentence, or lines `video,class` (got {line[:60]!r})"
+    for record in table.records:
+        values = [record.cells.get(c) for c in columns] if columns else record.cells.get(options or "")
+        texts, why = texts_of(values if isinstance(values, list) else [values])
+        if why:
+            raise refuse(table.path, record.place, why, "the options as texts")
+        answer = _whole(table, record, names["answer"])
+        if not 0 <= answer < len(texts):
+            raise VtrError(f"{table.path}: {record.place}: {_name(table, record, video)}: answer {answer} of {len(texts)} options")  # fmt: skip
+        items.append(Item(videos=(_name(table, record, video),), captions=texts, answer=answer))
+    return "multiple-choice CSV" if columns else "multiple choice", items
+
+
+def _name(table: Table, record: Record, column: str) -> str:
+    name, why = name_of(record.cells.get(column))
+    if why:
+        raise refuse(table.path, record.place, f"{column} {why}", "a video's name or id")
+    return name
+
+
+def _text(table: Table, record: Record, *columns: str) -> str:
+    value = next((record.cells[c] for c in columns if c in record.cells), None)
+    if not isinstance(value, str):
+        raise refuse(
+            table.path, record.place, f"{columns[0]} is {what_is(value)}", "text (an entry is not as the others)"
+        )
+    return value
+
+
+def _whole(table: Table, record: Record, column: str) -> int:
+    value = record.cells.get(column)
+    try:
+        number = int(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+    except ValueError:
+        number = None
+    if number is None:
+        raise refuse(table.path, record.place, f"{column} is {what_is(value)}", "a whole number")
+    return number
+
+
+# ---- files and captions -----------------------------------------------------------------------------------------
+
+
+def _plain(path: Path, table: Table | dict[str, object], split: str) -> tuple[str, list[Item]]:
+    found = listing_of(path, table, split)
+    for entry in found.entries:
+        if entry.bad and not (entry.videos and not found.captioned):
+            raise refuse(
+                path, entry.place, entry.bad, "a video and a caption in every row (a query less is another benchmark)"
             )
-        items.append(Item(videos=(name.strip(),), captions=(), answer=int(label)))
-    return "videos with class numbers", items
+    columns = {normal(c) for c in table.columns} if isinstance(table, Table) else set()
+    if not found.captioned:
+        return _without_captions(path, found)
+    if any(len(e.videos) > 1 for e in found.entries):
+        return "texts with several videos", [Item(videos=e.videos, captions=e.captions) for e in found.entries]
+    name = _format_name(found, columns)
+    whole_path = name != "CSV of paragraphs"  # its paths are of the machine that it was made on
+    return name, _grouped(((e.videos[0] if whole_path else _last(e.videos[0])), e.captions) for e in found.entries)
 
 
-def _from_tabs(path: Path, text: str) -> tuple[str, list[Item]]:
-    rows = []
-    if path.suffix == ".txt" and not any(c in line.strip() for line in text.splitlines() for c in "\t "):
-        names = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
-        return "list of videos", [Item(videos=(name,), captions=()) for name in names]
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        parts = line.split("\t")
-        if len(parts) != 6:
-            raise VtrError(f"{path}: line {number} has {len(parts)} tab-separated columns; LSMDC's files have 6")
-        rows.append((parts[0], [parts[5]]))
-    return "LSMDC tab-separated", _grouped(rows)
+def _format_name(found: Listing, columns: set[str]) -> str:
+    chosen = {normal(c) for c in found.columns}
+    if found.kind == "CSV":
+        for needed, name in (
+            ({"videoid", "sentence"}, "JSFusion CSV"),
+            ({"videopath", "text"}, "CSV of paragraphs"),
+            ({"videoid", "name"}, "WebVid CSV"),
+        ):
+            if needed <= columns and needed <= chosen:
+                return name
+        return f"CSV of {', '.join(found.columns)}"
+    kind, comma, rest = found.kind.partition(", split")
+    if kind.startswith("JSON"):
+        kind = "DiDeMo release" if chosen >= {"video", "description"} else "official JSON"
+    return f"{kind}{comma}{rest}"
+
+
+def _without_captions(path: Path, found: Listing) -> tuple[str, list[Item]]:
+    """A list of videos, or of videos with class numbers as action recognition has them."""
+    labels = [_label(entry) for entry in found.entries]
+    if any(label is not None for label in labels):
+        for entry, label in zip(found.entries, labels):
+            if label is None:
+                raise refuse(path, entry.place, "no class number", "lines `video,class`")
+        return "videos with class numbers", [
+            Item(videos=e.videos, captions=(), answer=label) for e, label in zip(found.entries, labels)
+        ]
+    if found.kind.startswith("JSON"):
+        raise VtrError(f"{path}: its entries have {', '.join(found.columns)}; expected a caption in each too")
+    names = dict.fromkeys(e.videos[0] for e in found.entries if e.videos[0])
+    return "list of videos", [Item(videos=(name,), captions=()) for name in names]
+
+
+def _label(entry: Entry) -> int | None:
+    value = next((v for k, v in entry.more.items() if normal(k) in _CLASS_COLUMNS), None)
+    try:
+        return int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+    except ValueError:
+        return None
 
 
 def _last(path: str) -> str:
     return path.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def _grouped(rows: Any) -> list[Item]:
+def _grouped(rows: Iterable[tuple[str, Sequence[str]]]) -> list[Item]:
     by_video: dict[str, list[str]] = {}
     for video, captions in rows:
         by_video.setdefault(video, []).extend(captions)
-    return _items(by_video)
-
-
-def _items(by_video: dict[str, list[str]]) -> list[Item]:
-    for video, captions in by_video.items():
-        if not all(isinstance(c, str) for c in captions):
-            raise ValueError(f"a caption of {video!r} is not text")
     return [Item(videos=(video,), captions=tuple(captions)) for video, captions in by_video.items()]
 
 
 def _only(items: list[Item], ids: Path, path: Path) -> list[Item]:
-    wanted = [without_extension(line.split(",")[0]) for line in read_lines(ids)]
-    by_id = {without_extension(item.videos[0]): item for item in items}
-    absent = [i for i in wanted if i not in by_id]
+    listed, items_of = listing_of(ids, read_table(ids, KNOWN)), dict[str, Item]()
+    wanted = [video_id(entry.videos[0]) for entry in listed.entries]
+    for item in items:
+        own = video_id(item.videos[0])
+        if own in items_of:
+            raise VtrError(
+                f"{path}: {items_of[own].videos[0]!r} and {item.videos[0]!r} are one id of {ids}; expected one item"
+            )
+        items_of[own] = item
+    absent = [i for i in wanted if i not in items_of]
     if absent:
         raise VtrError(f"{path}: lacks {len(absent)} of the {len(wanted)} videos of {ids} ({', '.join(absent[:3])}, …)")
-    return [by_id[i] for i in dict.fromkeys(wanted)]
+    return [items_of[i] for i in dict.fromkeys(wanted)]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.text import clean_caption
-from vtr.errors import UsageError, VtrError, unknown_name
+from vtr.errors import VtrError, unknown_name
 from vtr.eval.annotations import Item, read_annotations, read_lines, without_extension
 from vtr.files import manifest
 
@@ -25,8 +24,6 @@ else:
 _FOLDER = manifest("benchmarks")
 _CAPTION_RULES = ("each", "paragraph", "shared", "choices", "class")
 _ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".txt", ".tsv", ".zip")
-_NOT_MEDIA = {*_ANNOTATION_SUFFIXES, ".npy", ".npz", ".md", ".srt", ".vtt", ".wav", ".mp3", ".toml", ".html", ".tar"}
-_MEDIA_FIRST = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".3gp", ".gif")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +82,7 @@ class Benchmark:
     options: tuple[tuple[int, ...], ...] = ()  # of each video: the texts it has to choose from
     classes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)  # of missing ones: why none of the files is surely theirs
     total: int = 0  # videos of the protocol, missing ones included
     all_texts: int = 0  # likewise
     protocol_hash: str = ""
@@ -104,6 +102,11 @@ class Benchmark:
     def queries(self) -> int:
         """Texts of the protocol, those of missing videos included (options of a choice: one question a video)."""
         return self.total if self.options or self.protocol.captions == "choices" else self.all_texts
+
+    @property
+    def lacking(self) -> list[str]:
+        """The missing videos as lines, with what is known about each."""
+        return [f"{name} ({self.notes[name]})" if name in self.notes else name for name in self.missing]
 
     def keep(self, kept: Sequence[int]) -> tuple[Benchmark, list[int]]:
         """The same with these videos alone, and which texts have something to do with them (all classes do)."""
@@ -182,12 +185,7 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
         raise VtrError(
             f"{protocol.name}: {path} is a list of videos without captions; expected an annotation file. {protocol.obtain}"
         )
-    finder = VideoFinder(root, protocol.videos)
-    found: dict[str, Path | None] = {}
-    for item in items:
-        for video in item.videos:
-            if video not in found:
-                found[video] = finder.find(video)
+    found, notes = VideoFinder(root, protocol.videos).find_all(video for item in items for video in item.videos)
     present = [video for video, file_path in found.items() if file_path is not None]
     built = _build(protocol, items, {video: i for i, video in enumerate(present)}, root)
     described = data_root / protocol.description if protocol.description else None
@@ -196,6 +194,7 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
         protocol=protocol,
         videos=tuple(path for path in (found[v] for v in present) if path is not None),
         missing=tuple(video for video, file_path in found.items() if file_path is None),
+        notes=notes,
         total=len(found),
         all_texts=len(_build(protocol, items, {video: i for i, video in enumerate(found)}, root)["captions"]),
         protocol_hash=_hash(protocol, items),
@@ -306,79 +305,3 @@ def _hash(protocol: Protocol, items: list[Item]) -> str:
         for i in items
     ]
     return hashlib.sha256(json.dumps([rules, content]).encode()).hexdigest()[:16]
-
-
-class RootIndex:
-    """The files under a data root, walked once, when first needed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @cached_property
-    def files(self) -> list[Path]:
-        """Every file, folders in order; links are followed, a loop of links once."""
-        if not self.folder.is_dir():
-            raise UsageError(f"--data-root: {self.folder} is not a folder")
-        seen: set[tuple[int, int]] = set()
-        out: list[Path] = []
-        for folder, inner, names in os.walk(self.folder, followlinks=True):
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
-                inner.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            inner.sort()
-            out += [Path(folder, name) for name in sorted(names)]
-        return out
-
-    def find_file(self, name: str) -> Path | None:
-        """A file by its relative path, else by its name in any folder."""
-        direct = self.folder / name
-        if direct.is_file():
-            return direct
-        if Path(name).is_absolute():
-            return None
-        return next((p for p in self.files if p.name == Path(name).name), None)
-
-
-class VideoFinder:
-    """Finds a video by its relative path, or by its name whatever the extension or folder."""
-
-    def __init__(self, root: RootIndex, folders: Sequence[str] = ()) -> None:
-        self.root = root
-        self._folders = [root.folder / f for f in folders if (root.folder / f).is_dir()] or [root.folder]
-
-    @cached_property
-    def _by_id(self) -> dict[str, list[Path]]:
-        out: dict[str, list[Path]] = {}
-        for folder in self._folders:
-            inside = str(folder) + os.sep
-            for path in self.root.files:
-                if str(path).startswith(inside) and path.suffix.lower() not in _NOT_MEDIA:
-                    for key in {path.name, without_extension(path.name)}:
-                        out.setdefault(key, []).append(path)
-        return out
-
-    def candidates(self, name: str) -> list[Path]:
-        """Every file that may be this video, the likeliest first."""
-        last = name.replace("\\", "/").rsplit("/", 1)[-1]
-        stem = without_extension(last)
-        keys = [last, stem, stem.removeprefix("v_"), f"v_{stem}"]
-        out: dict[Path, None] = {}
-        for key in keys:
-            found = self._by_id.get(key, [])
-            out.update(dict.fromkeys(sorted(found, key=lambda p: _extension_rank(p))))
-        return list(out)
-
-    def find(self, name: str) -> Path | None:
-        """The file, or None."""
-        if not Path(name).is_absolute() and ".." not in Path(name).parts:
-            for folder in self._folders:
-                if (folder / name).is_file():
-                    return folder / name
-        return next(iter(self.candidates(name)), None)
-
-
-def _extension_rank(path: Path) -> int:
-    suffix = path.suffix.lower()
-    return _MEDIA_FIRST.index(suffix) if suffix in _MEDIA_FIRST else len(_MEDIA_FIRST)

@@ -131,7 +131,7 @@ def check(settings: CheckSettings) -> int:
             "paper_videos": protocol.paper_videos,
             "paper_queries": protocol.paper_queries,
             "decoded": not settings.no_decode,
-            "missing": list(benchmark.missing),
+            "missing": benchmark.lacking,
             "broken": broken,
         }
         print(json.dumps(row) if settings.json else _report(row, protocol.obtain, settings), flush=True)
@@ -144,6 +144,7 @@ def _broken(benchmark: Benchmark, workers: int) -> dict[str, str]:
 
     from vtr.data.decode import DecodeError, read_frames
     from vtr.data.sampling import middle_frames
+    from vtr.data.whole import cut_off
 
     protocol = benchmark.protocol
 
@@ -152,7 +153,8 @@ def _broken(benchmark: Benchmark, workers: int) -> dict[str, str]:
             read_frames(path, lambda n: middle_frames(n, protocol.frames), end=protocol.trim_seconds)
         except (DecodeError, OSError) as error:
             return str(error)
-        return None
+        why = cut_off(path)
+        return f"{path}: {why}" if why else None
 
     with ThreadPoolExecutor(workers) as pool:
         found = tqdm(
@@ -178,7 +180,10 @@ def _report(row: dict[str, Any], obtain: str, settings: CheckSettings) -> str:
     if row["note"]:
         lines.append(f"  note     {row['note']}")
     lines.append(f"  there    {row['found'] - len(row['broken'])}" + ("" if row["decoded"] else " (not decoded)"))
-    for what, names in (("missing", row["missing"]), ("broken", list(row["broken"].values()))):
+    for what, names in (
+        ("missing", row["missing"]),
+        ("broken", list(row["broken"].values())),
+    ):
         lines.append(f"  {what:<8} {len(names)}")
         shown = names if settings.all else names[:_SHOWN]
         lines += [f"    {name}" for name in shown]

@@ -23,10 +23,12 @@ from torch import Tensor
 
 from vtr.data.decode import DecodeError, read_frames
 from vtr.data.sampling import middle_frames
-from vtr.data.text import clean_caption
+from vtr.data.text import TokenBatch
 from vtr.data.transforms import eval_frames
+from vtr.data.whole import cut_off
 from vtr.errors import VtrError
-from vtr.eval.team import Team
+from vtr.models.base import VideoTextEncoder
+from vtr.ranks import Ranks
 
 _VIDEO_BATCH = 16
 _TEXT_BATCH = 256
@@ -135,16 +137,21 @@ class WorkFolder:
             self.folder.parent.rmdir()  # if nothing else is under way there
 
 
-def load_clip(path: str | Path, model: Any, settings: EncodeSettings) -> Tensor:
+def load_clip(path: str | Path, model: VideoTextEncoder, settings: EncodeSettings) -> Tensor:
     """Middle frames of a video, resized to the model's input: uint8 (T, 3, S, S)."""
     clip = read_frames(path, lambda n: middle_frames(n, settings.frames), end=settings.trim_seconds)
     return eval_frames(clip.frames, model.config.video.image_size, antialias=settings.antialias)
 
 
-def clips_of(batches: Sequence[Sequence[Path]], model: Any, settings: EncodeSettings) -> Iterator[list[Tensor | str]]:
+def clips_of(
+    batches: Sequence[Sequence[Path]], model: VideoTextEncoder, settings: EncodeSettings
+) -> Iterator[list[Tensor | str]]:
     """Decoded batches in order, two ahead of their use; in the place of a video that can't be decoded, the reason."""
 
     def one(path: Path) -> Tensor | str:
+        why = cut_off(path)
+        if why:
+            return f"{path}: {why}"
         try:
             return load_clip(path, model, settings)
         except (DecodeError, OSError) as error:
@@ -163,18 +170,18 @@ def clips_of(batches: Sequence[Sequence[Path]], model: Any, settings: EncodeSett
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def autocast(model: Any, bf16: bool) -> Any:
+def autocast(model: VideoTextEncoder, bf16: bool) -> Any:
     """The context in which features and scores are computed."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=bf16)
 
 
 def encode_all(
-    model: Any,
+    model: VideoTextEncoder,
     videos: Sequence[Path],
     captions: Sequence[str],
     settings: EncodeSettings,
     work: WorkFolder,
-    team: Team,
+    team: Ranks,
 ) -> Features:
     """Encode what is not yet in the work folder, each rank its batches, and collect the embeddings."""
     model.eval()
@@ -184,23 +191,16 @@ def encode_all(
     return team.together(lambda: _collect(videos, len(captions), tokens, cut, work))
 
 
-def tokenised(model: Any, captions: Sequence[str], most: int) -> tuple[list[Any], int]:
+def tokenised(model: VideoTextEncoder, captions: Sequence[str], most: int) -> tuple[list[TokenBatch], int]:
     """Token batches of all captions, and how many captions were cut."""
-    if hasattr(model, "tokenise"):  # a baseline with words of its own
-        parts = [captions[i : i + _TEXT_BATCH] for i in range(0, len(captions), _TEXT_BATCH)]
-        return [model.tokenise(part) for part in parts], sum(model.cut(part) for part in parts)
-    most = min(most, model.config.text.max_positions)
-    batches, cut = [], 0
-    for i in range(0, len(captions), _TEXT_BATCH):
-        cleaned = [clean_caption(c) for c in captions[i : i + _TEXT_BATCH]]
-        batches.append(model.tokenizer(cleaned, most, pad_to=None))
-        full = batches[-1].mask.sum(1) == most
-        cut += sum(len(model.tokenizer.tokens(cleaned[j])) + 2 > most for j in full.nonzero()[:, 0].tolist())
-    return batches, cut
+    parts = [captions[i : i + _TEXT_BATCH] for i in range(0, len(captions), _TEXT_BATCH)]
+    return [model.tokenise(part, most) for part in parts], sum(model.cut(part, most) for part in parts)
 
 
 @torch.inference_mode()
-def _encode_texts(model: Any, batches: list[Any], settings: EncodeSettings, work: WorkFolder, team: Team) -> None:
+def _encode_texts(
+    model: VideoTextEncoder, batches: list[TokenBatch], settings: EncodeSettings, work: WorkFolder, team: Ranks
+) -> None:
     for number in _own(len(batches), team, "encode texts"):
         if work.notes(f"text-{number:05d}") is not None:
             continue
@@ -215,7 +215,9 @@ def _encode_texts(model: Any, batches: list[Any], settings: EncodeSettings, work
 
 
 @torch.inference_mode()
-def _encode_videos(model: Any, videos: Sequence[Path], settings: EncodeSettings, work: WorkFolder, team: Team) -> None:
+def _encode_videos(
+    model: VideoTextEncoder, videos: Sequence[Path], settings: EncodeSettings, work: WorkFolder, team: Ranks
+) -> None:
     starts = list(range(0, len(videos), _VIDEO_BATCH))
     todo = []
     for number in range(team.rank, len(starts), team.size):
@@ -225,10 +227,8 @@ def _encode_videos(model: Any, videos: Sequence[Path], settings: EncodeSettings,
         if notes is None or notes["files"] != files or notes["broken"]:
             todo.append((number, files))
     if settings.tokens and todo:
-        config = model.config.video
-        grid = (config.image_size // config.patch_size) ** 2
-        width = config.dim * (2 if settings.bf16 else 4)
-        work.need_space(len(todo) * _VIDEO_BATCH * settings.frames // config.tubelet * grid * width)
+        count, width = model.visual_shape(settings.frames)
+        work.need_space(len(todo) * _VIDEO_BATCH * count * width * (2 if settings.bf16 else 4))
     batches = [videos[starts[n] : starts[n] + _VIDEO_BATCH] for n, _ in todo]
     any_broken = False
     with _bar(len(videos) if team.size == 1 else sum(map(len, batches)), "encode videos", "video", team) as bar:
@@ -253,7 +253,7 @@ def _encode_videos(model: Any, videos: Sequence[Path], settings: EncodeSettings,
             bar.update(len(clips))
 
 
-def _collect(videos: Sequence[Path], texts: int, tokens: list[Any], cut: int, work: WorkFolder) -> Features:
+def _collect(videos: Sequence[Path], texts: int, tokens: list[TokenBatch], cut: int, work: WorkFolder) -> Features:
     text = torch.cat([work.read(f"text-{n:05d}", "embedding")["embedding"] for n in range(len(tokens))])
     video = torch.zeros(len(videos), text.shape[1])
     broken: dict[int, str] = {}
@@ -301,7 +301,7 @@ def _signature(paths: Sequence[Path]) -> list[list[Any]]:
     return out
 
 
-def _own(count: int, team: Team, words: str) -> Iterator[int]:
+def _own(count: int, team: Ranks, words: str) -> Iterator[int]:
     numbers = range(team.rank, count, team.size)
     with _bar(len(numbers), words, "batch", team) as bar:
         for number in numbers:
@@ -309,7 +309,7 @@ def _own(count: int, team: Team, words: str) -> Iterator[int]:
             bar.update(1)
 
 
-def _bar(total: int, words: str, unit: str, team: Team) -> Any:
+def _bar(total: int, words: str, unit: str, team: Ranks) -> Any:
     from tqdm import tqdm
 
     if team.size > 1:

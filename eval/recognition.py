@@ -6,19 +6,26 @@ S segments, C crops, K classes.
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from vtr.data.decode import DecodeError
 from vtr.data.recognition import Item, crop_views, read_item, sample_test
 from vtr.errors import VtrError
+from vtr.files import write_atomically
+from vtr.models.recognition import RecognitionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +47,33 @@ class ViewScore:
     scores: Tensor
 
 
+class _Classes(Protocol):
+    @property
+    def classes(self) -> int:
+        """Their number; 0: a regression."""
+
+
+class ViewRecipe(_Classes, Protocol):
+    """What is asked of a task's recipe."""
+
+    @property
+    def frames(self) -> int: ...
+    @property
+    def pixels(self) -> int: ...
+    @property
+    def sampling(self) -> str: ...
+    @property
+    def crop_ratio(self) -> float: ...
+
+
 @torch.no_grad()
 def score_views(
-    model: Any,
+    model: RecognitionModel,
     items: Sequence[Item],
-    recipe: Any,
+    recipe: ViewRecipe,
     *,
     views: tuple[int, int],
-    autocast: Any,
+    autocast: Callable[[], AbstractContextManager[object]],
     batch: int = 12,
     workers: int = 2,
     progress: bool = False,
@@ -55,75 +81,78 @@ def score_views(
     """Score every view of every item; a file that cannot be read is listed, not replaced.
 
     Args:
-        model: A `RecognitionModel`.
-        recipe: frames, pixels, sampling, crop_ratio, classes are used.
         views: Segments and crops.
+        autocast: Context of the forward passes.
         batch: Views at once.
     """
-    from concurrent.futures import ThreadPoolExecutor
-    from itertools import islice
-
-    from tqdm import tqdm
-
-    segments, crops = views
-
-    def read(item: Item) -> list[Tensor] | str:
-        counts: list[int] = []
-
-        def pick(n: int) -> list[int]:
-            counts.append(n)
-            found: list[int] = []
-            for s in range(segments):
-                found += sample_test(recipe.sampling, n, recipe.frames, s, segments)
-            return found
-
-        try:
-            frames = read_item(item, pick)
-        except (DecodeError, OSError) as error:
-            return str(error)
-        parts = frames.split(recipe.frames)
-        return [crop_views(part, recipe.pixels, crops, recipe.crop_ratio) for part in parts]
-
     model.eval()
     results: list[ViewScore] = []
     bad: list[str] = []
-    waiting: list[tuple[Item, int, int, Tensor]] = []
+    waiting: list[tuple[ViewScore, Tensor]] = []
 
     def flush() -> None:
         if not waiting:
             return
         with autocast():
-            logits = model.classify(torch.stack([w[3] for w in waiting])).float().cpu()
+            logits = model.classify(torch.stack([clip for _, clip in waiting])).float().cpu()
         scores = logits.softmax(-1) if recipe.classes else logits
-        for (item, segment, crop, _), row in zip(waiting, scores):
-            results.append(
-                ViewScore(
-                    name=item.name, label=item.label, window=item.start or 0.0, segment=segment, crop=crop, scores=row
-                )
-            )
+        results.extend(replace(view, scores=row) for (view, _), row in zip(waiting, scores))
         waiting.clear()
 
-    bar = tqdm(total=len(items), desc="test", unit="clip", file=sys.stderr, disable=not progress)
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        rest = iter(items)
-        # A few clips ahead of the model, never all of them.
-        ahead = [(item, pool.submit(read, item)) for item in islice(rest, 2 * max(1, workers))]
-        while ahead:
-            item, future = ahead.pop(0)
-            ahead += [(more, pool.submit(read, more)) for more in islice(rest, 1)]
-            found = future.result()
+    with tqdm(total=len(items), desc="test", unit="clip", file=sys.stderr, disable=not progress) as bar:
+        for item, found in _read(items, recipe, views, max(1, workers)):
             bar.update()
             if isinstance(found, str):
                 bad.append(found)
                 continue
-            for segment, clips in enumerate(found):
-                for crop, clip in enumerate(clips):
-                    waiting.append((item, segment, crop, clip))
-                    if len(waiting) >= batch:
-                        flush()
+            for (segment, crop), clip in found.items():
+                view = ViewScore(
+                    name=item.name,
+                    label=item.label,
+                    window=item.start or 0.0,
+                    segment=segment,
+                    crop=crop,
+                    scores=_NONE,
+                )
+                waiting.append((view, clip))
+                if len(waiting) >= batch:
+                    flush()
         flush()
-    bar.close()
     return results, bad
+
+
+_Views = dict[tuple[int, int], Tensor]
+"""The clips (T, 3, S, S) of an item, by segment and crop."""
+_NONE = torch.zeros(0)
+
+
+def _read(
+    items: Sequence[Item], recipe: ViewRecipe, views: tuple[int, int], workers: int
+) -> Iterator[tuple[Item, _Views | str]]:
+    """Items with their views, or the reason why they cannot be read, in order; a few ahead of their use, never all."""
+    segments, crops = views
+
+    def pick(n: int) -> list[int]:
+        return [i for s in range(segments) for i in sample_test(recipe.sampling, n, recipe.frames, s, segments)]
+
+    def read(item: Item) -> _Views | str:
+        try:
+            frames = read_item(item, pick)
+        except (DecodeError, OSError) as error:
+            return str(error)
+        return {
+            (segment, crop): clip
+            for segment, part in enumerate(frames.split(recipe.frames))
+            for crop, clip in enumerate(crop_views(part, recipe.pixels, crops, recipe.crop_ratio))
+        }
+
+    with ThreadPoolExecutor(workers) as pool:
+        rest = iter(items)
+        ahead = deque((item, pool.submit(read, item)) for item in islice(rest, 2 * workers))
+        while ahead:
+            item, future = ahead.popleft()
+            ahead.extend((more, pool.submit(read, more)) for more in islice(rest, 1))
+            yield item, future.result()
 
 
 def merged(results: Sequence[ViewScore]) -> tuple[list[str], Tensor, Tensor]:
@@ -151,7 +180,9 @@ def metrics(labels: Tensor, scores: Tensor, classes: int) -> dict[str, float]:
     return found
 
 
-def report(results: Sequence[ViewScore], recipe: Any, views: tuple[int, int], bad: Sequence[str]) -> dict[str, Any]:
+def report(
+    results: Sequence[ViewScore], recipe: _Classes, views: tuple[int, int], bad: Sequence[str]
+) -> dict[str, Any]:
     """All figures of a test: merged, of single views, and of each segment and crop."""
     if not results:
         raise VtrError("the test has no readable video")
@@ -175,18 +206,13 @@ def report(results: Sequence[ViewScore], recipe: Any, views: tuple[int, int], ba
 
 def write_views(folder: Path, results: Sequence[ViewScore]) -> None:
     """views.jsonl (what each row is) and views.safetensors (its scores, fp32), for one's own merging."""
-    from safetensors.torch import save_file
-
+    keys = ("name", "label", "window", "segment", "crop")
+    lines = [json.dumps({k: getattr(r, k) for k in keys}) for r in results]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        keys = ("name", "label", "window", "segment", "crop")
-        lines = [json.dumps({k: getattr(r, k) for k in keys}) for r in results]
-        for name, write in (
-            ("views.jsonl", lambda p: p.write_text("\n".join(lines) + "\n")),
-            ("views.safetensors", lambda p: save_file({"scores": torch.stack([r.scores for r in results])}, p)),
-        ):
-            partial = folder / f"{name}.{os.getpid()}.tmp"
-            write(partial)
-            os.replace(partial, folder / name)
+        with write_atomically(folder / "views.jsonl") as partial:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with write_atomically(folder / "views.safetensors") as partial:
+            save_file({"scores": torch.stack([r.scores for r in results])}, partial)
     except OSError as error:
         raise VtrError(f"{folder}: results cannot be written ({error.strerror})") from error

@@ -7,14 +7,14 @@ V videos, Q texts, L text tokens, H width of the text states.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vtr.eval.features import Features, WorkFolder, _own, autocast, video_batches, video_tokens
-from vtr.eval.team import Team
+from vtr.models.base import VideoTextEncoder
+from vtr.ranks import Ranks
 
 _CHUNK_TOKENS = 4096  # text tokens scored at once
 
@@ -29,9 +29,9 @@ def wanted_pairs(similarity: Tensor, top: int) -> Tensor:
 
 
 @torch.inference_mode()
-def match_video(model: Any, tokens: Tensor, states: list[Tensor]) -> Tensor:
+def match_video(model: VideoTextEncoder, tokens: Tensor, states: list[Tensor]) -> Tensor:
     """Match logits (n, 2) of one video (Lv, D) with texts of states (L_i, H), in their order."""
-    memory = model.text_encoder.visual_memory(tokens[None].to(model.device))
+    memory = model.visual_memory(tokens[None].to(model.device))
     order = sorted(range(len(states)), key=lambda i: len(states[i]))  # equal lengths together: little padding
     out = torch.empty(len(states), 2)
     first = 0
@@ -49,7 +49,7 @@ def match_video(model: Any, tokens: Tensor, states: list[Tensor]) -> Tensor:
 
 
 def match_pairs(
-    model: Any, features: Features, wanted: Tensor, work: WorkFolder, team: Team, *, bf16: bool = False
+    model: VideoTextEncoder, features: Features, wanted: Tensor, work: WorkFolder, team: Ranks, *, bf16: bool = False
 ) -> Tensor:
     """Match logits (Q, V, 2) of the wanted pairs, 0 elsewhere; each rank scores the videos of its batches.
 

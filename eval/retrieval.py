@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,17 @@ from torch import Tensor
 
 from vtr.eval.features import EncodeSettings, autocast, load_clip, tokenised
 from vtr.eval.metrics import ranks, recalls, retrieval_metrics
-from vtr.models.base import combined_scores
+from vtr.models.base import VideoTextEncoder, combined_scores
 
 _SIGMAS = 2.5  # a result this many standard errors above chance is no chance
+
+
+class RetrievalRows(NamedTuple):
+    """Metrics of both directions, by row; and the mean of their six recalls."""
+
+    t2v: dict[str, dict[str, float]]
+    v2t: dict[str, dict[str, float]]
+    mean_recall: dict[str, float]
 
 
 def retrieval_rows(
@@ -26,7 +34,7 @@ def retrieval_rows(
     top: int,
     temperature: float,
     ties: str = "fair",
-) -> dict[str, Any]:
+) -> RetrievalRows:
     """Text-to-video and video-to-text, in up to three rows: embedding, reranked (match alone), combined.
 
     Candidates below the top keep their order there: below all of the top in the combined scores, out of the running by
@@ -36,12 +44,12 @@ def retrieval_rows(
         similarity: (Q, V) cosines.
         logits: (Q, V, 2) match logits of the pairs among the top; None: no re-ranking.
     """
-    result: dict[str, Any] = {}
-    for name, matrix, truth in (("t2v", similarity, text_truth), ("v2t", similarity.T, video_truth)):
+    found = []
+    for by_text, matrix, truth in ((True, similarity, text_truth), (False, similarity.T, video_truth)):
         asked = [i for i, right in enumerate(truth) if len(right)]  # wrong options have no right video
         rows = {"embedding": matrix}
         if logits is not None:
-            pair = logits if name == "t2v" else logits.transpose(0, 1)
+            pair = logits if by_text else logits.transpose(0, 1)
             chosen = torch.zeros(matrix.shape, dtype=torch.bool)
             chosen.scatter_(1, matrix.topk(min(top, matrix.shape[1]), dim=1).indices, True)
             rows["reranked"] = torch.where(chosen, pair[..., 1], torch.tensor(float("-inf")))
@@ -50,14 +58,12 @@ def retrieval_rows(
             lowest = torch.where(chosen, both, torch.inf).amin(1, keepdim=True)
             rows["combined"] = torch.where(chosen, both, alone - alone.amax(1, keepdim=True) + lowest - 1)
         kept = [truth[i] for i in asked]
-        result[name] = {
-            row: retrieval_metrics(scores[asked].numpy(), kept, ties).to_dict() for row, scores in rows.items()
-        }
-    result["mean_recall"] = {
-        row: round(sum(result[d][row][k] for d in ("t2v", "v2t") for k in ("r1", "r5", "r10")) / 6, 2)
-        for row in result["t2v"]
-    }
-    return result
+        found.append(
+            {row: retrieval_metrics(scores[asked].numpy(), kept, ties).to_dict() for row, scores in rows.items()}
+        )
+    t2v, v2t = found
+    means = {row: round(sum(d[row][k] for d in found for k in ("r1", "r5", "r10")) / 6, 2) for row in t2v}
+    return RetrievalRows(t2v, v2t, means)
 
 
 def at_chance(similarity: Tensor, truth: Sequence[Sequence[int]]) -> bool:
@@ -139,7 +145,7 @@ def class_rows(text: Tensor, video: Tensor, prompts: int, labels: Sequence[int])
 
 @torch.inference_mode()
 def direction_pairs(
-    model: Any, pairs: Sequence[dict[str, str]], folder: Path, settings: EncodeSettings, batch: int = 32
+    model: VideoTextEncoder, pairs: Sequence[dict[str, str]], folder: Path, settings: EncodeSettings, batch: int = 32
 ) -> dict[str, float]:
     """Share of right decisions between a clip and its sibling, in percent, by kind and over all (chance 50).
 

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from vtr.data.motion import CLASSES, MotionTask, shuffled_frames, within_pairs
 from vtr.encoders.clip_teacher import ClipTeacher
-from vtr.encoders.distill import DistillHead
+from vtr.encoders.distill import DistillHead, alignment_loss, token_distillation_loss
 from vtr.encoders.masking import make_mask
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
-from vtr.pretrain.objectives import alignment_loss, token_distillation_loss
 
 # A narrow VideoMamba on nine patches a frame: one training takes half a minute on two cores.
 SMALL = VideoMambaConfig(

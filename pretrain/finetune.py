@@ -162,7 +162,7 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     import torch
     from accelerate.utils import set_seed
 
-    accelerator = machinery._accelerator(settings, out)
+    accelerator = machinery._accelerator(settings, out)  # type: ignore[arg-type]
     if watch is not None:
         watch.start()
     splits = _splits(settings, task, accelerator.is_main_process)

@@ -13,6 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtr.encoders import draws
+from vtr.encoders.distill import alignment_loss, token_distillation_loss
+from vtr.encoders.losses import contrastive_loss, language_loss
+
+__all__ = [
+    "alignment_loss",
+    "contrastive_loss",
+    "gathered",
+    "hard_negatives",
+    "language_loss",
+    "mask_tokens",
+    "matching_loss",
+    "text_pair_loss",
+    "token_distillation_loss",
+    "world_size",
+]
 
 
 def world_size() -> int:
@@ -28,53 +43,6 @@ def gathered(x: Tensor, group: Any = None) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, x, group=group)
     return torch.cat(parts)
-
-
-def alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """UTA: mean over layers, samples and tokens of 2 - 2 cos (VIDEOMAMBA.md 3). Both (K, B, L, C)."""
-    cosine = F.cosine_similarity(student.float(), teacher.float(), dim=-1)
-    return (2 - 2 * cosine).mean()
-
-
-def token_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Self-distillation: mean over samples and tokens, CLS included, of 2 - 2 cos (VIDEOMAMBA.md 4.6). Both (B, L, C)."""
-    return alignment_loss(student, teacher)
-
-
-def contrastive_loss(
-    video: Tensor,
-    text: Tensor,
-    ids: Tensor,
-    temperature: Tensor,
-    *,
-    siblings: Tensor | None = None,
-    sibling_mask: Tensor | None = None,
-) -> Tensor:
-    """VTC of a whole batch (VIDEOMAMBA.md 5.3).
-
-    Args:
-        video: (G, F, C) unit vectors; the similarity is averaged over F.
-        text: (G, C) unit vectors.
-        ids: (G,) sample ids; equal ids are positives.
-        temperature: Scalar divisor.
-        siblings: (G, C) unit vectors of one extra negative caption per video, or None.
-        sibling_mask: (G,) bool, False where a video has no such caption.
-
-    Returns:
-        Scalar: mean of the two soft cross-entropies.
-    """
-    clip = video.float().mean(1)  # the mean of the cosines is the cosine with the mean
-    logits = clip @ text.float().T / temperature
-    target = (ids[:, None] == ids[None, :]).float()
-    target = target / target.sum(1, keepdim=True)
-    text_to_video = -(target * F.log_softmax(logits.T, dim=1)).sum(1).mean()
-    if siblings is not None and sibling_mask is not None:
-        own = (clip * siblings.float()).sum(-1, keepdim=True) / temperature
-        own = own.masked_fill(~sibling_mask[:, None], -1e4)
-        logits = torch.cat([logits, own], dim=1)
-        target = F.pad(target, (0, 1))
-    video_to_text = -(target * F.log_softmax(logits, dim=1)).sum(1).mean()
-    return (video_to_text + text_to_video) / 2
 
 
 def hard_negatives(similarity: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:
@@ -130,16 +98,6 @@ def mask_tokens(
     masked = torch.where(picked & (kind < 0.8), torch.full_like(ids, mask_id), ids)
     masked = torch.where(picked & (kind >= 0.8) & (kind < 0.9), (other * vocab_size).long(), masked)
     return masked, ids.masked_fill(~picked, -100)
-
-
-def language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
-    """MLM: cross-entropy over the chosen tokens; 0 when none was chosen. logits (B, L, V), labels (B, L).
-
-    Args:
-        count: Chosen tokens to divide by, where the labels are a part of a larger batch.
-    """
-    total = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
-    return total / ((labels != -100).sum() if count is None else count).clamp_min(1)
 
 
 def text_pair_loss(

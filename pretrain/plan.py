@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from vtr.data.manifests import Corpus, CorpusMember, corpus_entries
-from vtr.data.shard_reader import remote_is_there
+from vtr.data.remote import remote_is_there
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
 from vtr.errors import UsageError, VtrError, reports_errors
 from vtr.pretrain.recipes import Recipe, Stage

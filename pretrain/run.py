@@ -295,13 +295,14 @@ def train(settings: RunSettings, watch: Watch | None = None) -> Path:
 def _initial_model(settings: RunSettings) -> Any:
     """The model of --init itself, with its sizes and tokenizer: what no --model asks for otherwise."""
     import vtr.models.load
+    from vtr.models.video_text import VideoTextModel
     from vtr.pretrain.export import checkpoint_model
 
     path = Path(str(settings.init))
     if path.suffix == ".pt":
         return checkpoint_model(path.resolve().parent.parent, str(path))[0]
     model = vtr.models.load.load(str(settings.init), "cpu")
-    if not hasattr(model, "text_encoder") or not hasattr(model, "vision_encoder"):
+    if not isinstance(model, VideoTextModel):
         raise UsageError(
             f"--init {settings.init}: not a video-text model; pretrain/finetune.py trains recognition models"
         )

@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtr.data.text import TokenBatch
 from vtr.encoders import draws
 from vtr.encoders.masking import make_mask
 from vtr.errors import UsageError, VtrError
@@ -223,8 +224,7 @@ class PretrainStep:
         kinds, count = ids.shape[:2]
         row_seeds = torch.cat([draws.derived(own, _TEXT + k) for k in range(kinds)])
         with self.autocast(), draws.rows(row_seeds):
-            batch = _Tokens(ids.flatten(0, 1), mask.flatten(0, 1))
-            text = model.encode_text(batch)
+            text = model.encode_text(TokenBatch(ids=ids.flatten(0, 1), mask=mask.flatten(0, 1)))
         return _Encoded(
             video.aligned,
             video.frame_embeddings,
@@ -438,11 +438,6 @@ class _Texts(NamedTuple):
     ids: Tensor  # (kinds, n, L)
     mask: Tensor
     has_sibling: Tensor  # (n,) bool
-
-
-class _Tokens(NamedTuple):
-    ids: Tensor
-    mask: Tensor
 
 
 class _Cache:

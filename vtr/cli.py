@@ -10,7 +10,7 @@ import re
 import sys
 from typing import Any
 
-from vtr.errors import UsageError, VtrError, unknown_name
+from vtr.errors import COMMAND_LINE, UsageError, VtrError, unknown_name
 
 VERBS = {
     "shards build": ("vtr.data.commands", "videos or images and captions into WebDataset shards"),
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except VtrError as error:
-        print(f"vtr: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"vtr: {' '.join(error.said(COMMAND_LINE).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("vtr: stopped", file=sys.stderr)

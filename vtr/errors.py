@@ -6,15 +6,60 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable, Iterable
-from typing import ParamSpec
+from typing import NamedTuple, ParamSpec
 
 _P = ParamSpec("_P")
 
 
+class Speech(NamedTuple):
+    """How parameters and functions are called where a message is read: in Python, on the command line, over HTTP."""
+
+    parameter: Callable[[str], str]
+    setting: Callable[[str, object], str]
+    function: Callable[[str], str]
+
+    def name(self, parameter: str) -> str:
+        """A parameter, as in `all_moments` or `--all-moments`."""
+        return self.parameter(parameter)
+
+    def given(self, parameter: str, value: object) -> str:
+        """A parameter with its value, as in `rerank=-1` or `--rerank -1`."""
+        return self.setting(parameter, value)
+
+    def call(self, verb: str) -> str:
+        """What a verb of the command line does, as in `vtr index remove` or `Library.remove`."""
+        return self.function(verb)
+
+
+def _flag(name: str) -> str:
+    return f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
+
+
+PYTHON = Speech(lambda n: n, lambda n, v: f"{n}={v}", lambda verb: f"Library.{verb.split()[-1]}")
+COMMAND_LINE = Speech(_flag, lambda n, v: f"{_flag(n)} {v}", lambda verb: f"vtr {verb}")
+HTTP = Speech(lambda n: n, lambda n, v: f"{n}={v}", lambda verb: f"vtr {verb}")
+
+
 class VtrError(Exception):
-    """Something failed in a way the user can act on. The command line prints it as one line and exits 1."""
+    """Something failed in a way the user can act on. The command line prints it as one line and exits 1.
+
+    Args:
+        text: The message; or, where it names parameters, what gives it for a way of speaking.
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str | Callable[[Speech], str] = "") -> None:
+        self._says = None if isinstance(text, str) else text
+        super().__init__(text if isinstance(text, str) else text(PYTHON))
+
+    def said(self, speech: Speech) -> str:
+        """The message with parameters as they are called there."""
+        return str(self) if self._says is None else self._says(speech)
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        # Functions cannot be sent to another process: the message can.
+        return super().__reduce__() if self._says is None else (type(self), (str(self),))
 
 
 class UsageError(VtrError):
@@ -31,7 +76,7 @@ def reports_errors(main: Callable[_P, int]) -> Callable[_P, int]:
         try:
             return main(*args, **kwargs)
         except VtrError as error:
-            print(f"vtr: {error}", file=sys.stderr)
+            print(f"vtr: {error.said(COMMAND_LINE)}", file=sys.stderr)
             return error.exit_code
 
     return reported

@@ -1,8 +1,12 @@
-"""Where the project's own data files lie, installed or in a checkout."""
+"""Where the project's own data files lie, installed or in a checkout; files written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import threading
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,3 +35,25 @@ def read_manifest(kind: str, name: str) -> dict[str, Any]:
 def import_root() -> Path:
     """The folder that a child process needs on PYTHONPATH to import the same `vtr`."""
     return Path(str(resources.files("vtr"))).parent
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to; it takes the place of `path`, durably, when the block ends well.
+
+    Readers see the old file or the new one. A block that raises leaves the old one and nothing beside it; a killed
+    process leaves a file `NAME.….tmp`. Errors (OSError) are the caller's to name.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        yield partial
+        handle = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.loader import BenchResult, generate_shards
-from vtr.cli import main
+from bench.loader import BenchResult, bench, generate_shards, main
 from vtr.data.shards import expand_shards, iterate_samples
 from vtr.errors import VtrError
 
@@ -34,15 +33,18 @@ def test_the_share_is_that_of_the_median_round() -> None:
 def test_all_three_loaders_read_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate_shards(tmp_path / "s", 8, short_side=64, seconds=0.5, fps=10)
     flags = ["--workers", "1", "--batch-size", "4", "--size", "32", "--seconds", "0.2", "--rounds", "1", "--json"]
-    assert main(["shards", "bench", str(tmp_path / "s"), *flags]) == 0
+    assert main([str(tmp_path / "s"), *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["loader"] > 0
     assert found["decode_only"] > 0
 
 
 def test_shards_with_fewer_samples_than_batches_are_refused(tmp_path: Path) -> None:
-    from bench.loader import bench
-
     generate_shards(tmp_path / "s", 2, short_side=64, seconds=0.3, fps=10)
     with pytest.raises(VtrError, match="too few"):
         bench(expand_shards(str(tmp_path / "s")), workers=1, frames=4, size=32, batch_size=8, seconds=1, rounds=1)
+
+
+def test_without_shards_the_command_asks_for_some(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "which shards?" in capsys.readouterr().err

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vtr.data import demo
 from vtr.data.demo import DemoCorpus, demo_texts, ensure_demo_corpus, held_out_triples, warmup_triples
 from vtr.data.demo import build as demo_build
+from vtr.data.demo import corpus as demo
 from vtr.data.demo.captions import (
     BACKGROUNDS,
     COLOURS,

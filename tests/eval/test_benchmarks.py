@@ -26,7 +26,7 @@ from vtr.eval.benchmarks import RootIndex, VideoFinder, benchmark_names, load_be
         ("a.txt", "one\ttwo\n", "6"),
         ("a.zip", "no", "cannot be read"),
         ("a.json", '{"train": {"a": ["b"]}}', "no split 'test', only train"),
-        ("a.json", "", "6"),
+        ("a.json", "", "not JSON"),
     ],
 )
 def test_an_annotation_file_of_another_format_is_refused(name: str, content: str, says: str, tmp_path: Path) -> None:

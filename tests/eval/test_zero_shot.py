@@ -6,21 +6,31 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.helpers import WORDS, small_model, write_videos
-from vtr.errors import UsageError, VtrError
+from vtr.errors import VtrError
 from vtr.eval.benchmarks import Benchmark, load_benchmark, load_protocol
+from vtr.eval.evaluate import Options
+from vtr.eval.evaluate import evaluate as whole_evaluation
 from vtr.eval.features import EncodeSettings, WorkFolder, encode_all, load_clip
+from vtr.eval.report import Figures, compared, published_rows
 from vtr.eval.rerank import match_pairs, wanted_pairs
-from vtr.eval.retrieval import at_chance, choice_rows, class_rows, direction_pairs, retrieval_rows
-from vtr.eval.team import Team
-from vtr.eval.zero_shot import compared, evaluate, main
+from vtr.eval.retrieval import at_chance, choice_rows, class_rows, retrieval_rows
+from vtr.eval.zero_shot import main
 from vtr.models.base import combined_scores
+from vtr.models.video_text import VideoTextModel
+from vtr.ranks import Ranks
 
 SETTINGS = EncodeSettings(frames=4, antialias=False, max_text_tokens=32)
+
+
+def evaluate(model: VideoTextModel, benchmark: Benchmark, **options: Any) -> dict[str, Any]:
+    """The result as its file holds it."""
+    return json.loads(json.dumps(whole_evaluation(model, benchmark, Options(**options)).to_dict()))
 
 
 def benchmark_file(folder: Path, count: int = 4) -> Path:
@@ -45,12 +55,12 @@ def test_batched_reranking_equals_scoring_every_pair_by_itself(tmp_path: Path) -
     model = small_model()
     paths = write_videos(tmp_path / "v", 18)  # more than one batch of videos
     captions = [*WORDS, "a dog", "dog runs on the green grass and moves left"]
-    f = encode_all(model, paths, captions, SETTINGS, WorkFolder(tmp_path / "work"), Team())
+    f = encode_all(model, paths, captions, SETTINGS, WorkFolder(tmp_path / "work"), Ranks())
     similarity = f.text @ f.video.T
     wanted = wanted_pairs(similarity, 2)
     assert (wanted.sum(1) >= 2).all()
     assert (wanted.sum(0) >= 2).all()
-    logits = match_pairs(model, f, wanted, WorkFolder(tmp_path / "work"), Team())
+    logits = match_pairs(model, f, wanted, WorkFolder(tmp_path / "work"), Ranks())
     video = model.encode_video(torch.stack([load_clip(p, model, SETTINGS) for p in paths]))
     for q, v in wanted.nonzero().tolist():
         text = model.encode_text([captions[q]])
@@ -65,9 +75,9 @@ def test_candidates_below_the_top_stay_below_it() -> None:
     logits[..., 1] = torch.tensor([[0.0, 5, 9], [0, 0, 5], [5, 0, 0]])
     rows = retrieval_rows(similarity, logits, [[0], [1], [2]], [[0], [1], [2]], 2, 0.1)
     # Text 0 prefers video 2 by its match logit, but video 2 is not among its two candidates.
-    assert rows["t2v"]["reranked"]["mean_rank"] == 2.0
+    assert rows.t2v["reranked"]["mean_rank"] == 2.0
     assert float(combined_scores(similarity[0, 1], logits[0, 1], 0.1)) == pytest.approx(13.0)
-    assert rows["t2v"]["combined"]["mean_rank"] == 2.0
+    assert rows.t2v["combined"]["mean_rank"] == 2.0
 
 
 def test_the_combined_row_orders_the_top_exactly_as_the_combined_scores_do() -> None:
@@ -76,7 +86,7 @@ def test_the_combined_row_orders_the_top_exactly_as_the_combined_scores_do() -> 
     similarity = torch.randn(n, n, generator=g) * 0.05 + torch.eye(n) * 0.1
     logits = torch.randn(n, n, 2, generator=g)
     truth = [[i] for i in range(n)]
-    got = retrieval_rows(similarity, logits, truth, truth, top, 0.02)["t2v"]["combined"]
+    got = retrieval_rows(similarity, logits, truth, truth, top, 0.02).t2v["combined"]
     place = []
     for q in range(n):
         best = similarity[q].topk(top).indices
@@ -295,29 +305,9 @@ def test_the_published_number_stands_beside_ours_with_the_difference(tmp_path: P
 def test_an_official_checkpoint_is_compared_with_its_own_published_row() -> None:
     benchmark = load_protocol("didemo")
     row = {"r1": 44.0, "r5": 68.0, "r10": 77.0}
-    ours = {"t2v": {"embedding": row, "reranked": row}, "v2t": {"embedding": row, "reranked": row}}
-    found = compared(ours, Benchmark(protocol=benchmark, videos=(), captions=(), text_truth=(), video_truth=()), (),
-                     "videomamba_middle.25m_f8")  # fmt: skip
-    assert [entry["model"] for entry in found] == ["videomamba_middle.25m_f8"]
-    assert found[0]["t2v_difference"] == [0.9, -0.1, -0.7]
-    assert found[0]["v2t_difference"] == [0.2, -1.7, -0.8]
-
-
-def test_a_model_blind_to_direction_gets_half_of_the_pairs(tmp_path: Path) -> None:
-    write_videos(tmp_path, 1)
-    pairs = [
-        {
-            "kind": "left_right",
-            "video_a": "clip0.mp4",
-            "video_b": "clip0.mp4",
-            "caption_a": WORDS[0],
-            "caption_b": WORDS[1],
-        }
-    ]
-    # Equal clips: each caption's choice is a tie (half right); each clip is right for one caption and wrong for one.
-    assert direction_pairs(small_model(), pairs, tmp_path, SETTINGS) == {"all": 50.0, "left_right": 50.0}
-
-
-def test_a_benchmark_that_does_not_exist_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match="msrvtt"):
-        load_benchmark("msrvt", Path())
+    ours = Figures(t2v={"embedding": row, "reranked": row}, v2t={"embedding": row, "reranked": row}, chance_r1=1.0)
+    whole = Benchmark(protocol=benchmark, videos=(), captions=(), text_truth=(), video_truth=())
+    found = compared(ours, published_rows(whole, (), "videomamba_middle.25m_f8"))
+    assert [entry.model for entry in found] == ["videomamba_middle.25m_f8"]
+    assert found[0].t2v_difference == (0.9, -0.1, -0.7)
+    assert found[0].v2t_difference == (0.2, -1.7, -0.8)

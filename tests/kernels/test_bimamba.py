@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import kernels as bench
 from tests.kernels.cases import arguments, assert_close, with_gradients
 from vtr.errors import UsageError
 from vtr.kernels import build
@@ -373,11 +372,3 @@ def test_shapes_that_do_not_fit_are_named():
     values[10] = values[10][:-1]
     with pytest.raises(ValueError, match="x_proj_b must be"):
         bimamba(*values)
-
-
-def test_the_bench_reports_every_backend_and_pass(monkeypatch):
-    monkeypatch.setattr(bench, "REPEATS", {"c": 2, "eager": 1, "loop": 1})
-    rows = bench.measure(widths=(16,), length=20)
-    names = {"loop", "eager", "c"} if HAS_C else {"loop", "eager"}
-    assert {(r["pass"], r["backend"]) for r in rows} == {(p, n) for p in ("forward", "forward+backward") for n in names}
-    assert all(r["times_faster_than_loop"] == 1 for r in rows if r["backend"] == "loop")

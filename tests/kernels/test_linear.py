@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -308,15 +306,3 @@ def test_all_linear_layers_of_our_models_are_ours() -> None:
         layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
         assert layers
         assert all(type(m) is Linear for m in layers)
-
-
-def test_the_benchmark_prints_both(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(kernel, "SHAPES", {"one": (30, 8, 12)})
-    assert kernel.main(["--repeats", "1", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in report["backends"]] == ["onednn", "torch"]
-    (row,) = report["rows"]
-    assert (row["rows"], row["k"], row["n"]) == (30, 8, 12)
-    assert all(row[f"{part}_{way}"] > 0 for part in ("forward", "both") for way in ("torch", "ours"))
-    assert kernel.main(["--threads", "0"]) == 2
-    assert "--threads 0: expected 1 or more" in capsys.readouterr().err

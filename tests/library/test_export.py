@@ -43,7 +43,7 @@ def test_every_segment_is_exported_with_vector_metadata_and_model(
         own = library.store.vectors()[library.store.rows_of(np.array([row["segment"]]))[0]]
         np.testing.assert_array_equal(np.array(row["embedding"], np.float32), own)
     kept = json.loads(pq.read_schema(out).metadata[b"vtr"])
-    assert (kept["fingerprint"], kept["window"]) == (library.settings["fingerprint"], 1.0)
+    assert (kept["fingerprint"], kept["window"]) == (library.settings.fingerprint, 1.0)
     assert list(tmp_path.glob("*.tmp")) == []
 
 

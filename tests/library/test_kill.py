@@ -184,7 +184,7 @@ def test_an_index_that_is_replaced_at_that_moment_is_looked_at_again(
         write_once()
         return reader.snapshot()
 
-    snapshot = reader._read(read)
+    snapshot = reader.read(read)
     assert snapshot.base is not None
     assert len(snapshot) == 8 - len(left)
     real = module._database

@@ -106,10 +106,10 @@ def test_an_example_that_cannot_be_read_is_one_line(library: Library, tmp_path: 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ({"k": 0}, "-k 0"),
-        ({"k": 10**9}, "-k"),
-        ({"rerank": -1}, "--rerank -1"),
-        ({"moments": 0}, "--moments 0"),
+        ({"k": 0}, "k=0"),
+        ({"k": 10**9}, "k=1000000000"),
+        ({"rerank": -1}, "rerank=-1"),
+        ({"moments": 0}, "moments=0"),
         ({"moments": 2, "all_moments": True}, "exclude"),
         ({"minus": "x", "text": ()}, "empty query"),
         ({"minus": " "}, "empty query"),

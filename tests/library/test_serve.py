@@ -25,9 +25,8 @@ import pytest
 from tests.helpers import small_model, video_bytes, write_videos
 from tests.library.serving import make_library, running
 from vtr import cli
-from vtr.data import decode
 from vtr.errors import VtrError
-from vtr.library import Library
+from vtr.library import Library, encode
 
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 pytest.importorskip("httpx", reason="pip install -e '.[dev]'")
@@ -351,8 +350,8 @@ def test_hostile_uploads_are_refused_with_the_cause(client: TestClient, body: by
 
 def test_uploads_are_decoded_in_a_process_of_their_own(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    real = decode.read_frames
-    monkeypatch.setattr(decode, "read_frames", lambda *a, **kw: seen.append(kw["isolated"]) or real(*a, **kw))
+    real = encode.read_moment
+    monkeypatch.setattr(encode, "read_moment", lambda *a, **kw: seen.append(kw["isolated"]) or real(*a, **kw))
     assert client.post("/api/search/clip", files={"clip": ("x", video_bytes(1))}).status_code == 200
     assert seen == [True]
 

@@ -143,7 +143,7 @@ def test_files_of_a_folder_that_cannot_be_listed_are_not_forgotten(
 def test_what_cannot_be_read_any_more_keeps_its_vectors(
     library: Library, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vtr.library.library as module
+    import vtr.library.ingest as module
 
     os.utime(videos / "clip0.mp4", (1, 1))
 
@@ -209,10 +209,10 @@ def test_too_little_memory_is_said_and_the_library_still_answers(
 ) -> None:
     indexed_above(monkeypatch, 2)
     library.set_limits(max_memory=10)
-    with pytest.raises(VtrError, match="--max-memory"):
+    with pytest.raises(VtrError, match="max_memory"):
         library.compact()
     again = Library.open(library.path, small_model())
-    assert again.settings["max_memory"] == 10
+    assert again.settings.max_memory == 10
     assert len(again.search("a dog runs")) == 4
     again.set_limits(max_memory=1 << 30)
     again.compact()

@@ -51,8 +51,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
     def no_network() -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(vtr.checkpoints, "_retrieval_config", config)
-    monkeypatch.setattr(vtr.checkpoints, "reach_hub", no_network)
+    monkeypatch.setattr(vtr.models.official, "_retrieval_config", config)
+    monkeypatch.setattr(vtr.models.official, "reach_hub", no_network)
     monkeypatch.setenv("VTR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "cache").mkdir()
@@ -357,7 +357,7 @@ def test_an_interrupted_conversion_is_done_again(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(vtr.checkpoints, "_sha256", stops)  # after the weights, before the note of what they are
+        context.setattr(vtr.models.official, "_sha256", stops)  # after the weights, before the note of what they are
         with pytest.raises(KeyboardInterrupt):
             convert(find(VIDEO), path, folder)
     assert (folder / "model.safetensors").is_file()
@@ -405,8 +405,8 @@ def test_a_download_goes_through_the_hub_library(tmp_path: Path, monkeypatch: py
         asked.append((repository, file))
         return str(saved(tmp_path, official(VIDEO)))
 
-    monkeypatch.setattr(vtr.checkpoints, "reach_hub", lambda: None)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(vtr.models.official, "reach_hub", lambda: None)
+    monkeypatch.setattr(vtr.models.official, "hf_hub_download", download)
     assert vtr.load(VIDEO, "cpu").registered == VIDEO
     vtr.load(VIDEO, "cpu")
     assert asked == [("OpenGVLab/VideoMamba", "videomamba_t16_k400_f8_res224.pth")]

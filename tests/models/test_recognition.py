@@ -59,7 +59,12 @@ def test_a_bad_folder_is_one_clear_line(what: str, tmp_path: Path) -> None:
     else:
         config["video"]["dpeth" if what == "unknown key" else "depth"] = 3
         (tmp_path / "config.json").write_text(json.dumps(config))
-    says = {"missing": "not a whole", "cut": "not a whole", "other sizes": "is missing", "unknown key": "depth"}[what]
+    says = {
+        "missing": "model.safetensors is missing",
+        "cut": "is damaged",
+        "other sizes": "is missing",
+        "unknown key": "depth",
+    }[what]
     with pytest.raises(VtrError, match=says) as error:
         vtr.load(tmp_path)
     assert "\n" not in str(error.value)

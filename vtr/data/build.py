@@ -1,106 +1,128 @@
-"""Build shards from a list of files and captions, and verify shards: parallel over shards, resumable, every bad file listed."""
+"""Build shards from a list of files and captions: parallel over samples, called again it builds what changed."""
 
 from __future__ import annotations
 
-import csv
+import hashlib
+import io
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-from vtr.data.shards import ShardWriter, count_samples, iterate_samples, write_sizes
+import av
+from av.video.stream import VideoStream
+from tqdm import tqdm
+
+from vtr.data.decode import DecodeError, probe, read_frames
+from vtr.data.finder import RootIndex, VideoFinder
+from vtr.data.lists import Entry, Listing, read_list
+from vtr.data.media import ending
+from vtr.data.shard_reader import place_of
+from vtr.data.shards import ShardWriter, write_sizes
+from vtr.data.whole import cut_off
 from vtr.errors import UsageError, VtrError
-
-_PATHS = ("video", "image", "path", "file", "video_path", "image_path")
-_CAPTIONS = ("caption", "text", "sentence", "name")
+from vtr.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the list."""
+    """One sample to be: where it stands in the list, its file, captions and key; `bad` says why it can't be."""
 
-    number: int
-    path: str
-    caption: str
+    place: str
+    source: str  # as the list has it
+    path: Path
+    captions: tuple[str, ...]
     key: str
+    bad: str = ""
+
+    def digest(self) -> str:
+        """Changes with anything that its sample is made of."""
+        try:
+            status = self.path.stat()
+            file = (status.st_size, status.st_mtime_ns)
+        except (OSError, ValueError):
+            file = (-1, -1)
+        words = [self.source, str(self.path), list(self.captions), self.key, self.bad, file]
+        return hashlib.blake2b(json.dumps(words).encode(), digest_size=16).hexdigest()
 
 
-def read_list(path: Path) -> list[Row]:
-    """Read a CSV, TSV or JSONL of (path, caption), with an optional `key` or `id` column.
+def read_rows(listing: Path, root: Path | None = None, split: str | None = None) -> list[Row]:
+    """The samples that a list asks for.
+
+    Args:
+        listing: A list of files and captions in any format that `vtr.data.lists` reads.
+        root: Folder that relative paths start from (default: the listing's).
+        split: Which part, where the list has several.
 
     Raises:
-        VtrError: The file is missing, empty, not UTF-8, lacks a column, or two rows have the same key.
+        VtrError: The list cannot be meant, has no captions, or two rows have the same id.
     """
-    if not path.is_file():
-        raise VtrError(
-            f"{path}: no such caption file; expected a CSV, TSV or JSONL with columns video (or image) and caption"
-        )
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise VtrError(f"{path}: line {line} is not UTF-8; convert the file, e.g. with iconv") from error
-    if path.suffix.lower() in (".jsonl", ".json"):
-        rows = list(_json_rows(path, text))
-    else:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        rows = [(i, dict(r)) for i, r in enumerate(csv.DictReader(text.splitlines(), delimiter=delimiter), 2)]
-    if not rows:
-        raise VtrError(f"{path}: no rows")
-    columns = [str(c) for c in rows[0][1]]
-    path_column = next((c for c in _PATHS if c in columns), None)
-    caption_column = next((c for c in _CAPTIONS if c in columns), None)
-    if path_column is None or caption_column is None:
-        raise VtrError(
-            f"{path}: columns {', '.join(columns)}; expected one of {', '.join(_PATHS)} and one of {', '.join(_CAPTIONS)}"
-        )
-    key_column = next((c for c in ("key", "id") if c in columns), None)
-    out, seen = [], {}
-    for place, (number, row) in enumerate(rows):
-        key = str(row.get(key_column) or "") if key_column else f"{place:09d}"
-        key = key.replace(".", "_").replace("/", "_")
-        if key in seen:
+    found: Listing = read_list(listing, split=split).need_captions()
+    base = root or listing.parent
+    finder = VideoFinder(RootIndex(base))
+    rows = []
+    taken: dict[str, Entry] = {}
+    for number, entry in enumerate(found.entries):
+        key = _safe(entry.key) if entry.key is not None and not entry.bad else f"{number:09d}"
+        other = taken.get(key)
+        if other is not None and other.key == entry.key:
             raise VtrError(
-                f"{path}: lines {seen[key]} and {number} have the same {key_column} {key!r}; ids must differ"
+                f"{listing}: {other.place} and {entry.place} have the same id {entry.key!r}; ids must differ "
+                f"({'lines' if entry.line else 'entries'} {other.line} and {entry.line})"
             )
-        seen[key] = number
-        out.append(
-            Row(
-                number=number, path=str(row.get(path_column) or ""), caption=str(row.get(caption_column) or ""), key=key
-            )
-        )
-    return out
+        if other is not None:  # "a.b" and "a_b": a key holds no dot
+            key = f"{key}%{hashlib.blake2b((entry.key or '').encode(), digest_size=4).hexdigest()}"
+        taken[key] = entry
+        bad = entry.bad
+        if len(entry.videos) > 1:
+            bad = bad or f"{len(entry.videos)} files in one row; a sample has one"
+        path = place_of(entry, base, finder)
+        captions = tuple(" ".join(c.split()) for c in entry.captions)
+        rows.append(Row(place=entry.place, source=entry.videos[0], path=path, captions=captions, key=key, bad=bad))
+    return rows
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    if path.suffix.lower() == ".json":
-        try:
-            loaded = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise VtrError(f"{path}: not JSON (line {error.lineno})") from error
-        yield from enumerate(loaded, 1)
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise VtrError(f"{path}: line {number} is not JSON") from error
+def _safe(key: str) -> str:
+    return key.replace(".", "_").replace("/", "_")
 
 
 @dataclass(kw_only=True)
 class BuildReport:
-    """What a build did."""
+    """What a build did.
+
+    Attributes:
+        written: Samples in the shards.
+        shards: Shards with samples.
+        skipped_shards: Parts of the list that were built before and have not changed.
+        rebuilt: Parts that were built before and have changed.
+        removed: Shards of rows that the list no longer has.
+        bad: Rows that were left out, with their reasons.
+    """
 
     written: int = 0
     shards: int = 0
     skipped_shards: int = 0
+    rebuilt: int = 0
+    removed: int = 0
     bad: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The rows of one shard."""
+
+    number: int
+    rows: list[Row]
+    digest: str
+
+    def record(self, out: Path) -> Path:
+        return out / ".journal" / f"{self.number:06d}.json"
 
 
 def build_shards(
@@ -112,110 +134,181 @@ def build_shards(
     workers: int = 2,
     short_side: int = 0,
     gop: int = 0,
+    split: str | None = None,
 ) -> BuildReport:
-    """Write shards of the listed files; finished shards of an earlier call are kept.
+    """Write shards of the listed files; those of an earlier call are kept where their rows and files are the same.
 
     Args:
-        listing: CSV, TSV or JSONL.
+        listing: A list of files and captions in any format.
         out: Folder of the shards.
         root: Folder that relative paths start from (default: the listing's).
         shard_size: Rows of a shard.
         workers: Processes.
         short_side: Re-encode videos to this many pixels on the short side (0 = copy the bytes).
         gop: Frames between key frames when re-encoding (0 = 8).
+        split: Which part, where the list has several.
     """
-    from tqdm import tqdm
-
     if shard_size < 1 or workers < 1:
         raise UsageError(f"--shard-size {shard_size} --workers {workers}: expected positive numbers")
-    rows = read_list(listing)
-    base = root or listing.parent
+    rows = read_rows(listing, root, split)
+    _prepare(out)
+    settings = {"listing": str(listing.resolve()), "shard_size": shard_size, "short_side": short_side, "gop": gop}
+    parts = []
+    for number, start in enumerate(range(0, len(rows), shard_size)):
+        own = rows[start : start + shard_size]
+        digest = hashlib.blake2b("".join(r.digest() for r in own).encode(), digest_size=16).hexdigest()
+        parts.append(_Part(number=number, rows=own, digest=digest))
+    known = {p.number: _recorded(p.record(out)) for p in parts}
+    _check_settings(out, settings, unchanged=any(known[p.number].get("digest") == p.digest for p in parts))
+    todo = [p for p in parts if known[p.number].get("digest") != p.digest]
+    report = BuildReport(skipped_shards=len(parts) - len(todo), rebuilt=sum(1 for p in todo if known[p.number]))
+    if todo:
+        # Until all are done, a table of the shards as they were would be wrong.
+        (out / "sizes.json").unlink(missing_ok=True)
+        _build(todo, out, workers, short_side, gop or 8)
+    report.removed = _remove_beyond(out, len(parts))
+    sizes = {}
+    for part in parts:
+        entry = _recorded(part.record(out))
+        samples, bad = entry.get("samples"), entry.get("bad")
+        if isinstance(samples, int) and samples:
+            sizes[f"{part.number:06d}.tar"] = samples
+            report.written += samples
+        report.bad += [str(line) for line in bad] if isinstance(bad, list) else []
+    write_sizes(out, sizes)
+    report.shards = len(sizes)
+    return report
+
+
+def _prepare(out: Path) -> None:
     try:
         (out / ".journal").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VtrError(f"--out {out}: cannot be created ({error.strerror})") from error
     if not os.access(out, os.W_OK):
         raise VtrError(f"--out {out}: not writable")
-    settings = {
-        "listing": str(listing.resolve()),
-        "rows": len(rows),
-        "shard_size": shard_size,
-        "short_side": short_side,
-        "gop": gop,
-    }
+    for left in out.glob("[0-9]*.tar.tmp"):  # of a build that was killed
+        left.unlink(missing_ok=True)
+
+
+def _recorded(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_settings(out: Path, settings: dict[str, object], unchanged: bool) -> None:
+    """Refuse to build into a folder of other shards; the same list from another place is no other."""
     record = out / ".journal" / "settings.json"
-    if record.is_file() and json.loads(record.read_text()) != settings:
+    before = _recorded(record)
+    other = [k for k, v in settings.items() if before and before.get(k) != v]
+    if other == ["listing"] and unchanged:
+        other = []
+    if other:
+        told = ", ".join(f"{k} {before.get(k)!r}, now {settings[k]!r}" for k in other)
+        raise VtrError(f"{out} holds shards made with other settings ({told}); choose another folder")
+    with write_atomically(record) as partial:
+        partial.write_text(json.dumps(settings))
+
+
+def _remove_beyond(out: Path, parts: int) -> int:
+    """Remove the shards of rows that the list no longer has."""
+    removed = 0
+    for record in sorted((out / ".journal").glob("[0-9]*.json")):
+        if int(record.stem) >= parts:
+            shard = out / f"{record.stem}.tar"
+            removed += shard.is_file()
+            shard.unlink(missing_ok=True)
+            record.unlink()
+    return removed
+
+
+def _build(todo: list[_Part], out: Path, workers: int, short_side: int, gop: int) -> None:
+    rows = [row for part in todo for row in part.rows]
+    bar = tqdm(total=len(rows), desc="shards", file=sys.stderr, unit="sample")
+    try:
+        with bar, ProcessPoolExecutor(workers) as pool:
+            made = _in_order(pool, rows, workers * 4, short_side, gop)
+            for part in todo:
+                record = part.record(out)
+                # Gone before its shard is replaced: a record always tells of the shard beside it.
+                record.unlink(missing_ok=True)
+                (out / f"{part.number:06d}.tar").unlink(missing_ok=True)
+                writer = ShardWriter(out, samples_per_shard=len(part.rows) + 1, first=part.number)
+                bad = []
+                for row in part.rows:
+                    why = _write(writer, row, next(made))
+                    if why:
+                        bad.append(why)
+                    bar.update()
+                samples = writer.count
+                writer.finish()
+                with write_atomically(record) as partial:
+                    partial.write_text(json.dumps({"digest": part.digest, "samples": samples, "bad": bad}))
+    except BrokenProcessPool as error:
         raise VtrError(
-            f"{out} holds shards made with other settings ({record.read_text().strip()}); choose another folder"
+            f"{out}: a worker process was ended from outside (memory?); lower --workers and call this again: it goes on"
+        ) from error
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, rows: list[Row], ahead: int, short_side: int, gop: int
+) -> Iterator[tuple[str, bytes, str]]:
+    """What `_made` gives for each row, with a bounded number of rows under way."""
+    jobs: deque[Future[tuple[str, bytes, str]]] = deque()
+    rest = iter(rows)
+    for row in rest:
+        jobs.append(pool.submit(_made, row, short_side, gop))
+        if len(jobs) >= ahead:
+            break
+    while jobs:
+        yield jobs.popleft().result()
+        following = next(rest, None)
+        if following is not None:
+            jobs.append(pool.submit(_made, following, short_side, gop))
+
+
+def _made(row: Row, short_side: int, gop: int) -> tuple[str, bytes, str]:
+    """(extension, new bytes or none where the file's own are taken, why it cannot be used) of a row; in a worker."""
+    if row.bad:
+        return "", b"", row.bad
+    if "://" in row.source:
+        return (
+            "",
+            b"",
+            f"{row.source[:80]} is a URL: download it first (video2dataset, img2dataset), and list the files",
         )
-    record.write_text(json.dumps(settings))
-    report = BuildReport()
-    parts = [rows[i : i + shard_size] for i in range(0, len(rows), shard_size)]
-    todo = []
-    for number, part in enumerate(parts):
-        if (out / ".journal" / f"{number:06d}.json").is_file():
-            report.skipped_shards += 1
-        else:
-            todo.append((number, part))
-    bar = tqdm(total=len(parts), initial=report.skipped_shards, desc="shards", file=sys.stderr, unit="shard")
-    with ProcessPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_build_one, number, part, base, out, short_side, gop or 8) for number, part in todo]
-        for job in as_completed(jobs):
-            job.result()
-            bar.update()
-    bar.close()
-    sizes = {}
-    for number in range(len(parts)):
-        entry = json.loads((out / ".journal" / f"{number:06d}.json").read_text())
-        if entry["samples"]:
-            sizes[f"{number:06d}.tar"] = entry["samples"]
-        report.bad += entry["bad"]
-        report.written += entry["samples"]
-    write_sizes(out, sizes)
-    report.shards = len(sizes)
-    return report
+    try:
+        info = probe(row.path)
+        why = cut_off(row.path)
+        if why:
+            return "", b"", f"{row.path}: {why}"
+        if short_side and info.kind == "video":
+            return "mp4", reencode(row.path, short_side, gop), ""
+    except (VtrError, OSError) as error:
+        return "", b"", str(error)
+    return ending(row.path) or ("mp4" if info.kind == "video" else "jpg"), b"", ""
 
 
-def _build_one(number: int, rows: list[Row], base: Path, out: Path, short_side: int, gop: int) -> None:
-    from vtr.data.decode import DecodeError, probe
-
-    bad = []
-    writer = ShardWriter(out, samples_per_shard=len(rows) + 1, first=number)
-    for row in rows:
-        path = Path(row.path) if Path(row.path).is_absolute() else base / row.path
+def _write(writer: ShardWriter, row: Row, made: tuple[str, bytes, str]) -> str:
+    """Write a row's sample; the reason where it is left out."""
+    extension, media, why = made
+    if not why and not media:
         try:
-            if not row.caption.strip():
-                raise VtrError(f"{path.name}: line {row.number} has no caption")
-            info = probe(path)
-            if short_side and info.kind == "video":
-                media, extension = reencode(path, short_side, gop), "mp4"
-            else:
-                media, extension = (
-                    path.read_bytes(),
-                    path.suffix.lstrip(".").lower() or ("mp4" if info.kind == "video" else "jpg"),
-                )
-        except (VtrError, DecodeError, OSError) as error:
-            bad.append(str(error))
-            continue
-        writer.write(
-            row.key, extension, media, row.caption, {"key": row.key, "caption": row.caption, "source": row.path}
-        )
-    samples = writer._count
-    writer._finish()
-    partial = out / ".journal" / f"{number:06d}.tmp"
-    partial.write_text(json.dumps({"samples": samples, "bad": bad}))
-    os.replace(partial, partial.with_suffix(".json"))
+            media = row.path.read_bytes()
+        except OSError as error:
+            why = f"{row.path}: {error.strerror}"
+    if why:
+        return f"{row.place}: {why}"
+    said: object = row.captions[0] if len(row.captions) == 1 else list(row.captions)
+    writer.write(row.key, extension, media, row.captions, {"key": row.key, "caption": said, "source": row.source})
+    return ""
 
 
 def reencode(path: Path, short_side: int, gop: int) -> bytes:
     """Re-encode a video to H.264 with a short side and a key frame every `gop` frames; rotation is applied."""
-    import io
-    from fractions import Fraction
-
-    import av
-
-    from vtr.data.decode import probe, read_frames
-
     info = probe(path)
     clip = read_frames(path, range)
     height, width = clip.frames.shape[1:3]
@@ -223,7 +316,9 @@ def reencode(path: Path, short_side: int, gop: int) -> bytes:
     size = (max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2))
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
-        stream: Any = output.add_stream("libx264", rate=Fraction(info.fps or 25).limit_denominator(1001))
+        stream = output.add_stream("libx264", rate=Fraction(info.fps or 25).limit_denominator(1001))
+        if not isinstance(stream, VideoStream):
+            raise DecodeError(path.name, "this PyAV has no H.264 encoder")
         stream.width, stream.height, stream.pix_fmt = size[0], size[1], "yuv420p"
         stream.codec_context.gop_size = gop
         stream.options = {"crf": "20", "preset": "veryfast"}
@@ -232,56 +327,3 @@ def reencode(path: Path, short_side: int, gop: int) -> bytes:
             output.mux(stream.encode(picture))
         output.mux(stream.encode())
     return buffer.getvalue()
-
-
-@dataclass(kw_only=True)
-class VerifyReport:
-    """What a check found."""
-
-    shards: int = 0
-    samples: int = 0
-    videos: int = 0
-    images: int = 0
-    bad: list[str] = field(default_factory=list)  # samples that can't be used
-    broken: list[str] = field(default_factory=list)  # shards that can't be read, sizes.json that disagrees
-
-
-def verify_shards(shards: list[str], *, decode: bool = True) -> VerifyReport:
-    """Read every sample of every shard; with `decode` look into the media too."""
-    from tqdm import tqdm
-
-    from vtr.data.decode import DecodeError, probe
-
-    report = VerifyReport(shards=len(shards))
-    for shard in tqdm(shards, desc="verify", file=sys.stderr, unit="shard"):
-        name, count = shard.rsplit("/", 1)[-1], 0
-        try:
-            for sample in iterate_samples(shard):
-                count += 1
-                where = f"{name}#{sample.key}"
-                if not sample.media:
-                    report.bad.append(f"{where}: no image or video")
-                    continue
-                if not sample.caption:
-                    report.bad.append(f"{where}: no caption")
-                try:
-                    kind = probe(sample.media).kind if decode else "video"
-                except DecodeError as error:
-                    report.bad.append(f"{where}: {error}")
-                    continue
-                if kind == "image" and sample.extension in ("mp4", "webm", "mkv", "mov", "avi"):
-                    report.bad.append(f"{where}: named {sample.extension}, but it is an image")
-                report.videos += kind == "video"
-                report.images += kind == "image"
-        except VtrError as error:
-            report.broken.append(str(error))
-        report.samples += count
-        sizes = Path(shard).parent / "sizes.json"
-        if "://" not in shard and sizes.is_file():
-            listed = json.loads(sizes.read_text()).get(name)
-            if listed != count:
-                report.broken.append(f"{sizes} says {listed} samples for {name}, found {count}")
-    return report
-
-
-__all__ = ["BuildReport", "Row", "VerifyReport", "build_shards", "count_samples", "read_list", "verify_shards"]

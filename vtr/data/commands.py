@@ -10,16 +10,17 @@ from typing import Any
 
 import tyro
 
-from vtr.data.build import build_shards, verify_shards
+from vtr.data.build import build_shards
 from vtr.data.shards import expand_shards
+from vtr.data.verify import verify_shards
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """Turn files and captions into WebDataset shards; calling it again continues."""
+    """Turn files and captions into WebDataset shards; calling it again continues, and builds what has changed."""
 
     listing: tyro.conf.Positional[Path]
-    """CSV, TSV or JSONL with columns video (or image) and caption."""
+    """CSV, TSV, JSON or JSON lines with columns video (or image) and caption."""
     out: Path
     """Folder of the shards."""
     root: Path | None = None
@@ -32,6 +33,8 @@ class BuildSettings:
     """Re-encode videos to this many pixels on the short side; 0 copies the bytes."""
     gop: int = 0
     """Frames between key frames when re-encoding (default 8)."""
+    split: str | None = None
+    """Which part, where the list holds several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +56,22 @@ def build(settings: BuildSettings) -> int:
         workers=settings.workers,
         short_side=settings.short_side,
         gop=settings.gop,
+        split=settings.split,
     )
     for line in report.bad:
         print(f"left out: {line}", file=sys.stderr)
     print(
-        f"{settings.out}: {report.written} samples in {report.shards} shards ({report.skipped_shards} were there), "
-        f"{len(report.bad)} left out",
+        f"{settings.out}: {report.written} samples in {report.shards} shards ({report.skipped_shards} were there"
+        + (f", {report.rebuilt} had changed and were built again" if report.rebuilt else "")
+        + (f", {report.removed} of rows no longer listed were removed" if report.removed else "")
+        + f"), {len(report.bad)} left out",
         file=sys.stderr,
     )
     return 0 if report.written else 1
 
 
 def verify(settings: VerifySettings) -> int:
-    """`vtr shards verify`; exit code 1 when a shard can't be read or sizes.json disagrees."""
+    """`vtr shards verify`; exit code 1 when a shard can't be read, sizes.json disagrees, or no sample can be used."""
     report = verify_shards([s for spec in settings.shards for s in expand_shards(spec)])
     if settings.json:
         print(json.dumps(asdict(report)))
@@ -73,9 +79,13 @@ def verify(settings: VerifySettings) -> int:
         print(f"{report.shards} shards, {report.samples} samples: {report.videos} videos, {report.images} images")
         for line in report.bad:
             print(f"unusable: {line}")
+        for line in report.equal:
+            print(f"equal keys: {line}")
         for line in report.broken:
             print(f"broken: {line}")
-    return 1 if report.broken else 0
+        if report.unusable >= report.samples:
+            print("nothing here can be used for training")
+    return 1 if report.failed else 0
 
 
 COMMANDS: dict[str, tuple[Any, Any]] = {

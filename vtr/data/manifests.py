@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from vtr.data.shard_reader import FILES, list_files
-from vtr.data.shards import expand_shards, resolve_shards, shard_sizes
+from vtr.data.shards import expand_shards, resolve_shards, sample_keys, shard_sizes
+from vtr.data.tables import TEXT_SUFFIXES
 from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.files import manifest
 
@@ -22,6 +24,20 @@ _FOLDER = manifest("corpora")
 
 _KEYS = ("name", "media", "shards", "items", "texts", "licence", "source", "make")
 _MEDIA = ("video", "image", "auto")
+_COMPARED = 200_000  # samples of a member whose keys are all compared
+
+
+class MemberTable(TypedDict, total=False):
+    """A `[[member]]` of a corpus file."""
+
+    name: str
+    media: str
+    shards: str
+    items: int
+    texts: int
+    licence: str
+    source: str
+    make: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +53,7 @@ class CorpusMember:
     licence: str = ""
     source: str = ""
     make: str = ""  # the command that makes the shards
+    doubled: frozenset[str] = frozenset()  # keys that samples of several shards have: their ids hold the shard too
 
     @property
     def samples(self) -> int:
@@ -94,7 +111,10 @@ def corpus_names() -> list[str]:
 
 
 def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
-    """Resolve a corpus: a name, the path of a TOML file, or a folder of shards, videos or images.
+    """Resolve a corpus: a name, the path of a TOML file, or data as they are.
+
+    Data are what `vtr shards verify` takes (a folder of shards, a .tar, brace and `::` lists, URLs), a folder of videos or
+    images, or a list of files in any format of `vtr.data.lists`.
 
     A TOML file lists `[[member]]` tables and, in `include`, other corpora by name or path. Shards are paths relative to
     the data root, URLs, brace patterns, `::` lists, folders, or `files:LIST` for plain media files. What is missing is
@@ -105,16 +125,12 @@ def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
         VtrError: No shard was found.
     """
     root = Path(data_root or "data")
-    path = Path(name)
-    if path.is_dir():
-        if any(path.glob("*.tar")):
-            shards = expand_shards(str(path))
-        else:
-            shards = [FILES + str(path)]
-        return Corpus(name=path.name, members=(_member({"name": path.name, "media": "auto"}, shards, []),))
-    if path.suffix.lower() in (".csv", ".txt", ".jsonl"):
-        entry = {"name": path.stem, "media": "video"}
-        return Corpus(name=path.stem, members=(_member(entry, [FILES + str(path)], []),))
+    plain = _plain(name)
+    if plain is not None:
+        title, shards = plain
+        member = _member({"name": title, "media": _medium(shards)}, shards, [])
+        _say_doubled(member)
+        return Corpus(name=title, members=(member,))
     members, absent = [], []
     for entry in _entries(str(name), ()):
         try:
@@ -137,6 +153,7 @@ def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
     for m in absent:
         print(f"corpus {name}: without {m.name}: {_absence(m)}", file=sys.stderr)
     for m in members:
+        _say_doubled(m)
         if m.missing:
             print(
                 f"corpus {name}: {m.name} lacks {len(m.missing)} of {len(m.missing) + len(m.shards)} shards, first "
@@ -146,13 +163,45 @@ def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
     return corpus
 
 
+def _plain(name: str | Path) -> tuple[str, list[str]] | None:
+    """The title and shards of data that no TOML file describes; None for a corpus's name."""
+    path, spec = Path(name), str(name)
+    if path.is_dir():
+        if any(path.glob("*.tar")):
+            return path.name, expand_shards(spec)
+        if not any(True for _ in path.rglob("*.tar")):
+            return path.name, [FILES + spec]
+        return path.name, expand_shards(spec)  # the error that says where they are
+    if path.suffix.lower() in TEXT_SUFFIXES:
+        return path.stem, [FILES + spec]
+    if "::" in spec or ".tar" in spec or "://" in spec:
+        shards = expand_shards(spec)
+        where = shards[0].split("/")[:-1] if "://" in shards[0] else Path(shards[0]).absolute().parent.parts
+        return where[-1], shards
+    return None
+
+
+def _say_doubled(member: CorpusMember) -> None:
+    if member.doubled:
+        print(
+            f"{member.name}: {len(member.doubled)} keys are in several shards, as {min(member.doubled)!r}: their samples' ids "
+            "hold the shard's place too (vtr shards verify names them)",
+            file=sys.stderr,
+        )
+
+
+def _medium(shards: list[str]) -> str:
+    """A list is of videos; what a folder or shards hold is seen when they are read."""
+    return "video" if shards[0].startswith(FILES) and not Path(shards[0].removeprefix(FILES)).is_dir() else "auto"
+
+
 def _absence(member: CorpusMember) -> str:
     if len(member.missing) == 1:
         return member.missing[0]
     return f"none of its {len(member.missing)} shards, first {member.missing[0]}"
 
 
-def corpus_entries(name: str) -> list[dict[str, Any]]:
+def corpus_entries(name: str) -> list[MemberTable]:
     """The member tables of a corpus, by name or TOML path, includes resolved; nothing is looked for on disk.
 
     Raises:
@@ -161,7 +210,7 @@ def corpus_entries(name: str) -> list[dict[str, Any]]:
     return _entries(name, ())
 
 
-def _entries(name: str, seen: tuple[str, ...]) -> list[dict[str, Any]]:
+def _entries(name: str, seen: tuple[str, ...]) -> list[MemberTable]:
     """The member tables of a corpus and of those it includes."""
     path = Path(name)
     if path.suffix != ".toml":
@@ -179,7 +228,7 @@ def _entries(name: str, seen: tuple[str, ...]) -> list[dict[str, Any]]:
     for key in table:
         if key not in ("member", "include"):
             raise unknown_name(f"key in corpus {path}:", key, ("member", "include"))
-    entries: list[dict[str, Any]] = []
+    entries: list[MemberTable] = []
     for other in table.get("include", []):
         inner = str(path.parent / other) if other.endswith(".toml") else other
         entries += _entries(inner, (*seen, str(path)))
@@ -205,7 +254,7 @@ def _resolved(spec: str, root: Path) -> tuple[list[str], list[str]]:
     for part in spec.split("::"):
         kind = FILES if part.startswith(FILES) else ""
         rest = part.removeprefix(FILES)
-        if "://" not in rest and not rest.startswith("pipe:") and not Path(rest).is_absolute():
+        if "://" not in rest and not Path(rest).is_absolute():
             rest = str(root / rest)
         parts.append(kind + rest)
     found: list[str] = []
@@ -220,7 +269,7 @@ def _resolved(spec: str, root: Path) -> tuple[list[str], list[str]]:
     return found, missing
 
 
-def _member(entry: dict[str, Any], shards: list[str], missing: list[str]) -> CorpusMember:
+def _member(entry: MemberTable, shards: list[str], missing: list[str]) -> CorpusMember:
     sizes: list[int] = []
     kept: list[str] = []
     if not any(s.startswith(FILES) for s in shards):
@@ -248,4 +297,26 @@ def _member(entry: dict[str, Any], shards: list[str], missing: list[str]) -> Cor
         licence=entry.get("licence", ""),
         source=entry.get("source", ""),
         make=entry.get("make", ""),
+        doubled=doubled_keys(kept, sizes),
     )
+
+
+def doubled_keys(shards: Sequence[str], sizes: Sequence[int]) -> frozenset[str]:
+    """Keys that samples of several local shards have, as after two builds were put together: no two may share an id.
+
+    Up to 200,000 samples all keys are compared; of more the first of each shard, and all where two of those are equal.
+    """
+    local = [s for s in shards if "://" not in s and not s.startswith(FILES)]
+    if len(local) < 2:
+        return frozenset()
+    if sum(sizes) > _COMPARED:
+        first = [key for s in local for key in sample_keys(s, 1)]
+        if len(set(first)) == len(first):
+            return frozenset()
+    seen: set[str] = set()
+    doubled: set[str] = set()
+    for shard in local:
+        own = set(sample_keys(shard))
+        doubled |= own & seen
+        seen |= own
+    return frozenset(doubled)

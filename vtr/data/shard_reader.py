@@ -1,7 +1,7 @@
 """Random access to the samples of a shard: its headers are read once, then each sample is one read.
 
 A shard is a tar (local, or a URL that is copied to a cache folder first), or a list of media files: a folder of videos,
-or a CSV of paths as action recognition has them (`files:` in front; see `vtr.data.manifests`).
+or a list of any format that `vtr.data.lists` reads (`files:` in front; see `vtr.data.manifests`).
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import os
 import shutil
 import tarfile
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vtr.data.shards import IMAGE, VIDEO, RawSample, group_key, sample_of
+from vtr.data.finder import RootIndex, VideoFinder
+from vtr.data.lists import Entry, read_list
+from vtr.data.media import MORE_VIDEO, VIDEO, ending
+from vtr.data.remote import open_remote
+from vtr.data.shards import Grouping, RawSample, members_of, sample_of, split_member
 from vtr.errors import VtrError
 
 FILES = "files:"
@@ -33,34 +35,43 @@ class TarIndex:
     Attributes:
         bounds: int64 (n, 2), first and last + 1 byte of each sample's members, headers included.
         damage: Why the tar could not be read to its end, or "".
+        repeats: Of samples whose key an earlier one has: how many have.
     """
 
     def __init__(self, path: str) -> None:
         self.path, self.damage = path, ""
         bounds: list[tuple[int, int]] = []
-        key: str | None = None
+        keys: list[str] = []
+        groups = Grouping()
         try:
             size = os.path.getsize(path)
-            with tarfile.open(path, mode="r:") as tar:
-                for member in tar:
-                    own = group_key(member)
-                    if own is None:
-                        continue
-                    end = member.offset_data + member.size
-                    if end > size:
-                        # The last member is cut off: its sample is not whole.
-                        self.damage = f"cut off after {len(bounds)} samples"
-                        if own == key:
-                            bounds.pop()
-                        break
-                    if own != key:
-                        key = own
-                        bounds.append((member.offset, end))
-                    else:
-                        bounds[-1] = (bounds[-1][0], end)
+            for first, end, name in members_of(path):
+                named = split_member(name)
+                if named is None:
+                    continue
+                begins = groups.begins(*named)
+                if end > size:
+                    # The last member is cut off: its sample is not whole.
+                    self.damage = f"cut off after {len(bounds)} samples"
+                    if not begins:
+                        bounds.pop()
+                        keys.pop()
+                    break
+                if begins:
+                    bounds.append((first, end))
+                    keys.append(named[0])
+                else:
+                    bounds[-1] = (bounds[-1][0], end)
         except (tarfile.TarError, OSError, EOFError) as error:
             self.damage = f"not a readable tar after {len(bounds)} samples ({error})"
         self.bounds = np.asarray(bounds, dtype=np.int64).reshape(-1, 2)
+        self.repeats: dict[int, int] = {}
+        if len(set(keys)) < len(keys):
+            seen: Counter[str] = Counter()
+            for index, key in enumerate(keys):
+                if seen[key]:
+                    self.repeats[index] = seen[key]
+                seen[key] += 1
 
     def read(self, index: int) -> RawSample | str:
         """Sample `index`, or why it can't be had."""
@@ -76,133 +87,79 @@ class TarIndex:
             key = ""
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
                 for member in tar:
-                    own = group_key(member)
-                    if own is None:
+                    named = split_member(member.name) if member.isfile() else None
+                    if named is None:
                         continue
-                    key = own
+                    key = named[0]
                     found = tar.extractfile(member)
-                    extension = member.name.rpartition("/")[2].partition(".")[2].lower()
-                    group[extension] = found.read() if found else b""
+                    group[named[1]] = found.read() if found else b""
         except (tarfile.TarError, OSError, EOFError) as error:
             return f"{self.path}: sample {index} can't be read ({error})"
-        return sample_of(key, group)
+        return sample_of(key, group, self.repeats.get(index, 0))
 
 
 class FileList:
-    """Media files as a shard: a folder, or a CSV/text file with a path in its first column."""
+    """Media files as a shard: a folder, or a list of files with captions or without."""
 
     def __init__(self, spec: str) -> None:
         self.path, self.damage = spec, ""
-        source = Path(spec.removeprefix(FILES))
-        self.captions: list[str] | None = None
-        if source.suffix == ".jsonl":
-            self.paths, self.captions = captioned_files(source)
-        else:
-            self.paths = list_files(source)
+        self.items = listed_files(Path(spec.removeprefix(FILES)))
 
     def read(self, index: int) -> RawSample | str:
-        """File `index`, or why it can't be read. It has a caption where the list is a .jsonl of them."""
-        path = self.paths[index]
+        """File `index`, or why it can't be read. Captions of one video share its key, and so its sample id."""
+        path, entry = self.items[index]
+        if entry is not None and entry.bad:
+            return f"{entry.place}: {entry.bad}"
         try:
             data = path.read_bytes()
         except OSError as error:
-            return f"{path}: {error.strerror}"
+            return f"{path}: {error.strerror}" + (f" ({entry.place})" if entry is not None else "")
         return RawSample(
             key=str(path),
             media=data,
             extension=path.suffix[1:].lower(),
-            caption=self.captions[index] if self.captions else None,
+            captions=entry.captions if entry is not None else (),
+            members=(path.suffix[1:].lower(),),
         )
 
 
-def captioned_files(source: Path) -> tuple[list[Path], list[str]]:
-    """Files and captions of a .jsonl of {"video": path, "caption": text}; captions of one video share its sample id.
+def listed_files(source: Path) -> list[tuple[Path, Entry | None]]:
+    """The media files of a folder (all levels, sorted), or of a list, with what the list says about each.
 
     Raises:
-        VtrError: It cannot be read, or holds nothing.
+        VtrError: There is nothing, or the list cannot be meant.
     """
-    paths, captions = [], []
-    try:
-        for line in source.read_text(encoding="utf-8-sig").splitlines():
-            if line.strip():
-                row = json.loads(line)
-                paths.append(source.parent / row["video"])
-                captions.append(str(row["caption"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VtrError(f"{source}: not a list of {{video, caption}} lines ({type(error).__name__}: {error})") from None
-    if not paths:
-        raise VtrError(f"{source}: no lines")
-    return paths, captions
+    if source.is_dir():
+        found = [(p, None) for p in sorted(source.rglob("*")) if ending(p.name) and p.is_file()]
+        if not found:
+            raise VtrError(f"{source}: no video or image files")
+        return list(found)
+    listing = read_list(source)
+    if listing.kind == "JSON lines":  # what has a file a line without captions is a plain list or a CSV
+        listing.need_captions()
+    finder = VideoFinder(RootIndex(source.parent))
+    return [(place_of(entry, source.parent, finder), entry) for entry in listing.entries]
+
+
+def place_of(entry: Entry, base: Path, finder: VideoFinder) -> Path:
+    """The file of a list's entry: as it is written, with an ending where it has none, else the one under `base` it means."""
+    name = entry.videos[0]
+    written = Path(name) if Path(name).is_absolute() else base / name
+    if entry.bad or "://" in name or written.is_file():
+        return written
+    if len(Path(name).parts) == 1:
+        return finder.find(name) or written
+    there = [p for p in (written.with_name(f"{written.name}.{e}") for e in (*VIDEO, *MORE_VIDEO)) if p.is_file()]
+    return there[0] if len(there) == 1 else written
 
 
 def list_files(source: Path) -> list[Path]:
-    """The media files of a folder (all levels, sorted), or of a list: one a line, path in the first column.
+    """The media files of a folder (all levels, sorted), or of a list.
 
     Raises:
-        VtrError: There is nothing.
+        VtrError: There is nothing, or the list cannot be meant.
     """
-    if source.suffix == ".jsonl":
-        return captioned_files(source)[0]
-    if source.is_dir():
-        found = sorted(p for p in source.rglob("*") if p.suffix[1:].lower() in (*VIDEO, *IMAGE) and p.is_file())
-    else:
-        try:
-            lines = source.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise VtrError(f"{source}: cannot be read as a list of files ({error})") from None
-        names = [_first_column(line) for line in lines if line.strip()]
-        if names and Path(names[0]).suffix[1:].lower() not in (*VIDEO, *IMAGE):
-            names = names[1:]  # a header
-        found = [Path(n) if Path(n).is_absolute() else source.parent / n for n in names]
-    if not found:
-        raise VtrError(f"{source}: no video or image files")
-    return found
-
-
-def _first_column(line: str) -> str:
-    # K400's lists are `path,label` or `path label`; a path may hold spaces where a comma separates.
-    for separator in (",", "\t"):
-        if separator in line:
-            return line.split(separator)[0].strip().strip('"')
-    head, _, label = line.rpartition(" ")
-    return (head if label.strip().isdigit() else line).strip()
-
-
-def open_remote(url: str, timeout: float = 60.0) -> Any:
-    """A readable binary file of a URL: http(s) and file by the standard library, s3:// and the like by fsspec.
-
-    Raises:
-        VtrError: It can't be opened; no shell is involved.
-    """
-    import urllib.error
-    import urllib.request
-
-    try:
-        if url.startswith(("http://", "https://", "file://")):
-            return urllib.request.urlopen(url, timeout=timeout)
-        import fsspec
-
-        return fsspec.open(url, "rb").open()
-    except (OSError, ImportError, ValueError, urllib.error.URLError) as error:
-        raise VtrError(f"{url}: cannot be opened ({error})") from error
-
-
-def remote_is_there(url: str, timeout: float = 30.0) -> bool:
-    """Whether a URL names a file, asked for without reading it."""
-    import urllib.error
-    import urllib.request
-
-    try:
-        if url.startswith(("http://", "https://", "file://")):
-            method = None if url.startswith("file://") else "HEAD"
-            urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=timeout).close()
-            return True
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(url)
-        return bool(filesystem.exists(path))
-    except (OSError, ImportError, ValueError, urllib.error.URLError):
-        return False
+    return [path for path, _ in listed_files(source)]
 
 
 class ShardCache:

@@ -16,22 +16,23 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vtr.data.decode import DecodeError, read_frames
-from vtr.data.decode.sniff import missing_bytes
 from vtr.data.manifests import Corpus, CorpusMember
+from vtr.data.media import VIDEO
 from vtr.data.sampling import random_frames
 from vtr.data.shard_reader import ShardCache
-from vtr.data.shards import VIDEO, RawSample
+from vtr.data.shards import RULE, RawSample
 from vtr.data.text import clean_caption
 from vtr.data.transforms import eval_frames, train_frames
+from vtr.data.whole import cut_off
 from vtr.errors import UsageError, VtrError
 
 Positions = dict[str, dict[int, tuple[int, int]]]  # media -> stream -> (epoch, samples of it consumed, good or bad)
@@ -74,11 +75,37 @@ class Batch:
     captions: list[str]
     ids: Tensor  # int64 (B,)
     keys: list[str]
-    meta: list[dict]
+    meta: list[dict[str, object]]
     step: int
     positions: Positions = field(default_factory=dict)
     seen: int = 0  # samples consumed for this batch, good and bad
     bad: list[str] = field(default_factory=list)  # dropped since the batch before: "key: reason"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a batch knows of one sample beside its frames."""
+
+    key: str  # "member/shard#key", for people
+    caption: str  # cleaned
+    id: int
+    meta: dict[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """One worker's part of a rank's batch, as it travels to the main process."""
+
+    media: str
+    frames: Tensor
+    samples: list[Sample]
+    positions: Positions
+    seen: int
+    bad: list[str]
+
+    def pin_memory(self) -> _Share:
+        """For torch's loader, which asks for it."""
+        return replace(self, frames=self.frames.pin_memory())
 
 
 def sample_id(member: str, key: str) -> int:
@@ -148,9 +175,11 @@ class MediaOrder:
         self.total = int(self.sizes.sum())
         self.blocks = int(self._counts.sum()) // settings.streams
         if self.blocks == 0:
+            most = int(self._counts.sum())
             raise VtrError(
                 f"{self.total} {media} samples do not fill {settings.streams} streams of blocks of {settings.block}: "
-                "lower `streams` (--set streams=…)"
+                f"lower `streams` to {1 << most.bit_length() - 1 if most else 1} or less, and `batch_size` to a multiple or a part "
+                "of it (--set streams=… batch_size=…)"
             )
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
@@ -265,8 +294,13 @@ class _Part(torch.utils.data.IterableDataset):
     ) -> None:
         self.corpus, self.settings, self.weights = corpus, settings, weights
         self.owned, self.start, self.step = owned, start, step
+        self.doubled = {m.name: m.doubled for m in corpus.members}
+        self.places = {
+            m.name: {shard: i for i, shard in enumerate(m.shards)} if m.doubled else {} for m in corpus.members
+        }
+        self.seen = self.good = 0  # samples, by this worker
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[_Share | VtrError]:
         info = torch.utils.data.get_worker_info()
         if info is None:
             yield from self._batches(self.owned)
@@ -279,7 +313,7 @@ class _Part(torch.utils.data.IterableDataset):
         except VtrError as error:
             yield error  # the main process raises it as what it is
 
-    def _batches(self, owned: list[int]) -> Iterator[Any]:
+    def _batches(self, owned: list[int]) -> Iterator[_Share]:
         s = self.settings
         self.cache = ShardCache(s.cache)
         self.orders = {
@@ -311,7 +345,7 @@ class _Part(torch.utils.data.IterableDataset):
         per: int,
         readers: dict[tuple[str, int], _Reader],
         pool: ThreadPoolExecutor | None,
-    ) -> dict[str, Any]:
+    ) -> _Share:
         """`per` good samples of each of the streams."""
         s = self.settings
         frames = torch.empty(
@@ -319,7 +353,7 @@ class _Part(torch.utils.data.IterableDataset):
         )
         if torch.utils.data.get_worker_info() is not None:
             frames.share_memory_()  # filled where the main process reads it: no copy on the way
-        found: dict[tuple[int, int], dict] = {}
+        found: dict[tuple[int, int], tuple[Sample, Tensor]] = {}
         dropped: list[str] = []
         seen = 0
         need = dict.fromkeys(streams, per)
@@ -332,53 +366,65 @@ class _Part(torch.utils.data.IterableDataset):
             load = partial(self._load, media)
             results = map(load, jobs) if pool is None else pool.map(load, jobs)
             need = {}
-            for (i, _), (key, sample) in zip(wanted, results):
-                if isinstance(sample, str):
-                    dropped.append(f"{key}: {sample}")
-                    readers[media, i].reason = dropped[-1]
+            for (i, _), one in zip(wanted, results):
+                if isinstance(one, str):
+                    dropped.append(one)
+                    readers[media, i].reason = one
                     need[i] = need.get(i, 0) + 1
                     continue
                 readers[media, i].barren = 0
-                found[i, filled[i]] = {**sample, "key": key}
+                found[i, filled[i]] = one
                 filled[i] += 1
+            self._judge(len(wanted), len(wanted) - sum(need.values()), dropped)
         ordered = [found[k] for k in sorted(found)]
-        for row, sample in enumerate(ordered):
-            frames[row] = sample["frames"]
-        return {
-            "media": media,
-            "frames": frames,
-            "captions": [x["caption"] for x in ordered],
-            "ids": [x["id"] for x in ordered],
-            "keys": [x["key"] for x in ordered],
-            "meta": [x["meta"] for x in ordered],
+        for row, (_, clip) in enumerate(ordered):
+            frames[row] = clip
+        return _Share(
+            media=media,
+            frames=frames,
+            samples=[sample for sample, _ in ordered],
             # The other medium's readers have not moved since their last turn.
-            "positions": _positions(readers),
-            "seen": seen,
-            "bad": dropped,
-        }
+            positions=_positions(readers),
+            seen=seen,
+            bad=dropped,
+        )
 
-    def _load(self, media: str, reference: tuple[int, int, int]) -> tuple[str, dict | str]:
-        """(key, sample or the reason why it is bad) of (epoch, shard, index)."""
+    def _judge(self, seen: int, good: int, bad: list[str]) -> None:
+        """Ends a worker whose samples are all bad: before it looks through the rest of them for a whole batch."""
+        self.seen, self.good = self.seen + seen, self.good + good
+        if self.good == 0:
+            check_bad(self.seen, self.seen, self.settings.max_bad_fraction, bad)
+
+    def _load(self, media: str, reference: tuple[int, int, int]) -> tuple[Sample, Tensor] | str:
+        """The sample of (epoch, shard, index) and its frames, or its name and the reason why it is bad."""
         epoch, shard, index = reference
         member, path = self.orders[media].shards[shard]
+        where = f"{member}/{path.rsplit('/', 1)[-1]}#"
         raw = self.cache.read(path, index)
         if isinstance(raw, str):
-            return f"{member}/{path.rsplit('/', 1)[-1]}#{index}", raw
-        return f"{member}/{path.rsplit('/', 1)[-1]}#{raw.key}", self._decode(raw, media, member, epoch)
+            return f"{where}{index}: {raw}"
+        key = raw.key if not raw.nth else f"{raw.key}\0{raw.nth}"
+        if raw.key in self.doubled[member]:
+            key += f"\0{self.places[member][path]}"
+        number = sample_id(member, key)
+        caption = self._caption(raw, number, epoch)
+        frames = self._decode(raw, media, caption, number, epoch)
+        if isinstance(frames, str):
+            return f"{where}{raw.key}: {frames}"
+        return Sample(key=where + raw.key, caption=clean_caption(caption), id=number, meta=raw.meta), frames
 
-    def _decode(self, raw: RawSample, media: str, member: str, epoch: int) -> dict | str:
+    def _decode(self, raw: RawSample, media: str, caption: str, number: int, epoch: int) -> Tensor | str:
         s = self.settings
-        if s.captions and not any(c.isalnum() for c in raw.caption or ""):
-            return "no caption"
+        if s.captions and not any(c.isalnum() for c in caption):
+            return raw.fault or _no_caption(raw)
         if not raw.media:
-            return "no image or video"
+            return f"no image or video (its members: {raw.made_of}; {RULE})"
         if media == "image" and raw.extension in VIDEO and raw.extension != "gif":
             return f"a video ({raw.extension}) in a member of images"
-        lacking = missing_bytes(raw.media)
+        lacking = cut_off(raw.media, thorough=False)
         if lacking:  # a decoder would take the frames that are left for the clip that the caption is of
-            return f"cut off: {lacking} of its {len(raw.media) + lacking} bytes are missing"
-        key = sample_id(member, raw.key)
-        rng = _rng(s.seed, "sample", epoch, key)
+            return lacking
+        rng = _rng(s.seed, "sample", epoch, number)
         count = s.frames if media == "video" else 1
 
         def pick(n: int) -> list[int]:
@@ -391,10 +437,20 @@ class _Part(torch.utils.data.IterableDataset):
         except DecodeError as error:
             return str(error)
         if s.crop_scale is None and not s.flip:
-            frames = eval_frames(clip.frames, s.size)
-        else:
-            frames = train_frames(clip.frames, s.size, rng, scale=s.crop_scale, flip=s.flip)
-        return {"frames": frames, "caption": clean_caption(raw.caption or ""), "id": key, "meta": raw.meta}
+            return eval_frames(clip.frames, s.size)
+        return train_frames(clip.frames, s.size, rng, scale=s.crop_scale, flip=s.flip)
+
+    def _caption(self, raw: RawSample, number: int, epoch: int) -> str:
+        """Its caption; of several one an epoch, drawn apart from the frames."""
+        if len(raw.captions) < 2:
+            return raw.caption or ""
+        return raw.captions[int(_rng(self.settings.seed, "caption", epoch, number).integers(len(raw.captions)))]
+
+
+def _no_caption(raw: RawSample) -> str:
+    if raw.captions:
+        return f"no caption: {raw.captions[0][:20]!r} holds no letter or digit"
+    return f'no caption: its members are {raw.made_of}, and captions are read from .txt, or "caption" in .json'
 
 
 def _positions(readers: dict[tuple[str, int], _Reader]) -> Positions:
@@ -443,7 +499,7 @@ class Stream:
             multiprocessing_context="forkserver" if self.workers and sys.platform != "win32" else None,
         )
         self._step = first_step
-        self._iterator: Iterator[Any] | None = None
+        self._iterator: Iterator[_Share | VtrError] | None = None
         self.seen = 0
         self.bad: list[str] = []
 
@@ -467,7 +523,7 @@ class Stream:
             yield batch
             self._step += 1
 
-    def _next(self) -> Any:
+    def _next(self) -> _Share | VtrError:
         assert self._iterator is not None
         start = time.monotonic()
         while True:
@@ -491,26 +547,20 @@ class Stream:
             "if the system killed it for memory, lower --workers"
         ) from error
 
-    def _join(self, parts: list[dict]) -> Batch:
-        def flat(name: str) -> list:
-            return [v for p in parts for v in p[name]]
-
-        positions: Positions = {}
-        for p in parts:
-            for media, places in p["positions"].items():
-                positions.setdefault(media, {}).update(places)
-        filled = [p["frames"] for p in parts if len(p["frames"])]
+    def _join(self, parts: list[_Share]) -> Batch:
+        samples = [x for p in parts for x in p.samples]
+        filled = [p.frames for p in parts if len(p.frames)]
         return Batch(
-            media=parts[0]["media"],
+            media=parts[0].media,
             frames=filled[0] if len(filled) == 1 else torch.cat(filled),
-            captions=flat("captions"),
-            ids=torch.tensor(flat("ids")),
-            keys=flat("keys"),
-            meta=flat("meta"),
+            captions=[x.caption for x in samples],
+            ids=torch.tensor([x.id for x in samples]),
+            keys=[x.key for x in samples],
+            meta=[x.meta for x in samples],
             step=self._step,
-            positions=positions,
-            seen=sum(p["seen"] for p in parts),
-            bad=flat("bad"),
+            positions=merge_positions([p.positions for p in parts]),
+            seen=sum(p.seen for p in parts),
+            bad=[line for p in parts for line in p.bad],
         )
 
     def close(self) -> None:

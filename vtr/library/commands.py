@@ -1,20 +1,14 @@
-"""The verbs of the library: `vtr index …`, `vtr embed`, `vtr search` and `vtr serve`."""
+"""Flags of the verbs of the library: `vtr index …`, `vtr embed`, `vtr search` and `vtr serve`."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-
-from vtr.errors import UsageError, VtrError
-from vtr.library.files import find_media, read_metadata
-from vtr.library.library import AddReport, Library
-from vtr.library.search import Searcher, hit_dict, hit_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,287 +191,26 @@ class ServeSettings:
     """The library's model, where it has moved since."""
 
 
-def build(settings: BuildSettings) -> int:
-    """`vtr index build`."""
-    memory, cache = _size(settings.max_memory), _size(settings.token_cache)
-    if settings.source is not None:
-        from vtr.library.embed import build_from
+def _late(name: str) -> Callable[[object], int]:
+    """The function of a verb, in vtr.library.verbs: what it needs is heavy, and `--help` needs none of it."""
 
-        if settings.paths or settings.model or settings.metadata:
-            raise UsageError("--from has its own videos, model and metadata: leave paths, --model and --metadata out")
-        library = build_from(settings.source, settings.out, max_memory=memory, token_cache=cache)
-        print(f"{library.path}: {library.store.segments()} segments", file=sys.stderr)
-        return 0
-    _need(settings.paths)
-    if settings.model is None:
-        raise UsageError("--model is missing: name a run, a model folder or a hub id")
-    find_media(settings.paths)  # a wrong path is said before the model is loaded
-    metadata = read_metadata(settings.metadata) if settings.metadata else None
-    library = Library.create(
-        settings.out,
-        settings.model,
-        window=settings.window,
-        stride=settings.stride,
-        max_memory=memory,
-        token_cache=cache,
-    )
-    return _report(library.add(settings.paths, metadata=metadata), library)
+    def call(settings: object) -> int:
+        return getattr(importlib.import_module("vtr.library.verbs"), name)(settings)
+
+    return call
 
 
-def add(settings: AddSettings) -> int:
-    """`vtr index add`."""
-    _need(settings.paths)
-    memory, cache = _size(settings.max_memory), _size(settings.token_cache)
-    metadata = read_metadata(settings.metadata) if settings.metadata else None
-    library = Library.open(settings.library, settings.model)
-    library.set_limits(max_memory=memory, token_cache=cache)
-    return _report(library.add(settings.paths, metadata=metadata), library)
-
-
-def sync(settings: SyncSettings) -> int:
-    """`vtr index sync`."""
-    _need(settings.paths)
-    metadata = read_metadata(settings.metadata) if settings.metadata else None
-    library = Library.open(settings.library, settings.model)
-    report = library.sync(settings.paths, quick=settings.quick, may_be_empty=settings.may_be_empty, metadata=metadata)
-    return _report(report, library)
-
-
-def verify(settings: VerifySettings) -> int:
-    """`vtr index verify`; exit code 1 when something is wrong."""
-    from vtr.library.verify import advice
-    from vtr.library.verify import verify as check
-
-    library = Library.open(settings.library)
-    problems = check(library, files=settings.files)
-    for line in [] if problems else advice(library):
-        print(f"advice: {line}", file=sys.stderr)
-    if settings.json:
-        print(json.dumps({"path": str(library.path), "segments": library.store.segments(), "problems": problems}))
-    else:
-        for line in problems:
-            print(line)
-        if not problems:
-            print(f"{library.path}: {library.store.segments()} segments, all is well")
-    return 1 if problems else 0
-
-
-def compact(settings: CompactSettings) -> int:
-    """`vtr index compact`."""
-    memory = _size(settings.max_memory)
-    library = Library.open(settings.library)
-    library.set_limits(max_memory=memory)
-    done = library.compact()
-    print(
-        f"{library.path}: {done['segments']} segments, {done['saved'] / (1 << 20):.1f} MiB freed, "
-        f"index {done['index']['type']}, recall@10 {done['index']['recall_at_10']:g}",
-        file=sys.stderr,
-    )
-    return 0
-
-
-def export(settings: ExportSettings) -> int:
-    """`vtr index export`."""
-    from vtr.library.export import export as write
-
-    count = write(Library.open(settings.library), settings.out)
-    print(f"{settings.out}: {count} segments", file=sys.stderr)
-    return 0
-
-
-def push(settings: PushSettings) -> int:
-    """`vtr index push`."""
-    from vtr.library.milvus import push as send
-
-    done = send(Library.open(settings.library), settings.to)
-    print(
-        f"{settings.to}: {done['written']} segments written, {done['unchanged']} unchanged, {done['removed']} removed",
-        file=sys.stderr,
-    )
-    return 0
-
-
-def embed(settings: EmbedSettings) -> int:
-    """`vtr embed`."""
-    import vtr.models.load
-    from vtr.data.shards import expand_shards
-    from vtr.library.embed import embed as run
-
-    if not settings.shards:
-        raise UsageError("no shards: name at least one folder or .tar file")
-    if not (0 < settings.window < float("inf") and 0 < settings.stride < float("inf")):
-        raise UsageError(f"--window {settings.window:g} --stride {settings.stride:g}: expected positive seconds")
-    shards = [s for spec in settings.shards for s in expand_shards(spec)]
-    where = os.path.abspath(settings.model) if Path(settings.model).exists() else settings.model
-    local = os.environ.get("LOCAL_RANK")
-    import torch
-
-    device = f"cuda:{local}" if local is not None and torch.cuda.is_available() else None
-    report = run(
-        shards,
-        settings.out,
-        vtr.models.load.load(settings.model, device),
-        model_path=where,
-        window=settings.window,
-        stride=settings.stride,
-    )
-    for line in report.failed:
-        print(f"unreadable: {line}", file=sys.stderr)
-    print(
-        f"{settings.out}: {report.shards} shards embedded ({report.segments} segments), {report.skipped} were there, "
-        f"{len(report.failed)} samples unreadable",
-        file=sys.stderr,
-    )
-    if report.damaged:
-        raise VtrError(
-            f"{len(report.damaged)} shards are damaged and left out ({report.damaged[0]}); mend them and call again"
-        )
-    return 0
-
-
-def remove(settings: RemoveSettings) -> int:
-    """`vtr index remove`."""
-    _need(settings.paths)
-    count = Library.open(settings.library).remove(settings.paths)
-    print(f"{settings.library}: {count} removed", file=sys.stderr)
-    return 0
-
-
-def info(settings: InfoSettings) -> int:
-    """`vtr index info`."""
-    values = Library.open(settings.library).info()
-    if settings.json:
-        print(json.dumps(values))
-        return 0
-    index = values["index"]
-    rows = {
-        "library": values["path"],
-        "model": f"{values['model'] or 'not stored'} ({values['fingerprint'][:12]})",
-        "videos": f"{values['videos']}, {values['seconds'] / 60:.1f} minutes",
-        "segments": f"{values['segments']}, {values['window']:g} s every {values['stride']:g} s, "
-        f"{values['frames']} frames each",
-        "index": f"{index['type']}, recall@10 {index['recall_at_10']:g}" if index else "not made yet",
-        "unreadable": len(values["unreadable"]),
-    }
-    for key, value in rows.items():
-        print(f"{key:<12}{value}")
-    for line in values["unreadable"]:
-        print(f"  {line}")
-    return 0
-
-
-def search(settings: SearchSettings) -> int:
-    """`vtr search`."""
-    if not (settings.text or settings.like or settings.more is not None):
-        raise UsageError("an empty query: ask with a text, --like FILE or --more SEGMENT")
-    if settings.html is not None and not settings.html.absolute().parent.is_dir():
-        raise VtrError(f"--html {settings.html}: the folder {settings.html.parent} does not exist")
-    for file in settings.like:
-        if not file.is_file():
-            raise VtrError(f"--like {file}: no such file")
-    library = open_any(settings.library, settings.model)
-    hits = library.search(
-        settings.text,
-        settings.k,
-        rerank=settings.rerank,
-        where=settings.where,
-        all_moments=settings.all_moments,
-        minus=settings.minus,
-        like=settings.like,
-        more=settings.more,
-        moments=settings.moments,
-    )
-    if settings.html is not None:
-        from vtr.library.html import write_contact_sheet
-
-        write_contact_sheet(settings.html, [(_title(settings), hits)], library)
-        print(f"page: {settings.html}", file=sys.stderr)
-    if settings.json:
-        for hit in hits:
-            print(json.dumps(hit_dict(hit)))
-        return 0
-    for line in hit_lines(hits):
-        print(line)
-    if not hits:
-        print("nothing found", file=sys.stderr)
-    return 0
-
-
-def serve(settings: ServeSettings) -> int:
-    """`vtr serve`."""
-    try:
-        from vtr.library.serve import server
-    except ModuleNotFoundError as error:
-        raise VtrError(f"vtr serve needs {error.name}: pip install 'vtr[serve]'") from error
-    token = os.environ.get("VTR_TOKEN") if settings.token is None else settings.token
-    return server.serve(
-        settings.library,
-        host=settings.host,
-        port=settings.port,
-        token=token,
-        model=settings.model,
-        follow_links=settings.follow_links,
-        allow_hosts=settings.allow_host,
-        max_upload=settings.max_upload,
-    )
-
-
-def open_any(place: Path | str, model: str | None = None) -> Searcher:
-    """A library's folder, or an address on Milvus."""
-    if str(place).startswith("milvus"):
-        from vtr.library.milvus import MilvusLibrary, is_address
-
-        if is_address(place):
-            return MilvusLibrary(place, model)
-    return Library.open(place, model)
-
-
-def _title(settings: SearchSettings) -> str:
-    words = [*settings.text, *(f"like {p.name}" for p in settings.like)]
-    words += [f"like #{settings.more}"] if settings.more is not None else []
-    return " + ".join(words) + "".join(f" − {t}" for t in settings.minus)
-
-
-def _size(text: str | None) -> int | None:
-    if text is None:
-        return None
-    from vtr.library.index import parse_size
-
-    return parse_size(text)
-
-
-def _need(paths: tuple[Path, ...]) -> None:
-    if not paths:
-        raise UsageError("no paths: name at least one folder or file")
-
-
-def _report(report: AddReport, library: Library) -> int:
-    for line in report.failed:
-        print(f"unreadable: {line}", file=sys.stderr)
-    for line in report.notes:
-        print(f"note: {line}", file=sys.stderr)
-    more = {"moved": report.moved, "removed": report.removed, "of known content": report.known}
-    print(
-        f"{library.path}: {report.added} added ({report.segments} segments), {report.unchanged} unchanged, "
-        + "".join(f"{count} {what}, " for what, count in more.items() if count)
-        + f"{len(report.failed)} unreadable",
-        file=sys.stderr,
-    )
-    done = report.added or report.unchanged or report.moved or report.removed
-    return 1 if report.failed and not done else 0
-
-
-COMMANDS: dict[str, tuple[Any, Any]] = {
-    "index build": (BuildSettings, build),
-    "index add": (AddSettings, add),
-    "index sync": (SyncSettings, sync),
-    "index remove": (RemoveSettings, remove),
-    "index info": (InfoSettings, info),
-    "index verify": (VerifySettings, verify),
-    "index compact": (CompactSettings, compact),
-    "index export": (ExportSettings, export),
-    "index push": (PushSettings, push),
-    "embed": (EmbedSettings, embed),
-    "search": (SearchSettings, search),
-    "serve": (ServeSettings, serve),
+COMMANDS = {
+    "index build": (BuildSettings, _late("build")),
+    "index add": (AddSettings, _late("add")),
+    "index sync": (SyncSettings, _late("sync")),
+    "index remove": (RemoveSettings, _late("remove")),
+    "index info": (InfoSettings, _late("info")),
+    "index verify": (VerifySettings, _late("verify")),
+    "index compact": (CompactSettings, _late("compact")),
+    "index export": (ExportSettings, _late("export")),
+    "index push": (PushSettings, _late("push")),
+    "embed": (EmbedSettings, _late("embed")),
+    "search": (SearchSettings, _late("search")),
+    "serve": (ServeSettings, _late("serve")),
 }

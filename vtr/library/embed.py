@@ -18,17 +18,44 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
+from tqdm import tqdm
 
+from vtr.data.decode import Window
+from vtr.data.shards import iterate_samples
 from vtr.errors import UsageError, VtrError
+from vtr.files import write_atomically
+from vtr.library.encode import encode_windows, settings_of, windows_of
 from vtr.library.files import clean_metadata, shown
 from vtr.library.library import Library
-from vtr.library.search import BATCH
-from vtr.library.store import checksum
+from vtr.library.rows import Facts, Failure, Metadata, Span
+from vtr.library.settings import FORMAT, ORIGIN, LibrarySettings
+from vtr.library.store import Store, checksum
 
-_KEPT = ("model", "fingerprint", "width", "window", "stride", "frames")
+if TYPE_CHECKING:
+    from vtr.data.shards import RawSample
+    from vtr.models.base import VideoTextEncoder
+
+
+class _Source(TypedDict, total=False):
+    """What tells whether a shard has changed."""
+
+    shard: str
+    bytes: int
+    modified: float
+
+
+class _Video(TypedDict, total=False):
+    """A sample, as a line of JSON in a file of embeddings."""
+
+    path: str
+    duration: float
+    reason: str | None
+    meta: Metadata
+    bytes: int
+    sha256: str
 
 
 @dataclass(kw_only=True)
@@ -52,7 +79,7 @@ def place() -> tuple[int, int]:
 
 
 def embed(
-    shards: Sequence[str], out: Path, model: Any, *, model_path: str | None, window: float, stride: float
+    shards: Sequence[str], out: Path, model: VideoTextEncoder, *, model_path: str | None, window: float, stride: float
 ) -> EmbedReport:
     """Embed every sample of the shards; shards that are done are skipped, damaged ones left for the next call.
 
@@ -66,17 +93,8 @@ def embed(
         model_path: Written down for the library.
         window, stride: Seconds of a segment and between the starts of two.
     """
-    from tqdm import tqdm
-
     rank, world = place()
-    settings = {
-        "model": model_path,
-        "fingerprint": model.fingerprint(),
-        "width": int(model.config.embed_dim),
-        "window": window,
-        "stride": stride,
-        "frames": int(model.config.video.num_frames),
-    }
+    settings = settings_of(model, model_path, window, stride)
     _begin(out, settings)
     report = EmbedReport()
     names = {shard: _name(shard) for shard in shards}
@@ -94,35 +112,36 @@ def embed(
     return report
 
 
-def _begin(out: Path, settings: dict[str, Any]) -> None:
+def _begin(out: Path, settings: LibrarySettings) -> None:
     path = out / "embeddings.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
             if any(p.suffix == ".npz" for p in out.iterdir()):
                 raise VtrError(f"{out}: embeddings without embeddings.json; choose another folder")
-            partial = out / f"embeddings.json.{os.getpid()}.tmp"
-            partial.write_text(json.dumps(settings, indent=1) + "\n")
-            os.replace(partial, path)
+            with write_atomically(path) as partial:
+                partial.write_text(json.dumps(settings.origin, indent=1) + "\n")
     except OSError as error:
-        raise VtrError(f"--out {out}: cannot be written ({error.strerror})") from error
-    there = read_settings(out)
-    for key in _KEPT[1:]:
-        if there[key] != settings[key]:
-            raise VtrError(f"{out} has {key} {there[key]}, asked for {settings[key]}: choose another folder")
+        raise VtrError(
+            lambda say, why=error.strerror: f"{say.given('out', out)}: cannot be written ({why})"  # type: ignore[misc]
+        ) from error
+    there = read_settings(out).origin
+    for key in ORIGIN[1:]:
+        if there[key] != settings.origin[key]:
+            raise VtrError(f"{out} has {key} {there[key]}, asked for {settings.origin[key]}: choose another folder")
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> LibrarySettings:
     """The content of embeddings.json."""
     try:
         values = json.loads((folder / "embeddings.json").read_text())
-        if not isinstance(values, dict) or not all(k in values for k in _KEPT):
-            raise ValueError(f"expected {', '.join(_KEPT)}")
+        if not isinstance(values, dict) or not all(k in values for k in ORIGIN):
+            raise ValueError(f"expected {', '.join(ORIGIN)}")
+        return LibrarySettings.from_json({**values, "format": FORMAT})
     except FileNotFoundError as error:
         raise VtrError(f"{folder}: no embeddings (no embeddings.json); make them with: vtr embed") from error
     except (OSError, ValueError) as error:
         raise VtrError(f"{folder}/embeddings.json cannot be read ({error})") from error
-    return values
 
 
 def _name(shard: str) -> str:
@@ -131,8 +150,7 @@ def _name(shard: str) -> str:
     return f"{stem}-{hashlib.blake2b(full.encode(), digest_size=6).hexdigest()}.npz"
 
 
-def _facts(shard: str) -> dict[str, Any]:
-    """What tells whether a shard has changed."""
+def _facts(shard: str) -> _Source:
     if "://" in shard:
         return {"shard": shard}
     facts = os.stat(shard)
@@ -147,80 +165,53 @@ def _done(path: Path, shard: str) -> bool:
         return False
 
 
-def _embed_shard(shard: str, path: Path, model: Any, settings: Mapping[str, Any], failed: list[str]) -> int:
-    import torch
-
-    from vtr.data.decode import read_windows
-
+def _embed_shard(shard: str, path: Path, model: VideoTextEncoder, settings: LibrarySettings, failed: list[str]) -> int:
     facts = _facts(shard)
     root = shard if "://" in shard else os.path.abspath(shard)
-    videos: list[dict[str, Any]] = []
-    spans: list[tuple[int, float, float]] = []
-    vectors: list[np.ndarray] = []
-    batch: list[Any] = []
+    videos: list[_Video] = []
     broken: set[int] = set()
 
-    def flush() -> None:
-        if batch:
-            with torch.inference_mode():
-                vectors.append(model.eval().encode_video(torch.stack(batch)).embedding.float().cpu().numpy())
-            batch.clear()
+    def windows() -> Iterator[tuple[int, Window]]:
+        for sample in _samples(shard):
+            own = f"{root}/{sample.key}.{sample.extension or 'none'}"
+            video: _Video = {"path": own, "duration": 0.0, "reason": None, "meta": _meta(sample)}
+            videos.append(video)
+            try:
+                if not sample.media:
+                    raise VtrError(f"{own}: no video or image in the sample")
+                video.update(bytes=len(sample.media), sha256=hashlib.sha256(sample.media).hexdigest())
+                cut = windows_of(sample.media, settings, model)
+                for window in cut:
+                    yield len(videos) - 1, window
+                video["duration"] = cut.duration
+            except VtrError as error:
+                # What came before the damage is left out too: half a video would look like a whole one.
+                broken.add(len(videos) - 1)
+                video.update(reason=str(error).replace("\n", " "), duration=0.0)
+                failed.append(shown(f"{own}: {error}"))
 
-    for sample in _samples(shard):
-        own = f"{root}/{sample.key}.{sample.extension or 'none'}"
-        video: dict[str, Any] = {"path": own, "duration": 0.0, "reason": None, "meta": _meta(sample)}
-        try:
-            if not sample.media:
-                raise VtrError(f"{own}: no video or image in the sample")
-            video.update(bytes=len(sample.media), sha256=hashlib.sha256(sample.media).hexdigest())
-            for window in read_windows(
-                sample.media,
-                window=settings["window"],
-                stride=settings["stride"],
-                frames=settings["frames"],
-                size=model.config.video.image_size,
-                antialias=model.config.antialias,
-            ):
-                spans.append((len(videos), window.start, window.end))
-                batch.append(window.frames)
-                video["duration"] = max(video["duration"], window.end)
-                if len(batch) == BATCH:
-                    flush()
-        except VtrError as error:
-            # What came before the damage is left out too: half a video would look like a whole one.
-            broken.add(len(videos))
-            video.update(reason=str(error).replace("\n", " "), duration=0.0)
-            failed.append(shown(f"{own}: {error}"))
-        videos.append(video)
-    flush()
-    stacked = np.concatenate(vectors) if vectors else np.zeros((0, settings["width"]), np.float32)
-    whole = [i for i, span in enumerate(spans) if span[0] not in broken]
-    stacked, spans = stacked[whole], [spans[i] for i in whole]
-    if not np.isfinite(stacked).all():
-        raise VtrError(f"{shard}: the model gives embeddings that are not finite: is it a trained one?")
-    lines = "\n".join(json.dumps(v, ensure_ascii=False) for v in videos)
+    parts = list(encode_windows(model, windows()))
+    parts = [part for part in parts if part[0] not in broken]  # known only now
     write_part(
         path,
-        vectors=stacked.astype(np.float32),
-        start=np.array([s[1] for s in spans], np.float64),
-        end=np.array([s[2] for s in spans], np.float64),
-        video=np.array([s[0] for s in spans], np.int64),
-        videos=lines,
+        vectors=np.stack([p[2] for p in parts]) if parts else np.zeros((0, settings.width), np.float32),
+        start=np.array([p[1].start for p in parts], np.float64),
+        end=np.array([p[1].end for p in parts], np.float64),
+        video=np.array([p[0] for p in parts], np.int64),
+        videos="\n".join(json.dumps(v, ensure_ascii=False) for v in videos),
         source=facts,
     )
-    return len(spans)
+    return len(parts)
 
 
-def _samples(shard: str) -> Iterator[Any]:
-    from vtr.data.shards import iterate_samples
-
+def _samples(shard: str) -> Iterator[RawSample]:
     try:
         yield from iterate_samples(shard)
     except VtrError as error:
         raise _Damaged(str(error)) from error
 
 
-def _meta(sample: Any) -> dict[str, Any]:
+def _meta(sample: RawSample) -> Metadata:
     values = {k: v for k, v in sample.meta.items() if isinstance(v, str | int | float)}
     if sample.caption:
         values["caption"] = sample.caption
@@ -238,10 +229,9 @@ def write_part(
     end: np.ndarray,
     video: np.ndarray,
     videos: str,
-    source: Mapping[str, Any],
+    source: Mapping[str, object],
 ) -> None:
     """Write the embeddings of one shard atomically; `videos` are JSON lines, the rest as the module says."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     buffer = io.BytesIO()
     texts = {"videos": videos, "source": json.dumps(dict(source))}
     np.savez(
@@ -253,13 +243,9 @@ def write_part(
         **{k: np.frombuffer(v.encode(errors="surrogateescape"), np.uint8) for k, v in texts.items()},  # type: ignore[arg-type]
     )
     try:
-        with partial.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with write_atomically(path) as partial:
+            partial.write_bytes(buffer.getbuffer())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise VtrError(f"{path}: cannot be written ({error.strerror}); shards that are done stay done") from error
 
 
@@ -268,80 +254,78 @@ def build_from(folder: Path, out: Path, *, max_memory: int | None = None, token_
 
     Each file is one transaction: a killed call goes on with the next one.
     """
-    from tqdm import tqdm
-
     settings = read_settings(folder)
     parts = sorted(folder.glob("*.npz"))
     if not parts:
         raise VtrError(f"{folder}: no embeddings yet; run vtr embed until it is done")
-    library = Library.create_from(out, {k: settings[k] for k in _KEPT}, max_memory=max_memory, token_cache=token_cache)
+    library = Library.create_from(out, settings, max_memory=max_memory, token_cache=token_cache)
     often = 0.1 if sys.stderr.isatty() else 30.0
-    with library.store.writing():
-        db = library.store.db
+    store = library.store
+    with store.writing():
         for part in tqdm(parts, desc="index", unit="shard", file=sys.stderr, mininterval=often):
             facts = part.stat()
             own = (facts.st_size, facts.st_mtime)
-            if db.execute("SELECT bytes, modified FROM imports WHERE name = ?", (part.name,)).fetchone() == own:
+            if store.imported(part.name) == own:
                 continue
-            values = _read_part(part, settings["width"])
-            with library.store.change():
-                db.execute("DELETE FROM videos WHERE origin = ?", (part.name,))
-                _import(library, part, values)
-                db.execute("INSERT OR REPLACE INTO imports VALUES (?, ?, ?)", (part.name, *own))
-        library._update_index()
+            values = _read_part(part, settings.width)
+            with store.change():
+                store.begin_import(part.name, *own)
+                _import(store, part, values)
+        library.update_index()
     return library
 
 
-def _read_part(path: Path, width: int) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The content of one file of embeddings, as the module says."""
+
+    vectors: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    video: np.ndarray
+    videos: list[_Video]
+
+
+def _read_part(path: Path, width: int) -> _Part:
     try:
         with np.load(path, allow_pickle=False) as file:
-            values: dict[str, Any] = {k: file[k] for k in ("vectors", "start", "end", "video")}
-            values["videos"] = [
-                json.loads(line) for line in file["videos"].tobytes().decode(errors="replace").splitlines()
-            ]
+            lines = file["videos"].tobytes().decode(errors="replace").splitlines()
+            part = _Part(
+                vectors=np.ascontiguousarray(file["vectors"], np.float32),
+                start=file["start"],
+                end=file["end"],
+                video=file["video"],
+                videos=[json.loads(line) for line in lines],
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise VtrError(f"{path} is damaged ({error}); delete it and run vtr embed again") from error
-    count = len(values["vectors"])
-    if values["vectors"].shape != (count, width) or any(values[k].shape != (count,) for k in ("start", "end", "video")):
+    count = len(part.vectors)
+    if part.vectors.shape != (count, width) or any(v.shape != (count,) for v in (part.start, part.end, part.video)):
         raise VtrError(f"{path}: arrays whose sizes do not fit; delete it and run vtr embed again")
-    if count and (np.diff(values["video"]).min(initial=0) < 0 or values["video"][-1] >= len(values["videos"])):
+    if count and (np.diff(part.video).min(initial=0) < 0 or part.video[-1] >= len(part.videos)):
         raise VtrError(f"{path}: segments without their videos; delete it and run vtr embed again")
-    return values
+    if len({v["path"] for v in part.videos}) < len(part.videos):
+        raise VtrError(f"{path}: two samples of the same key; mend the shard")
+    return part
 
 
-def _rows(values: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """(video, first, last + 1) of the segments of each video."""
-    edges = np.searchsorted(values["video"], np.arange(len(values["videos"]) + 1))
-    for number, video in enumerate(values["videos"]):
-        yield video, int(edges[number]), int(edges[number + 1])
-
-
-def _import(library: Library, part: Path, values: Mapping[str, Any]) -> None:
-    db = library.store.db
-    vectors = np.ascontiguousarray(values["vectors"], np.float32)
-    first = library.store.append(vectors) if len(vectors) else 0
-    next_id = db.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM videos").fetchone()[0]
-    videos, segments, names = [], [], set()
-    start, end = values["start"].tolist(), values["end"].tolist()
-    for number, (video, low, high) in enumerate(_rows(values), next_id):
-        meta = video.get("meta") or None
-        names.update(meta or ())
+def _import(store: Store, path: Path, part: _Part) -> None:
+    first = store.append(part.vectors) if len(part.vectors) else 0
+    edges = np.searchsorted(part.video, np.arange(len(part.videos) + 1)).tolist()
+    start, end = part.start.tolist(), part.end.tolist()
+    for video, low, high in zip(part.videos, edges, edges[1:]):
         reason = video["reason"] or (None if high > low else f"{video['path']}: no segment")
-        text = json.dumps(meta, ensure_ascii=False, sort_keys=True) if meta else None
-        crc = checksum(vectors[low:high])
-        content = video.get("bytes"), video.get("sha256")
-        videos.append((number, video["path"], *content, video["duration"], reason, crc, text, part.name))
-        segments += [(number, start[i], end[i], first + i) for i in range(low, high)]
-    taken = {v[1] for v in videos}
-    if len(taken) < len(videos):
-        raise VtrError(f"{part}: two samples of the same key; mend the shard")
-    try:
-        db.executemany(
-            "INSERT INTO videos (id, path, bytes, sha256, duration, reason, crc, meta, origin) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            videos,
-        )
-    except sqlite3.IntegrityError as error:
-        raise VtrError(f"{part}: a sample is in the library from another file ({error})") from error
-    db.executemany("INSERT INTO segments (video, start, end, row) VALUES (?, ?, ?, ?)", segments)
-    db.executemany("INSERT OR IGNORE INTO columns VALUES (?)", [(n,) for n in names])
+        try:
+            store.insert_video(
+                video["path"],
+                Facts(video.get("bytes"), None, video.get("sha256")),
+                [Span(start[i], end[i]) for i in range(low, high)],
+                first + low,
+                crc=checksum(part.vectors[low:high]),
+                duration=video["duration"],
+                failure=None if reason is None else Failure(reason=reason),
+                metadata=video.get("meta"),
+                origin=path.name,
+            )
+        except sqlite3.IntegrityError as error:
+            raise VtrError(f"{path}: a sample is in the library from another file ({error})") from error

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vtr.errors import VtrError
+from vtr.files import write_atomically
 from vtr.library.library import Library
+from vtr.library.rows import SegmentRow
 from vtr.library.store import day_of
 
 _GROUP = 10_000  # rows of a row group
 
 
-def segments(library: Library, size: int = _GROUP) -> Iterator[tuple[list[tuple[Any, ...]], np.ndarray]]:
-    """Blocks of (id, path, start, end, duration, modified, sha256, metadata as JSON), and their vectors (n, w)."""
+def segments(library: Library, size: int = _GROUP) -> Iterator[tuple[list[SegmentRow], np.ndarray]]:
+    """Blocks of segments, and their vectors (n, w)."""
     vectors = library.store.vectors()
-    cursor = library.store.db.execute(
-        "SELECT segments.id, path, start, end, duration, modified, sha256, meta, row FROM segments "
-        "JOIN videos ON videos.id = segments.video ORDER BY segments.id"
-    )
-    while rows := cursor.fetchmany(size):
-        yield [r[:8] for r in rows], np.ascontiguousarray(vectors[[r[8] for r in rows]])
+    for rows in library.store.each_segment(size):
+        yield rows, np.ascontiguousarray(vectors[[r.row for r in rows]])
 
 
 def export(library: Library, out: Path) -> int:
@@ -42,8 +38,7 @@ def export(library: Library, out: Path) -> int:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise VtrError("Parquet needs pyarrow: pip install 'vtr[parquet]'") from error
-    width = library.settings["width"]
-    kept = ("model", "fingerprint", "width", "window", "stride", "frames")
+    width = library.settings.width
     schema = pa.schema(
         [
             ("segment", pa.int64()),
@@ -56,16 +51,14 @@ def export(library: Library, out: Path) -> int:
             ("metadata", pa.string()),
             ("embedding", pa.list_(pa.float32(), width)),
         ],
-        metadata={"vtr": json.dumps({k: library.settings[k] for k in kept})},
+        metadata={"vtr": json.dumps(library.settings.origin)},
     )
-    partial = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    count = 0
 
-    def write() -> int:
+    def write(partial: Path) -> int:
         written = 0
         with pq.ParquetWriter(partial, schema) as writer:
             for rows, vectors in segments(library):
-                columns = [pa.array(c, f.type) for c, f in zip(zip(*_days(rows)), schema)]
+                columns = [pa.array(c, f.type) for c, f in zip(zip(*map(_values, rows)), schema)]
                 flat = pa.array(vectors.reshape(-1))
                 writer.write_table(
                     pa.Table.from_arrays([*columns, pa.FixedSizeListArray.from_arrays(flat, width)], schema=schema)
@@ -74,13 +67,13 @@ def export(library: Library, out: Path) -> int:
         return written
 
     try:
-        count = library._read(write)
-        os.replace(partial, out)
+        with write_atomically(out) as partial:
+            return library.read(lambda: write(partial))
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise VtrError(f"--out {out}: cannot be written ({error.strerror or error})") from error
-    return count
+        raise VtrError(
+            lambda say, why=error.strerror or error: f"{say.given('out', out)}: cannot be written ({why})"  # type: ignore[misc]
+        ) from error
 
 
-def _days(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    return [(*r[:5], day_of(r[5]), *r[6:]) for r in rows]
+def _values(r: SegmentRow) -> tuple[object, ...]:
+    return r.id, r.path, r.start, r.end, r.duration, day_of(r.modified), r.sha256, r.meta

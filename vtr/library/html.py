@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from PIL import Image
+
+from vtr.data.decode import read_moment
 from vtr.errors import VtrError
+from vtr.files import write_atomically
 from vtr.library.files import media_source, shown
 
 if TYPE_CHECKING:
@@ -51,25 +55,26 @@ def write_contact_sheet(path: str | Path, answers: Sequence[tuple[str, Sequence[
     Raises:
         VtrError: The file cannot be written.
     """
-    model = library.settings.get("model") or "of no stored path"
+    model = library.settings.model or "of no stored path"
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>{_text(answers[0][0] if answers else 'no query')} - vtr</title><style>{_STYLE}</style></head><body>",
         f"<header>{_text(_place(library))}<br>model {_text(str(model))} "
-        f"({_text(str(library.settings['fingerprint'])[:12])})</header><main>",
+        f"({_text(library.settings.fingerprint[:12])})</header><main>",
     ]
     for query, hits in answers:
         cards = "<ol>" + "".join(map(_card, hits)) + "</ol>" if hits else "<p class=none>Nothing found.</p>"
         parts.append(f"<section><h2>{_text(query)}</h2>{cards}</section>")
     parts.append("</main></body></html>")
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        partial.write_text("\n".join(parts) + "\n", encoding="utf-8", errors="backslashreplace")
-        os.replace(partial, path)
+        with write_atomically(path) as partial:
+            partial.write_text("\n".join(parts) + "\n", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise VtrError(f"--html {path}: cannot be written ({error.strerror})") from error
+        raise VtrError(
+            lambda say, why=error.strerror: f"{say.given('html', path)}: cannot be written ({why})"  # type: ignore[misc]
+        ) from error
 
 
 def _place(library: Searcher) -> str:
@@ -102,18 +107,14 @@ def _card(hit: Hit) -> str:
 
 def _frames(hit: Hit) -> list[str]:
     """The middle frame of the moment, then one before and one after it; data: addresses of JPEG pictures."""
-    from PIL import Image
-
-    from vtr.data.decode import read_frames
-    from vtr.data.sampling import middle_frames
-
     still = hit.end <= hit.start
     try:
-        clip = read_frames(
+        clip = read_moment(
             media_source(hit.path),
-            lambda n: middle_frames(n, 3),
+            3,
             start=None if still else hit.start,
             end=None if still else hit.end,
+            least=480,
         )
     except (VtrError, OSError, ValueError):
         return []

@@ -17,11 +17,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from vtr.errors import UsageError, VtrError
+from vtr.files import write_atomically
+from vtr.library.index_types import TYPES, Description, index_type
+
+if TYPE_CHECKING:
+    import faiss
 
 EXACT_UP_TO = 50_000  # segments; exact search of 512-d vectors takes about 5 ms on two cores there
 TAIL_UP_TO = 25_000  # segments behind an index before they are put into it
@@ -37,15 +42,10 @@ _MAGIC = b"vtrindex"
 
 @dataclass
 class Index:
-    """index.faiss in memory or mapped, with its description.
+    """index.faiss in memory or mapped, with its description."""
 
-    The description's keys: type, count (segments), last (the highest segment id it may hold), lists, nprobe, refine
-    (IVF-PQ: candidates for each hit that are re-scored exactly), code_bytes, trained_on (segments when it was trained),
-    recall_at_10, measured_on (segments when recall was measured), generation.
-    """
-
-    faiss: Any
-    description: dict[str, Any]
+    faiss: faiss.IndexIVF
+    description: Description
 
 
 def default_memory() -> int:
@@ -68,26 +68,21 @@ def parse_size(text: str) -> int:
     raise UsageError(f"{text!r} is no size: expected as in 512M or 4G")
 
 
-def plan(count: int, width: int, max_memory: int) -> dict[str, Any]:
-    """Type and sizes of the index for `count` vectors, within `max_memory` bytes while it is built and searched.
-
-    IVF-flat keeps the vectors themselves (its lists grow by doubling: twice the size while it is built). Where that
-    does not fit, IVF-PQ keeps codes of the largest size that takes no more than a third of the memory; hits are
-    re-scored from the memory-mapped file of vectors.
-    """
+def plan(count: int, width: int, max_memory: int) -> Description:
+    """Type and sizes of the index for `count` vectors, within `max_memory` bytes while it is built and searched."""
     if count <= EXACT_UP_TO:
         return {"type": "flat"}
-    lists = max(1, int(2 * count**0.5))
-    if 2 * count * width * 4 <= max_memory:
-        return {"type": "ivf-flat", "lists": lists}
-    sizes = [width // part for part in (4, 8, 16, 32) if width % part == 0] or [1]
-    fitting = [size for size in sizes if 2 * count * (size + 8) <= max_memory // 3 * 2]
-    if not fitting:
-        need = 3 * count * (sizes[-1] + 8)
-        raise VtrError(
-            f"--max-memory {max_memory >> 20}M is too little for an index of {count} segments: at least {(need >> 20) + 1}M"
+    for kind in TYPES.values():
+        found = kind.sizes(count, width, max_memory)
+        if found is not None:
+            return {**found, "lists": max(1, int(2 * count**0.5))}
+    need = (min(kind.least(count, width) for kind in TYPES.values()) >> 20) + 1
+    raise VtrError(
+        lambda say: (
+            f"{say.given('max_memory', f'{max_memory >> 20}M')} is too little for an index of {count} segments: "
+            f"at least {need}M"
         )
-    return {"type": "ivf-pq", "lists": lists, "code_bytes": fitting[0]}
+    )
 
 
 def build(vectors: np.ndarray, pairs: np.ndarray, *, max_memory: int | None = None) -> Index:
@@ -105,14 +100,8 @@ def build(vectors: np.ndarray, pairs: np.ndarray, *, max_memory: int | None = No
     described = plan(count, width, budget)
     random = np.random.default_rng(0)
     size = int(min(count, SAMPLE_OF_LIST * described["lists"], max(1024, budget // 4 // (width * 4))))
-    lists = described["lists"] = max(1, min(described["lists"], size // 16))
-    coarse = faiss.IndexFlatIP(width)
-    index: Any
-    if described["type"] == "ivf-flat":
-        index = faiss.IndexIVFFlat(coarse, width, lists, faiss.METRIC_INNER_PRODUCT)
-    else:
-        index = faiss.IndexIVFPQ(coarse, width, lists, described["code_bytes"], 8, faiss.METRIC_INNER_PRODUCT)
-        index.pq.cp.min_points_per_centroid = 1
+    described["lists"] = max(1, min(described["lists"], size // 16))
+    index = index_type(described["type"]).make(faiss.IndexFlatIP(width), width, described)
     index.cp.niter = ITERATIONS
     index.cp.min_points_per_centroid = 1  # a smaller sample is the memory's wish: no warning
     on_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0
@@ -135,18 +124,19 @@ def extend(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
     index.description["count"] = int(index.faiss.ntotal)
 
 
-def ids_of(index: Any) -> np.ndarray:
+def ids_of(index: faiss.IndexIVF) -> np.ndarray:
     """All ids (n,) in an IVF index, in no order."""
     import faiss
 
     lists = index.invlists
+    assert lists is not None
     parts = []
     for number in range(index.nlist):
         size = lists.list_size(number)
         if size:
             pointer = lists.get_ids(number)
             parts.append(faiss.rev_swig_ptr(pointer, size).copy())
-            lists.release_ids(number, pointer)
+            lists.release_ids(number, pointer)  # type: ignore[attr-defined]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
@@ -176,7 +166,7 @@ def tune(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
     queries = _taken(vectors, pairs[picks[0], 1]) + _taken(vectors, pairs[random.permutation(picks[1]), 1])
     top = min(10, len(pairs))
     truth = pairs[exact(queries, vectors, pairs[:, 1], top)[1], 0]
-    lists, coded = index.faiss.nlist, index.description["type"] == "ivf-pq"
+    lists, coded = index.faiss.nlist, not index_type(index.description["type"]).exact
     index.faiss.parallel_mode = 0  # many queries: a thread for each
     probes, refine, recalls = 1, 1, np.zeros(2)
     while True:
@@ -192,9 +182,8 @@ def tune(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
         if recalls.min() >= RECALL or probes >= lists:
             break
         probes = min(2 * probes, lists)
-    index.description.update(
-        nprobe=probes, refine=refine, recall_at_10=round(float(recalls[1]), 4), measured_on=len(pairs)
-    )
+    chosen: Description = {"nprobe": probes, "refine": refine, "recall_at_10": round(float(recalls[1]), 4)}
+    index.description.update({**chosen, "measured_on": len(pairs)})
 
 
 def _rescored(
@@ -278,21 +267,20 @@ def write(index: Index, path: Path) -> None:
     """
     import faiss
 
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        faiss.write_index(index.faiss, str(partial))
-        size, crc = partial.stat().st_size, _crc(partial)
-        text = json.dumps({**index.description, "crc": crc}).encode()
-        with partial.open("ab") as file:
-            file.write(text + struct.pack("<QQ8s", size, len(text), _MAGIC))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with write_atomically(path) as partial:
+            faiss.write_index(index.faiss, str(partial))
+            size, crc = partial.stat().st_size, _crc(partial)
+            text = json.dumps({**index.description, "crc": crc}).encode()
+            with partial.open("ab") as file:
+                file.write(text + struct.pack("<QQ8s", size, len(text), _MAGIC))
     except (RuntimeError, OSError) as error:  # FAISS raises RuntimeError when the disk is full
-        partial.unlink(missing_ok=True)
+        said = str(error).splitlines()[-1][-200:]
         raise VtrError(
-            f"{path} cannot be written ({str(error).splitlines()[-1][-200:]}); the vectors are safe and searched "
-            "exactly, make room and call: vtr index compact"
+            lambda say: (
+                f"{path} cannot be written ({said}); the vectors are safe and searched exactly, "
+                f"make room and call: {say.call('index compact')}"
+            )
         ) from error
 
 
@@ -305,7 +293,7 @@ def _crc(path: Path, size: int | None = None) -> int:
     return crc
 
 
-def describe(path: Path) -> dict[str, Any] | None:
+def describe(path: Path) -> Description | None:
     """The description in index.faiss; None where the file is missing, cut short or none of ours."""
     try:
         with path.open("rb") as file:
@@ -318,10 +306,14 @@ def describe(path: Path) -> dict[str, Any] | None:
             described = json.loads(file.read(length))
     except (OSError, ValueError, struct.error):
         return None
-    return {**described, "bytes": size} if isinstance(described, dict) else None
+    if not isinstance(described, dict) or described.get("type") not in TYPES:
+        return None  # of a kind that this vtr does not know: as if there were none
+    known = cast(Description, described)
+    known["bytes"] = size
+    return known
 
 
-def intact(path: Path, described: dict[str, Any]) -> bool:
+def intact(path: Path, described: Description) -> bool:
     """Whether the bytes of index.faiss are those that were written."""
     try:
         return _crc(path, described["bytes"]) == described.get("crc")
@@ -344,13 +336,14 @@ def read(path: Path, *, mapped: bool = True) -> Index | None:
         return None
     try:
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
-        index: Any = faiss.read_index(str(path), flags)
+        index = faiss.read_index(str(path), flags)
     except (RuntimeError, MemoryError):
         return None
+    assert isinstance(index, faiss.IndexIVF)
     if mapped:
         # FAISS starts threads to read ahead; for one query at a time that costs ten times what it saves.
-        lists: Any = faiss.downcast_InvertedLists(index.invlists)
-        lists.prefetch_nthread = 0
+        lists = faiss.downcast_InvertedLists(index.invlists)  # type: ignore[arg-type]
+        lists.prefetch_nthread = 0  # type: ignore[attr-defined]
     index.nprobe = described["nprobe"]
     index.parallel_mode = 1  # one query: its lists are shared among the threads
     return Index(index, described)
@@ -422,7 +415,7 @@ class Snapshot:
     ) -> tuple[np.ndarray, np.ndarray]:
         import faiss
 
-        chosen: Any = None
+        chosen: faiss.IDSelector | None = None
         inside, lists = base.faiss.ntotal, base.faiss.nlist
         possible = inside
         if allowed is not None:
@@ -445,7 +438,7 @@ class Snapshot:
             if len(ids) == wanted or probes == lists:
                 break
             probes *= 4
-        if base.description["type"] == "ivf-pq":
+        if not index_type(base.description["type"]).exact:
             rows = rows_of(ids)
             ids, rows = ids[rows >= 0], rows[rows >= 0]
             scores = self.vectors[rows] @ query[0]

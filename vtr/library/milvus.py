@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from vtr.errors import UsageError, VtrError
 from vtr.library.export import segments
+from vtr.library.found import Found
 from vtr.library.library import Library
-from vtr.library.search import Found, Searcher
+from vtr.library.rows import SegmentRow
+from vtr.library.search import Searcher
+from vtr.library.settings import FORMAT, ORIGIN, LibrarySettings
 from vtr.library.store import folded
 from vtr.library.tokens import TokenCache
 from vtr.library.where import Joined, Node, Not, interval
@@ -30,7 +34,6 @@ _BATCH = 500  # segments of an upsert: gRPC messages are at most 64 MB
 _LIMIT = 16_384  # the most hits Milvus gives
 _NO_DATE = -1e18
 _FIELDS = ["path", "start", "end", "duration", "meta"]
-_SETTINGS = ("model", "fingerprint", "width", "window", "stride", "frames")
 
 
 def is_address(text: str | Path) -> bool:
@@ -84,7 +87,7 @@ def _settings_of(client: Any, uri: str, name: str) -> dict[str, Any] | None:
     described = _call(uri, lambda: client.describe_collection(name))
     try:
         values = json.loads(described.get("description") or described.get("properties", {})["vtr"])["vtr"]
-        if not all(k in values for k in _SETTINGS):
+        if not all(k in values for k in ORIGIN):
             raise ValueError
     except (ValueError, KeyError, TypeError) as error:
         raise VtrError(f"{uri}: the collection {name} is not a library of vtr; choose another name") from error
@@ -102,11 +105,9 @@ def push(library: Library, address: str) -> dict[str, int]:
     Raises:
         VtrError: The server cannot be reached, or the collection holds something else.
     """
-    from tqdm import tqdm
-
     uri, name = _parsed(address)
     client = _connected(uri)
-    own = {**{k: library.settings[k] for k in _SETTINGS}, "id": library.settings.get("id")}
+    own = {**{k: getattr(library.settings, k) for k in ORIGIN}, "id": library.settings.id}
     there = _settings_of(client, uri, name)
     if there is None:
         _call(uri, lambda: _create(client, uri, name, own))
@@ -124,7 +125,7 @@ def push(library: Library, address: str) -> dict[str, int]:
             for rows, vectors in segments(library, _BATCH):
                 for row, vector in zip(rows, vectors):
                     entity = _entity(row, vector)
-                    if stamps.pop(row[0], None) == entity["stamp"]:
+                    if stamps.pop(row.id, None) == entity["stamp"]:
                         counts["unchanged"] += 1
                     else:
                         batch.append(entity)
@@ -135,7 +136,7 @@ def push(library: Library, address: str) -> dict[str, int]:
                 bar.update(len(rows))
         return total
 
-    library._read(send)
+    library.read(send)
     gone = list(stamps)
     for start in range(0, len(gone), _BATCH):
         part = gone[start : start + _BATCH]
@@ -168,24 +169,24 @@ def _create(client: Any, uri: str, name: str, settings: dict[str, Any]) -> None:
     client.create_collection(name, schema=schema, index_params=index, properties=properties)
 
 
-def _entity(row: tuple[Any, ...], vector: np.ndarray) -> dict[str, Any]:
-    segment, path, start, end, duration, modified, _, meta = row
-    values = json.loads(meta) if meta else {}
+def _entity(row: SegmentRow, vector: np.ndarray) -> dict[str, object]:
+    values = row.metadata
     texts = {k: v for k, v in values.items() if isinstance(v, str)}
+    stamp = (row.path, row.start, row.end, row.duration, row.modified, row.meta)
     return {
-        "id": segment,
+        "id": row.id,
         "vector": vector.tolist(),
-        "path": path,
-        "path_folded": folded(path),
-        "start": start,
-        "end": end,
-        "duration": duration,
-        "modified": _NO_DATE if modified is None else modified,
+        "path": row.path,
+        "path_folded": folded(row.path),
+        "start": row.start,
+        "end": row.end,
+        "duration": row.duration,
+        "modified": _NO_DATE if row.modified is None else row.modified,
         "meta": values,
         "numbers": {k: float(v) for k, v in values.items() if k not in texts},
         "texts": texts,
-        "texts_folded": {k: folded(v) for k, v in texts.items()},
-        "stamp": zlib.crc32(repr((path, start, end, duration, modified, meta)).encode(errors="surrogateescape")),
+        "texts_folded": {k: folded(str(v)) for k, v in texts.items()},
+        "stamp": zlib.crc32(repr(stamp).encode(errors="surrogateescape")),
     }
 
 
@@ -221,7 +222,11 @@ def to_milvus(node: Node) -> str:
         return f"({node.column} {sign} {_literal(node.value)})"
     if sign == "~":
         if re.search(r"[%_\\]", str(node.value)):
-            raise UsageError(f"--where: on Milvus, {node.column} ~ cannot look for % _ or \\ ({node.value!r})")
+            raise UsageError(
+                lambda say: (
+                    f"{say.name('where')}: on Milvus, {node.column} ~ cannot look for % _ or \\ ({node.value!r})"
+                )
+            )
         column, test = f"texts_folded[{_quoted(node.column)}]", f"like {_like(str(node.value))}"
     else:
         kind = "texts" if isinstance(node.value, str) else "numbers"
@@ -276,8 +281,8 @@ class MilvusLibrary(Searcher):
         if settings is None:
             raise VtrError(f"{self._uri} has no collection {self._name}; make it with: vtr index push LIBRARY --to …")
         _call(self._uri, lambda: self._client.load_collection(self._name))
-        self.settings = settings
-        self._model, self._model_path = None, settings["model"]
+        self.settings = LibrarySettings.from_json({"format": FORMAT, **settings})
+        self._model, self._model_path = None, self.settings.model
         self._cache = TokenCache()
         if isinstance(model, str | Path):
             self._model_path = str(model)

@@ -5,21 +5,31 @@ w width of the embedding, T frames, S pixels.
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from vtr.errors import UsageError, VtrError
-from vtr.library.files import media_source, shown
+from vtr.library.files import shown
+from vtr.library.found import Found
+from vtr.library.rows import Metadata, Value
+from vtr.library.settings import LibrarySettings
 from vtr.library.tokens import TokenCache
 from vtr.library.where import Node, parse
 
-BATCH = 16  # windows that are encoded together
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from torch import Tensor
+
+    from vtr.models.base import TextFeatures, VideoTextEncoder
+
+    Example = str | Path | bytes | Tensor
+
 MINUS = 0.5  # weight of what is not wanted: with 1 little but the difference would be left
 _MOST = 1000  # hits of one query; more is an export
 
@@ -51,28 +61,14 @@ class Hit:
     similarity: float = 0.0
     reranked: bool = False
     moment: int = 1
-    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
-
-
-class Found(NamedTuple):
-    """A segment on its way to become a hit."""
-
-    score: float
-    similarity: float
-    reranked: bool
-    segment: int
-    path: str
-    start: float
-    end: float
-    duration: float
-    metadata: dict[str, Any]
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
 
 class Query(NamedTuple):
     """What is looked for: a vector (1, w), and the texts with their weights for the cross-modal decoder."""
 
     vector: np.ndarray
-    texts: Any  # TextFeatures, or None
+    texts: TextFeatures | None
     weights: list[float]
 
 
@@ -84,9 +80,9 @@ class Searcher(ABC):
         settings: The content of library.json.
     """
 
-    path: Any
-    settings: dict[str, Any]
-    _model: Any
+    path: Path | str
+    settings: LibrarySettings
+    _model: VideoTextEncoder | None
     _model_path: str | None
     _cache: TokenCache | None
 
@@ -111,18 +107,19 @@ class Searcher(ABC):
     # -- the model ----------------------------------------------------------------------------------------------------
 
     @property
-    def model(self) -> Any:
+    def model(self) -> VideoTextEncoder:
         """The model, loaded on first use."""
         if self._model is None:
             if not self._model_path:
-                raise VtrError(f"{self.path} does not say where its model is: name it with --model")
-            import vtr.models.load
-
-            self._accept(vtr.models.load.load(self._model_path))
+                raise VtrError(
+                    lambda say: f"{self.path} does not say where its model is: name it with {say.name('model')}"
+                )
+            self._accept(_encoding().load_encoder(self._model_path))
+        assert self._model is not None
         return self._model
 
-    def _accept(self, model: Any) -> None:
-        own, given = self.settings["fingerprint"], model.fingerprint()
+    def _accept(self, model: VideoTextEncoder) -> None:
+        own, given = self.settings.fingerprint, model.fingerprint()
         if own != given:
             raise VtrError(
                 f"{self.path} was made with another model ({own[:12]}, this one is {given[:12]}): use that one, "
@@ -130,16 +127,9 @@ class Searcher(ABC):
             )
         self._model = model
 
-    def encoded(self, batch: Sequence[Any]) -> np.ndarray:
+    def encoded(self, batch: Sequence[Tensor]) -> np.ndarray:
         """Vectors (n, w) of frames: n uint8 tensors (T, 3, S, S)."""
-        import torch
-
-        model = self.model.eval()  # loaded outside: parameters made in inference mode could never be trained
-        with torch.inference_mode():
-            out = model.encode_video(torch.stack(list(batch))).embedding.float().cpu().numpy()
-        if not np.isfinite(out).all():
-            raise VtrError(f"the model {self._model_path} gives embeddings that are not finite: is it a trained one?")
-        return out
+        return _encoding().encoded(self.model, batch)
 
     def frames_of(
         self,
@@ -148,7 +138,7 @@ class Searcher(ABC):
         end: float | None = None,
         *,
         isolated: bool = False,
-    ) -> Any:
+    ) -> Tensor:
         """The frames that stand for a video or an image, or for a part of it: uint8 tensor (T, 3, S, S).
 
         Args:
@@ -156,20 +146,9 @@ class Searcher(ABC):
             start, end: Seconds.
             isolated: Decode in a bounded process: for files from strangers.
         """
-        from vtr.data.decode import read_frames
-        from vtr.data.sampling import middle_frames
-        from vtr.data.transforms import eval_frames
+        return _encoding().frames_of(source, self.settings, self.model, start, end, isolated=isolated)
 
-        clip = read_frames(
-            source if isinstance(source, bytes) else media_source(str(source)),
-            lambda n: middle_frames(n, self.settings["frames"]),
-            start=start,
-            end=end,
-            isolated=isolated,
-        )
-        return eval_frames(clip.frames, self.model.config.video.image_size, antialias=self.model.config.antialias)
-
-    def segment_frames(self, path: str, start: float, end: float) -> Any:
+    def segment_frames(self, path: str, start: float, end: float) -> Tensor:
         """The frames a segment was embedded from: uint8 tensor (T, 3, S, S)."""
         whole = end <= start
         return self.frames_of(path, None if whole else start, None if whole else end)
@@ -185,7 +164,7 @@ class Searcher(ABC):
         where: str | None = None,
         all_moments: bool = False,
         minus: str | Sequence[str] = (),
-        like: Any = (),
+        like: Example | Sequence[Example] = (),
         more: int | None = None,
         moments: int = 1,
     ) -> list[Hit]:
@@ -210,21 +189,32 @@ class Searcher(ABC):
         """
         texts = [text] if isinstance(text, str) else list(text)
         against = [minus] if isinstance(minus, str) else list(minus)
-        likes = list(like) if isinstance(like, list | tuple) else [like]
+        likes: list[Example] = list(like) if isinstance(like, list | tuple) else [like]  # type: ignore[list-item]
         if texts == [""] and (likes or more is not None):
             texts = []
-        for name, value, least in (("-k", k, 1), ("--rerank", rerank, 0), ("--moments", moments, 1)):
-            if not least <= value <= _MOST:
-                raise UsageError(f"{name} {value}: expected a number from {least} to {_MOST}")
+        _in_range(k=(k, 1), rerank=(rerank, 0), moments=(moments, 1))
         if all_moments and moments > 1:
-            raise UsageError("--all-moments and --moments exclude each other: ranks of their own, or by video")
+            raise UsageError(
+                lambda say: (
+                    f"{say.name('all_moments')} and {say.name('moments')} exclude each other: "
+                    "ranks of their own, or by video"
+                )
+            )
         texts, against = [_words(t) for t in texts], [_words(t) for t in against]
         if not texts and not likes and more is None:
-            raise UsageError("an empty query: ask for something in words, with --like FILE or --more SEGMENT")
+            raise UsageError(
+                lambda say: f"an empty query: ask for something in words, with {say.name('like')} or {say.name('more')}"
+            )
         if rerank and not texts:
-            raise UsageError("--rerank needs a text: the cross-modal decoder compares videos with words")
-        if rerank and not hasattr(self.model, "match"):
-            raise UsageError(f"--rerank {rerank}: {self._model_path} has no cross-modal decoder; leave --rerank out")
+            raise UsageError(
+                lambda say: f"{say.name('rerank')} needs a text: the cross-modal decoder compares videos with words"
+            )
+        if rerank and not self.model.reranks:
+            raise UsageError(
+                lambda say: (
+                    f"{say.given('rerank', rerank)}: {self._model_path} has no cross-modal decoder; leave it out"
+                )
+            )
         condition = None if where is None else parse(where, self.columns())
         if self._nothing():
             return []
@@ -248,10 +238,8 @@ class Searcher(ABC):
     def _nothing(self) -> bool:
         return False
 
-    def _query(self, texts: list[str], against: list[str], likes: list[Any], more: int | None) -> tuple[Query, str]:
+    def _query(self, texts: list[str], against: list[str], likes: list[Example], more: int | None) -> tuple[Query, str]:
         """The query's vector is the mean of what is wanted, less MINUS times the mean of what is not."""
-        import torch
-
         wanted: list[np.ndarray] = []
         unwanted: list[np.ndarray] = []
         features, own = None, ""
@@ -259,12 +247,10 @@ class Searcher(ABC):
             vector, own = self._vector_of(more)
             wanted.append(_unit(vector))
         for source in likes:
-            frames = source if isinstance(source, torch.Tensor) else self.frames_of(source)
+            frames = self.frames_of(source) if isinstance(source, str | Path | bytes) else source
             wanted.append(_unit(self.encoded([frames])[0]))
         if texts or against:
-            model = self.model.eval()
-            with torch.inference_mode():
-                features = model.encode_text([*texts, *against])
+            features = _encoding().encoded_texts(self.model, [*texts, *against])
             vectors = features.embedding.float().cpu().numpy()
             wanted += list(vectors[: len(texts)])
             unwanted += list(vectors[len(texts) :])
@@ -312,73 +298,32 @@ class Searcher(ABC):
         return out
 
     def _reranked(self, query: Query, found: list[Found], top: int) -> list[Found]:
-        """The top ones by the combined score first; those that cannot be looked at again keep their place after them."""
-        import torch
+        from vtr.library.rerank import Reranker
 
-        from vtr.models.base import combined_scores
+        assert query.texts is not None
+        again = Reranker(self.model, query.texts, query.weights, self._cache)
+        return again(found, top, lambda item: self.segment_frames(item.path, item.start, item.end))
 
-        model = self.model
-        head: list[Found] = []
-        rest: list[Found] = []
-        odds: list[Any] = []
 
-        def match(items: list[Found], tokens: Any) -> None:
-            n, total = len(items), torch.zeros(len(items))
-            with torch.inference_mode():
-                for place, weight in enumerate(query.weights):
-                    words, mask = query.texts.tokens[place : place + 1], query.texts.mask[place : place + 1]
-                    logits = model.match(words.expand(n, -1, -1), mask.expand(n, -1), tokens).float().cpu()
-                    total += weight * (logits[:, 1] - logits[:, 0])
-            head.extend(items)
-            odds.append(total)
+def _encoding() -> ModuleType:
+    """The part that needs torch and decoders: `vtr index info` and the like start without them."""
+    from vtr.library import encode
 
-        def encode(batch: list[tuple[Found, Any]]) -> None:
-            with torch.inference_mode():
-                tokens = model.encode_video(torch.stack([frames for _, frames in batch])).tokens
-            if self._cache is not None:
-                for (item, _), own in zip(batch, tokens):
-                    self._cache.put(item.segment, own.half().cpu().numpy())
-            match([item for item, _ in batch], tokens)
+    return encode
 
-        known: list[tuple[Found, np.ndarray]] = []
-        batch: list[tuple[Found, Any]] = []
-        for item in found[:top]:
-            kept = self._cache.get(item.segment) if self._cache is not None else None
-            if kept is not None:
-                known.append((item, kept))
-                continue
-            try:
-                batch.append((item, self.segment_frames(item.path, item.start, item.end)))
-            except (VtrError, OSError, ValueError):
-                rest.append(item)  # the file is gone or has changed since it was indexed
-                continue
-            if len(batch) == BATCH:
-                encode(batch)
-                batch = []
-        if batch:
-            encode(batch)
-        # Images have fewer tokens than videos: only equal shapes make a batch.
-        for _, same in itertools.groupby(sorted(known, key=lambda i: i[1].shape), key=lambda i: i[1].shape):
-            group = list(same)
-            for start in range(0, len(group), BATCH):
-                part = group[start : start + BATCH]
-                stacked = torch.from_numpy(np.stack([t for _, t in part])).to(model.device, torch.float32)
-                match([item for item, _ in part], stacked)
-        if self._cache is not None:
-            self._cache.trim()
-        if not head:
-            return found
-        both_odds = torch.cat(odds)
-        logits = torch.stack([torch.zeros_like(both_odds), both_odds], dim=1)
-        both = combined_scores(torch.tensor([i.similarity for i in head]), logits, float(model.temp.detach()))
-        first = [head[i]._replace(score=float(both[i]), reranked=True) for i in both.argsort(descending=True).tolist()]
-        return first + rest + found[top:]
+
+def _in_range(**values: tuple[int, int]) -> None:
+    for name, (value, least) in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+            raise UsageError(
+                lambda say, n=name, v=value, low=least: (  # type: ignore[misc]
+                    f"{say.given(n, v)}: expected a number from {low} to {_MOST}"
+                )
+            )
 
 
 def _words(text: str) -> str:
-    from vtr.data.text import clean_caption
-
-    words = clean_caption(text)
+    words = _encoding().clean_caption(text)
     if not words.strip():
         raise UsageError(f"an empty query ({text!r} has no words): ask for something")
     return words
@@ -389,7 +334,7 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / length if length > 0 else vector
 
 
-def hit_dict(hit: Hit) -> dict[str, Any]:
+def hit_dict(hit: Hit) -> dict[str, Value | Metadata]:
     """A hit as plain values for JSON."""
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(hit).items()}
 

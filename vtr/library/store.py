@@ -4,43 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
+import errno
+import fcntl
 import os
 import shutil
 import sqlite3
+import threading
 import unicodedata
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
 from vtr.errors import VtrError
+from vtr.library.records import LATER, SCHEMA, Records
 
-# Segment ids are never used twice (AUTOINCREMENT), so an id from an old index never means another moment.
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS videos (
-    id INTEGER PRIMARY KEY, path TEXT UNIQUE NOT NULL, bytes INTEGER, modified REAL, sha256 TEXT,
-    duration REAL, reason TEXT, crc INTEGER, meta TEXT, origin TEXT
-);
-CREATE TABLE IF NOT EXISTS segments (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, video INTEGER NOT NULL REFERENCES videos(id) ON DELETE CASCADE,
-    start REAL NOT NULL, end REAL NOT NULL, row INTEGER NOT NULL
-);
-CREATE INDEX IF NOT EXISTS segments_of ON segments(video);
-CREATE INDEX IF NOT EXISTS videos_by_content ON videos(sha256);
-CREATE INDEX IF NOT EXISTS videos_by_origin ON videos(origin) WHERE origin IS NOT NULL;
-CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS imports (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, modified REAL NOT NULL);
-"""
 _ROOM = 64 << 10  # bytes that SQLite needs for the locks beside a database
-_LATER = {"crc": "INTEGER", "meta": "TEXT", "origin": "TEXT"}  # columns of `videos` that older libraries lack
 
 
-class Store:
-    """The files of one library folder.
+class MissingVectors(VtrError):
+    """The file of vectors is not there: lost, or replaced by a compaction that has just been committed."""
+
+
+class Replaced(VtrError):
+    """Another library has taken the place of the one that is open."""
+
+
+class _Connection:
+    """One thread's connection, closed with the thread or with the store."""
+
+    def __init__(self, db: sqlite3.Connection, *, frozen: bool) -> None:
+        self.db, self.frozen = db, frozen
+
+    def __del__(self) -> None:
+        self.db.close()
+
+
+class Store(Records):
+    """The files of one library folder. Each thread has a connection of its own; one thread at a time writes.
 
     Args:
         folder: The library.
@@ -49,56 +52,99 @@ class Store:
     """
 
     def __init__(self, folder: Path, width: int, *, create: bool = False) -> None:
-        self.folder, self.width = folder, width
-        path = folder / "library.db"
-        if not create and not path.is_file():
+        self.folder, self.width, self._create = folder, width, create
+        self._own = threading.local()
+        self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._writer = threading.RLock()
+        self._closed = False
+        if not create and not self._file.is_file():
             raise VtrError(f"{folder}: library.db is missing; restore it, or build the library in another folder")
-        self._frozen = False  # opened as a file that nobody changes
+        self._connection()
+        self._create = False
+        self._inode = _inode(self._file)
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "library.db"
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        return self._connection().db
+
+    def close(self) -> None:
+        """Let go of all connections, those of other threads too; the store cannot be used afterwards."""
+        self._closed = True
+        for connection in list(self._all):
+            connection.db.close()
+
+    def check_place(self) -> None:
+        """Replaced where the folder holds another database than the one that is open."""
+        if _inode(self._file) != self._inode:
+            raise Replaced(f"{self.folder} was replaced by another library since it was opened: open it again")
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def _connection(self) -> _Connection:
+        if self._closed:
+            raise VtrError(f"{self.folder}: the library was closed: open it again")
+        found: _Connection | None = getattr(self._own, "connection", None)
+        if found is None:
+            found = self._own.connection = self._opened()
+            self._all.add(found)
+        return found
+
+    def _opened(self) -> _Connection:
         try:
-            if os.access(folder, os.W_OK) and os.access(path if path.exists() else folder, os.W_OK):
+            if os.access(self.folder, os.W_OK) and os.access(
+                self._file if self._file.exists() else self.folder, os.W_OK
+            ):
                 try:
-                    self._open_writable()
+                    opened = self._open_writable()
                 except sqlite3.OperationalError:
-                    if create or self._pending() or shutil.disk_usage(folder).free >= _ROOM:
+                    if self._create or self._pending() or shutil.disk_usage(self.folder).free >= _ROOM:
                         raise
-                    self._open_read_only()  # a full disk: searching needs no room
+                    opened = self._open_read_only()  # a full disk: searching needs no room
             else:
-                self._open_read_only()
-            if lacking := self._lacking():
+                opened = self._open_read_only()
+            if lacking := _lacking(opened.db):
                 raise VtrError(
-                    f"{path} is of an older vtr (no column {', '.join(lacking)}): open it once where it can be written"
+                    f"{self._file} is of an older vtr (no column {', '.join(lacking)}): open it once where it can be "
+                    "written"
                 )
+            return opened
         except sqlite3.DatabaseError as error:
-            if shutil.disk_usage(folder).free < _ROOM:
+            if shutil.disk_usage(self.folder).free < _ROOM:
                 raise VtrError(
-                    f"{path} cannot be opened ({error}): the disk is full, make room and call again"
+                    f"{self._file} cannot be opened ({error}): the disk is full, make room and call again"
                 ) from error
-            raise VtrError(f"{path} cannot be opened ({error}); restore it, or build the library anew") from error
+            raise VtrError(
+                f"{self._file} cannot be opened ({error}); restore it, or build the library anew"
+                if is_damage(error)
+                else f"{self._file} cannot be opened ({error})"
+            ) from error
 
-    def _open_writable(self) -> None:
-        self.db = sqlite3.connect(self.folder / "library.db", timeout=30)
-        self.db.execute("PRAGMA journal_mode=WAL")
-        self.db.execute("PRAGMA foreign_keys=ON")
-        self._migrate()
-        self.db.executescript(_SCHEMA)
-        self._prepare()
+    def _open_writable(self) -> _Connection:
+        # Any thread may close what this one opens.
+        db = sqlite3.connect(self._file, timeout=30, check_same_thread=False)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA foreign_keys=ON")
+        _migrate(db)
+        db.executescript(SCHEMA)
+        return _prepared(db, frozen=False)
 
-    def _prepare(self) -> None:
-        self.db.create_function("contains", 2, _contains, deterministic=True)
-        self.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM videos LIMIT 1)").fetchone()
-
-    def _open_read_only(self) -> None:
+    def _open_read_only(self) -> _Connection:
         """In a place where SQLite cannot make the lock files that it otherwise needs beside the database.
 
         Those of a writer, who may be at work under another name, serve; without one the database is a file like others.
         """
-        uri = f"{(self.folder / 'library.db').resolve().as_uri()}?mode=ro"
-        self._frozen = not self._pending()
-        self.db = sqlite3.connect(uri + ("&immutable=1" if self._frozen else ""), timeout=30, uri=True)
+        uri = f"{self._file.resolve().as_uri()}?mode=ro"
+        frozen = not self._pending()
+        db = sqlite3.connect(uri + ("&immutable=1" if frozen else ""), timeout=30, uri=True, check_same_thread=False)
         try:
-            self._prepare()
+            return _prepared(db, frozen=frozen)
         except sqlite3.OperationalError as error:
-            if self._frozen or not self._pending():
+            if frozen or not self._pending():
                 raise
             raise VtrError(
                 f"{self.folder}: library.db-wal holds what a stopped writer left, which cannot be put into library.db "
@@ -112,42 +158,19 @@ class Store:
         except OSError:
             return False
 
-    def _lacking(self) -> list[str]:
-        known = {r[1] for r in self.db.execute("PRAGMA table_info(videos)")}
-        return [name for name in _LATER if known and name not in known]
-
-    def _migrate(self) -> None:
-        for name in self._lacking():
-            try:
-                self.db.execute(f"ALTER TABLE videos ADD COLUMN {name} {_LATER[name]}")
-            except sqlite3.OperationalError as error:
-                if "duplicate column" not in str(error):  # another process has just added it
-                    raise
-
     # -- transactions -------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the library's writer lock; a second writer gets one clear line."""
-        import fcntl
-
-        try:
-            file: IO[str] = (self.folder / "lock").open("w")
-        except OSError as error:
-            raise VtrError(f"{self.folder}: the library cannot be written ({error.strerror})") from error
-        with file:
+        """Hold the library's writer lock; a writer of another process gets one clear line, one of this process waits."""
+        with self._writer, _locked(self.folder):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise VtrError(
-                    f"{self.folder}: another process is writing to this library; wait for it to end"
-                ) from error
-            try:
+                self.check_place()
                 self._tidy()
                 yield
             except sqlite3.Error as error:
                 raise VtrError(
-                    f"{self.folder}/library.db cannot be written ({error}); what was committed is safe, "
+                    f"{self._file} cannot be written ({error}); what was committed is safe, "
                     "call again once that is mended"
                 ) from error
 
@@ -162,25 +185,29 @@ class Store:
     @contextlib.contextmanager
     def change(self) -> Iterator[None]:
         """One transaction. What it commits counts as a new generation, so that readers notice it."""
-        with self.db:
-            self.db.execute("BEGIN IMMEDIATE")
+        with self.db as db:
+            db.execute("BEGIN IMMEDIATE")
             yield
             self._count("generation", self.generation() + 1)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """One view of the database, whatever is committed meanwhile. May be nested."""
-        if self.db.in_transaction:
+        connection = self._connection()
+        if connection.db.in_transaction:
             yield
             return
-        if self._frozen and self._pending():  # a writer has come
-            self.db.close()
-            self._open_read_only()
-        self.db.execute("BEGIN")
+        self.check_place()
+        if connection.frozen and self._pending():  # a writer has come
+            del self._own.connection
+            connection.db.close()
+            connection = self._connection()
+        db = connection.db
+        db.execute("BEGIN")
         try:
             yield
         finally:
-            self.db.rollback()
+            db.rollback()
 
     def _count(self, name: str, value: int) -> None:
         self.db.execute("INSERT OR REPLACE INTO counters VALUES (?, ?)", (name, value))
@@ -188,77 +215,16 @@ class Store:
     def _counter(self, name: str) -> int | None:
         try:
             found = self.db.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
-        except sqlite3.OperationalError as error:  # a read-only library of before there were counters
-            if "no such table" not in str(error):
+        except sqlite3.OperationalError:
+            # A read-only library of before there were counters.
+            if self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'counters'").fetchone():
                 raise
             found = None
         return int(found[0]) if found else None
 
-    # -- what is there ------------------------------------------------------------------------------------------------
-
     def generation(self) -> int:
         """Grows with every committed change."""
         return self._counter("generation") or 0
-
-    def segments(self) -> int:
-        """Number of live segments."""
-        return int(self.db.execute("SELECT COUNT(*) FROM segments").fetchone()[0])
-
-    def empty(self) -> bool:
-        """Whether there is no segment."""
-        return self.db.execute("SELECT 1 FROM segments LIMIT 1").fetchone() is None
-
-    def pairs(self, after: int = 0, condition: str = "", values: Sequence[object] = ()) -> np.ndarray:
-        """Ids and rows (n, 2) int64 of segments with ids above `after`, by id.
-
-        Args:
-            after: 0 gives all.
-            condition, values: An SQL condition over `segments` and `videos`, and its parameters.
-        """
-        if condition:
-            sql = "SELECT segments.id, row FROM segments JOIN videos ON videos.id = segments.video"
-            cursor = self.db.execute(f"{sql} WHERE segments.id > ? AND {condition}", (after, *values))
-        else:
-            cursor = self.db.execute("SELECT id, row FROM segments WHERE id > ? ORDER BY id", (after,))
-        # Streamed: ten million pairs are 160 MB, ten million Python tuples well over 1 GB.
-        out = np.fromiter(cursor, dtype=np.dtype((np.int64, 2)))
-        return out[np.argsort(out[:, 0], kind="stable")] if condition else out
-
-    def details(self, ids: Sequence[int]) -> dict[int, tuple[int, str, float, float, float, str | None]]:
-        """(id, path, start, end, duration, metadata) of those segments that exist, by id."""
-        out: dict[int, tuple[int, str, float, float, float, str | None]] = {}
-        for start in range(0, len(ids), 500):
-            part = [int(i) for i in ids[start : start + 500]]
-            marks = ",".join("?" * len(part))
-            rows = self.db.execute(
-                "SELECT segments.id, videos.path, segments.start, segments.end, videos.duration, videos.meta "
-                f"FROM segments JOIN videos ON videos.id = segments.video WHERE segments.id IN ({marks})",
-                part,
-            )
-            out.update((r[0], r) for r in rows)
-        return out
-
-    def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """Row of each segment, -1 where it does not exist (any more)."""
-        rows: dict[int, int] = {}
-        for start in range(0, len(ids), 500):
-            part = [int(i) for i in ids[start : start + 500]]
-            marks = ",".join("?" * len(part))
-            rows.update(self.db.execute(f"SELECT id, row FROM segments WHERE id IN ({marks})", part).fetchall())
-        return np.array([rows.get(int(i), -1) for i in ids], np.int64)
-
-    def columns(self) -> list[str]:
-        """Names of the metadata columns."""
-        try:
-            return [r[0] for r in self.db.execute("SELECT name FROM columns ORDER BY name")]
-        except sqlite3.OperationalError:
-            return []
-
-    def set_meta(self, video: int, values: Mapping[str, Any] | None) -> None:
-        """Replace a video's metadata, within `change`."""
-        text = json.dumps(dict(values), ensure_ascii=False, sort_keys=True) if values else None
-        self.db.execute("UPDATE videos SET meta = ? WHERE id = ?", (text, video))
-        self.db.executemany("INSERT OR IGNORE INTO columns VALUES (?)", [(n,) for n in values or ()])
 
     # -- vectors ------------------------------------------------------------------------------------------------------
 
@@ -289,6 +255,7 @@ class Store:
         if data.ndim != 2 or data.shape[1] != self.width:
             raise VtrError(f"vectors of shape {data.shape} do not fit a library of width {self.width}")
         path = self.vectors_file()
+        self.check_place()
         try:
             new = not path.exists()
             with path.open("w+b" if new else "r+b") as file:
@@ -360,8 +327,56 @@ class Store:
         return old_size - len(pairs) * self.width * 4
 
 
-class MissingVectors(VtrError):
-    """The file of vectors is not there: lost, or replaced by a compaction that has just been committed."""
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file itself is wrong, and not the moment: a lock, a full disk, a lost permission."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _prepared(db: sqlite3.Connection, *, frozen: bool) -> _Connection:
+    db.create_function("contains", 2, _contains, deterministic=True)
+    db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM videos LIMIT 1)").fetchone()
+    return _Connection(db, frozen=frozen)
+
+
+def _lacking(db: sqlite3.Connection) -> list[str]:
+    known = {r[1] for r in db.execute("PRAGMA table_info(videos)")}
+    return [name for name in LATER if known and name not in known]
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    for name in _lacking(db):
+        try:
+            db.execute(f"ALTER TABLE videos ADD COLUMN {name} {LATER[name]}")
+        except sqlite3.OperationalError:
+            if name in _lacking(db):  # else another process has just added it
+                raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise VtrError(f"{folder}: the library cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                raise VtrError(f"{folder}: another process is writing to this library; wait for it to end") from error
+            raise VtrError(
+                f"{folder}: this file system gives no lock ({error.strerror}), so two writers could not be kept apart; "
+                "keep the library on a local disk, or mend the mount (NFS needs its lock service)"
+            ) from error
+        yield
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vtr.files import write_atomically
+
 _IN_MEMORY = 256 << 20  # bytes of tokens that a process keeps
 
 
@@ -52,15 +54,12 @@ class TokenCache:
         self._remember(segment, tokens)
         if self.folder is None or not self.limit:
             return
-        partial = self.folder / f"{segment}.{os.getpid()}.tmp"
         try:
             self.folder.mkdir(exist_ok=True)
-            with partial.open("wb") as file:
+            with write_atomically(self.folder / f"{segment}.npy") as partial, partial.open("wb") as file:
                 np.save(file, tokens, allow_pickle=False)
-            os.replace(partial, self.folder / f"{segment}.npy")
         except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+            pass
 
     def trim(self) -> None:
         """Delete the oldest files of tokens until the rest is no larger than the limit."""
@@ -69,7 +68,7 @@ class TokenCache:
         files = []
         with contextlib.suppress(OSError):
             for entry in os.scandir(self.folder):
-                if not re.fullmatch(r"\d+\.(npy|\d+\.tmp)", entry.name):
+                if not re.fullmatch(r"\d+\.npy(\..*\.tmp)?|\d+\.\d+\.tmp", entry.name):
                     continue  # not one of ours
                 with contextlib.suppress(OSError):
                     facts = entry.stat()

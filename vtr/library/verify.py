@@ -6,9 +6,9 @@ import os
 import sqlite3
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from vtr.library import index as indexes
 from vtr.library.files import sha256, shown
@@ -58,54 +58,21 @@ def _some(lines: list[str], what: str) -> list[str]:
 
 
 def _database(library: Library) -> list[str]:
-    one = library.store.db.execute
-    broken = [r[0] for r in one("PRAGMA integrity_check(20)") if r[0] != "ok"]
-    problems = [f"library.db is damaged ({line}): restore it, or build the library anew" for line in broken]
-    if broken:
-        return problems
-    checks = {
-        "segments of videos that are not there": "SELECT COUNT(*) FROM segments WHERE video NOT IN (SELECT id FROM videos)",
-        "rows that two segments share": "SELECT COUNT(*) - COUNT(DISTINCT row) FROM segments",
-        "moments that are there twice": "SELECT COUNT(*) FROM (SELECT 1 FROM segments GROUP BY video, start, end HAVING COUNT(*) > 1)",
-        "moments whose times make no sense": "SELECT COUNT(*) FROM segments WHERE NOT (start >= 0 AND end >= start)",
-        "readable videos without a segment": "SELECT COUNT(*) FROM videos WHERE reason IS NULL "
-        "AND id NOT IN (SELECT video FROM segments)",
-        "unreadable videos with segments": "SELECT COUNT(*) FROM videos WHERE reason IS NOT NULL "
-        "AND id IN (SELECT video FROM segments)",
-        "rows beyond the last one": f"SELECT COUNT(*) FROM segments WHERE row < 0 OR row >= {library.store.rows()}",
-    }
-    for what, sql in checks.items():
-        if count := one(sql).fetchone()[0]:
-            problems.append(f"library.db has {count} {what}: restore it, or build the library anew")
-    return problems
+    mend = "restore it, or build the library anew"
+    broken = [f"library.db is damaged ({line}): {mend}" for line in library.store.damage()]
+    return broken or [f"library.db has {what}: {mend}" for what in library.store.contradictions(library.store.rows())]
 
 
 def _vectors(library: Library) -> list[str]:
     vectors = library.store.vectors()  # too short a file is an error of its own
     wrong: list[str] = []
-
-    def check(video: tuple[Any, ...], rows: list[int]) -> None:
-        # A sample of an imported shard has no checksum of its own: the values are looked at.
-        own = vectors[rows]
-        if video[2] is not None and checksum(own) != video[2]:
-            wrong.append(f"{shown(video[1])}: its vectors are not those that were written; remove it and add it again")
+    for path, crc, rows in library.store.rows_of_videos():
+        own = vectors[[row for row in rows if row < len(vectors)]]  # those beyond the end are named above
+        # A sample that was imported by an older vtr has no checksum of its own: the values are looked at.
+        if crc is not None and checksum(own) != crc and len(own) == len(rows):
+            wrong.append(f"{shown(path)}: its vectors are not those that were written; remove it and add it again")
         elif not np.isfinite(own).all():
-            wrong.append(f"{shown(video[1])}: its vectors are not finite; remove it and add it again")
-
-    current: tuple[Any, ...] | None = None
-    rows: list[int] = []
-    for number, path, crc, row in library.store.db.execute(
-        "SELECT videos.id, path, crc, row FROM videos JOIN segments ON segments.video = videos.id ORDER BY videos.id, row"
-    ):
-        if row >= len(vectors):
-            continue  # named above
-        if current is not None and current[0] != number:
-            check(current, rows)
-            rows = []
-        current = (number, path, crc)
-        rows.append(row)
-    if current is not None:
-        check(current, rows)
+            wrong.append(f"{shown(path)}: its vectors are not finite; remove it and add it again")
     return _some(wrong, "videos with wrong vectors")
 
 
@@ -114,12 +81,12 @@ def _index(library: Library) -> list[str]:
     mend = f"vtr index compact {library.path} makes it anew"
     count = library.store.segments()
     if not path.is_file():
-        lost = (library.settings.get("index") or {}).get("type", "flat") != "flat" and count > indexes.EXACT_UP_TO
+        lost = (library.settings.index or {}).get("type", "flat") != "flat" and count > indexes.EXACT_UP_TO
         return [f"index.faiss is missing: {mend}"] if lost else []
     described = indexes.describe(path)
     if described is None:
         return [f"index.faiss is damaged, or of an older vtr: {mend}"] if count > indexes.EXACT_UP_TO else []
-    if not library._belongs(described):
+    if not library.belongs(described):
         return [f"index.faiss is of another library, or {_NEWER}: {mend}"]
     if not indexes.intact(path, described):
         return [f"index.faiss is damaged: its bytes are not those that were written; {mend}"]
@@ -138,18 +105,13 @@ def _index(library: Library) -> list[str]:
 
 
 def _files(library: Library) -> list[str]:
-    from tqdm import tqdm
-
     problems: list[str] = []
-    rows = library.store.db.execute(
-        "SELECT path, sha256 FROM videos WHERE reason IS NULL AND origin IS NULL ORDER BY path"
-    ).fetchall()
-    for path, digest in tqdm(rows, desc="files", unit="file", file=sys.stderr):
+    for video in tqdm(library.store.readable_files(), desc="files", unit="file", file=sys.stderr):
         try:
-            if not os.path.exists(path):
-                problems.append(f"{shown(path)}: the file is gone; vtr index sync forgets it")
-            elif sha256(Path(path)) != digest:
-                problems.append(f"{shown(path)}: the file has changed; vtr index sync does it again")
+            if not os.path.exists(video.path):
+                problems.append(f"{shown(video.path)}: the file is gone; vtr index sync forgets it")
+            elif sha256(Path(video.path)) != video.facts.sha256:
+                problems.append(f"{shown(video.path)}: the file has changed; vtr index sync does it again")
         except OSError as error:
-            problems.append(f"{shown(path)}: cannot be read ({error.strerror})")
+            problems.append(f"{shown(video.path)}: cannot be read ({error.strerror})")
     return _some(problems, "files")

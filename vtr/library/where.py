@@ -121,6 +121,10 @@ def _day(text: str) -> tuple[float, float] | None:
     return None
 
 
+def _wrong(what: str) -> UsageError:
+    return UsageError(lambda say: f"{say.name('where')}: {what}")
+
+
 class _Parser:
     def __init__(self, text: str, columns: Collection[str]) -> None:
         self.text = text
@@ -135,7 +139,7 @@ class _Parser:
         return condition
 
     def wrong(self, what: str) -> UsageError:
-        return UsageError(f'--where: {what} in {self.text[:200]!r}; expected as in: duration < 60 and path ~ "dog"')
+        return _wrong(f'{what} in {self.text[:200]!r}; expected as in: duration < 60 and path ~ "dog"')
 
     def peek(self) -> tuple[str, str]:
         return self.tokens[self.place]
@@ -180,7 +184,7 @@ class _Parser:
         if meta and kind == "word":
             name = name.removeprefix("meta.") if name not in self.columns else name
         if meta and name not in self.columns:
-            raise unknown_name("column in --where:", name, [*BUILT_IN, *self.columns])
+            raise unknown_name("column in the filter:", name, {*BUILT_IN, *self.columns})
         kind, sign = self.peek()
         if kind != "sign" or sign in "()":
             raise self.wrong(f"expected a comparison after {name}, found {sign or 'the end'!r}")
@@ -212,7 +216,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
     while text[at:].strip():
         match = _TOKEN.match(text, at)
         if not match:
-            raise UsageError(f"--where: cannot read {text[at:].strip()[:20]!r} in {text[:200]!r}")
+            raise _wrong(f"cannot read {text[at:].strip()[:20]!r} in {text[:200]!r}")
         sign, double, single, number, word, name = match.groups()
         if sign:
             tokens.append(("sign", sign))
@@ -226,6 +230,6 @@ def _tokens(text: str) -> list[tuple[str, str]]:
             tokens.append(("text", double if double is not None else single))
         at = match.end()
         if len(tokens) > _LONGEST:
-            raise UsageError(f"--where: longer than {_LONGEST} words and signs")
+            raise _wrong(f"longer than {_LONGEST} words and signs")
     tokens.append(("end", ""))
     return tokens

@@ -1,34 +1,189 @@
-"""What all models share: features, input statistics, strict loading. B batch, F pooled vectors, L tokens, E joint width."""
+"""What all models share: what evaluation, libraries and search ask of one, its pixels, its files' strict loading.
+
+B batch, T frames, F pooled vectors, L tokens, Lv visual tokens, D and H widths of video and text, E joint width.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from vtr.errors import VtrError
+from vtr.data.decode import read_frames
+from vtr.data.sampling import middle_frames
+from vtr.data.text import TokenBatch
+from vtr.data.transforms import eval_frames
+from vtr.encoders.base import EncoderConfig
+from vtr.encoders.bert import KeysValues
+from vtr.encoders.video_text import TextFeatures, VideoFeatures
+from vtr.errors import UsageError, VtrError
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Model",
+    "ModelFacts",
+    "TextFeatures",
+    "Texts",
+    "VideoFacts",
+    "VideoFeatures",
+    "VideoTextEncoder",
+    "Videos",
+    "combined_scores",
+    "encoder_facts",
+    "load_strictly",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
-class VideoFeatures(NamedTuple):
-    """A batch of encoded videos."""
-
-    embedding: Tensor  # (B, E) fp32: mean over F of unit vectors, so that dot(text, embedding) is the mean cosine
-    frame_embeddings: Tensor  # (B, F, E) unit vectors
-    tokens: Tensor  # (B, Lv, D) visual tokens for the cross-modal decoder
-    pooled: Tensor  # (B, F, D)
-    aligned: Tensor | None  # (K, B, 1 + Lv, C)
+Videos: TypeAlias = "Tensor | str | Path | Sequence[str | Path]"
+"""Frames (B, T, 3, H, W), uint8 or already normalised; or the file, or the files, to read them from."""
+Texts: TypeAlias = "str | Sequence[str] | TokenBatch"
+"""A text, texts, or ready tokens."""
 
 
-class TextFeatures(NamedTuple):
-    """A batch of encoded texts."""
+class VideoFacts(Protocol):
+    """What reading a video for a model needs to know."""
 
-    embedding: Tensor  # (B, E) unit vectors
-    tokens: Tensor  # (B, L, H) states after the text layers
-    mask: Tensor  # (B, L)
-    ids: Tensor  # (B, L)
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def num_frames(self) -> int: ...
+
+
+class ModelFacts(Protocol):
+    """What evaluation and libraries ask of a model's configuration."""
+
+    @property
+    def video(self) -> VideoFacts: ...
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def max_text_tokens(self) -> int: ...
+    @property
+    def antialias(self) -> bool: ...
+
+
+_E = TypeVar("_E", bound="VideoTextEncoder")
+
+
+class VideoTextEncoder(Protocol):
+    """What evaluation, libraries and search ask of a model: ours, open_clip's, or anybody's that has these.
+
+    Attributes:
+        registered: Its name among the official checkpoints, None elsewhere.
+        reranks: Whether `match` and `visual_memory` work; without, they raise UsageError.
+    """
+
+    registered: str | None
+    reranks: bool
+
+    @property
+    def config(self) -> ModelFacts: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def temp(self) -> Tensor:
+        """The contrastive temperature: what cosines are divided by."""
+
+    def encode_video(self, videos: Videos, /) -> VideoFeatures:
+        """Encode B videos."""
+
+    def encode_text(self, texts: Texts, /) -> TextFeatures:
+        """Encode B texts."""
+
+    def tokenise(self, texts: Sequence[str], most: int | None = None) -> TokenBatch:
+        """Token ids of texts, cleaned as the model was trained, cut at `text_limit(most)`."""
+
+    def cut(self, texts: Sequence[str], most: int | None = None) -> int:
+        """How many texts `tokenise` cuts."""
+
+    def text_limit(self, most: int | None = None) -> int:
+        """Tokens of the longest text, where `most` are asked for; default: what the model was trained with."""
+
+    def visual_shape(self, frames: int) -> tuple[int, int]:
+        """Lv and D: the visual tokens of a video of so many frames."""
+
+    def visual_memory(self, visual: Tensor) -> list[KeysValues]:
+        """What `match` reads of visual tokens (B, Lv, D), to be used for many texts."""
+
+    def match(self, text_tokens: Tensor, text_mask: Tensor, visual: Tensor | list[KeysValues]) -> Tensor:
+        """Match logits (N, 2), index 1 = match, of N pairs; see `VideoTextNetwork.match`."""
+
+    def fingerprint(self) -> str:
+        """A hash of the configuration and every weight, in hex."""
+
+    def eval(self: _E) -> _E:
+        """Switch dropout off."""
+
+
+class Model(nn.Module):
+    """What models have in common, whatever network they hold."""
+
+    registered: str | None = None  # its name among the official checkpoints
+    _mean: Tensor
+    _std: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._mean.device
+
+    def _keep_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """uint8 (…, 3, H, W) to the statistics the encoder was trained with; float input passes unchanged."""
+        if frames.dtype != torch.uint8:
+            return frames
+        return (frames.to(self._mean.dtype) / 255 - self._mean) / self._std
+
+    def _frames(self, videos: Videos, facts: VideoFacts, antialias: bool) -> Tensor:
+        """Frames on the model's device; files are read as evaluation and libraries read them."""
+        if not isinstance(videos, Tensor):
+            paths = [videos] if isinstance(videos, str | Path) else list(videos)
+            if not paths or not all(isinstance(path, str | Path) for path in paths):
+                raise UsageError(
+                    "encode_video: expected frames (B, T, 3, H, W) as a tensor, the path of a video, or a list of paths"
+                )
+            clips = [read_frames(path, lambda n: middle_frames(n, facts.num_frames)).frames for path in paths]
+            videos = torch.stack([eval_frames(clip, facts.image_size, antialias=antialias) for clip in clips])
+        elif videos.ndim != 5 or videos.shape[2] != 3:
+            raise UsageError(f"encode_video: expected frames (B, T, 3, H, W), got a tensor {tuple(videos.shape)}")
+        return videos.to(self.device)
+
+    def _identity(self) -> str:
+        """What a fingerprint covers beside the weights."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the configuration and every weight, in hex."""
+        digest = hashlib.sha256(self._identity().encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _facts(self) -> str:
+        """What the model holds, in a few words."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for p in self.parameters()) / 1e6
+        return f"{type(self).__name__}({self._facts()}, {millions:.1f} M parameters, on {self.device})"
+
+
+def encoder_facts(video: EncoderConfig) -> str:
+    """A video encoder in a few words."""
+    frames = f"{video.num_frames} frame{'s' * (video.num_frames > 1)}"
+    kind = type(video).__name__.removesuffix("Config")
+    return f"{kind} {video.depth}x{video.dim}, {frames} of {video.image_size} px"
 
 
 def combined_scores(similarity: Tensor, match_logits: Tensor, temperature: float, weight: float = 1.0) -> Tensor:

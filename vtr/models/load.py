@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from huggingface_hub import snapshot_download
 
 from vtr.errors import UsageError, VtrError
 from vtr.models import registry
+from vtr.models.base import VideoTextEncoder
+from vtr.models.folder import read_config
+from vtr.models.hub import offline_if_unreachable
 from vtr.models.official import load_checkpoint
-from vtr.models.open_clip import PREFIX, OpenClipModel
-from vtr.models.recognition import RecognitionModel
+from vtr.models.recognition import KIND, RecognitionModel
 from vtr.models.video_text import VideoTextModel
 
+if TYPE_CHECKING:
+    from vtr.models.open_clip import OpenClipModel
 
-def load(name: str | Path, device: str | torch.device | None = None, *, file: str | Path | None = None) -> Any:
+LoadedModel: TypeAlias = "VideoTextModel | OpenClipModel | RecognitionModel"
+
+
+def load(name: str | Path, device: str | torch.device | None = None, *, file: str | Path | None = None) -> LoadedModel:
     """Load a trained model for inference.
 
     Args:
@@ -27,57 +35,69 @@ def load(name: str | Path, device: str | torch.device | None = None, *, file: st
         file: The file of an official checkpoint, where it is on this machine already.
 
     Returns:
-        A VideoTextModel; a RecognitionModel for official checkpoints without text; an OpenClipModel.
+        A VideoTextModel; a RecognitionModel for official checkpoints without text; an OpenClipModel. `load_encoder`
+        returns only what has a text side.
+
+    Raises:
+        UsageError: The name is misspelt, or `file` belongs to no official checkpoint.
+        VtrError: There is nothing of that name, or it is damaged.
     """
-    path = Path(name)
-    if str(name).startswith(PREFIX):
+    if str(name).startswith(registry.OPEN_CLIP):
+        from vtr.models.open_clip import OpenClipModel  # seconds of imports that only these models need
+
         return OpenClipModel.load(str(name), device)
-    if not path.is_dir() and registry.is_registered(str(name)):
+    if not Path(name).is_dir() and registry.is_registered(str(name)):
         return load_checkpoint(str(name), file=file, device=device)
     if file is not None:
         raise UsageError(f"a file belongs to the name of an official checkpoint (vtr models), not to {str(name)!r}")
-    if (path / "model").is_dir():
-        path = path / "model"
-    elif path.is_dir() and (path / "checkpoints").is_dir():
-        raise VtrError(f"{path}: the run has no final model yet; finish it with --resume latest")
-    if not path.is_dir():
-        if str(name).count("/") == 1 and not str(name).startswith((".", "/", "runs/")):
-            from huggingface_hub import snapshot_download
-
-            try:
-                path = Path(snapshot_download(str(name)))
-            except Exception as error:  # no network, unknown id, gated: many kinds
-                raise VtrError(
-                    f"model {str(name)!r}: no such folder, and not on the hub ({type(error).__name__})"
-                ) from error
-        else:
-            raise VtrError(
-                f"model {str(name)!r}: no such folder; expected a run, a model folder, an official checkpoint "
-                "(vtr models), open_clip:MODEL/PRETRAINED or a hub id owner/name"
-            )
-    if _kind(path) == "recognition":
-        model: Any = RecognitionModel.from_pretrained(path)
-    else:
-        model = VideoTextModel.from_pretrained(path)
+    path = _folder(name)
+    kind = RecognitionModel if read_config(path).get("kind") == KIND else VideoTextModel
+    model: VideoTextModel | RecognitionModel = kind.from_pretrained(path)
     with contextlib.suppress(OSError, ValueError, KeyError):  # where it is no official checkpoint
         model.registered = json.loads((path / "source.json").read_text())["name"]
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def needs_text(model: Any, name: object) -> None:
+def load_encoder(name: str | Path, device: str | torch.device | None = None) -> VideoTextEncoder:
+    """As `load`, of models that have a text side.
+
+    Raises:
+        UsageError: It recognises images or actions, or is half of a pretraining.
+    """
+    return needs_text(load(name, device), name)
+
+
+def needs_text(model: LoadedModel | VideoTextEncoder, name: object) -> VideoTextEncoder:
     """Refuse a model that has no text side.
 
     Raises:
         UsageError: It recognises images or actions, or is half of a pretraining.
     """
-    if not hasattr(model, "encode_text"):
+    if isinstance(model, RecognitionModel):
         raise UsageError(
             f"model {str(name)!r} has no text side: retrieval and search need a video-text model (vtr models)"
         )
+    return model
 
 
-def _kind(path: Path) -> str:
-    try:
-        return str(json.loads((path / "config.json").read_text()).get("kind", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""  # from_pretrained says what is wrong
+def _folder(name: str | Path) -> Path:
+    """The model folder that a path or a hub id names."""
+    path = Path(name)
+    if (path / "model").is_dir():
+        return path / "model"
+    if path.is_dir():
+        if (path / "checkpoints").is_dir():
+            raise VtrError(f"{path}: the run has no final model yet; finish it with --resume latest")
+        return path
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "runs/")):
+        try:
+            with offline_if_unreachable():
+                return Path(snapshot_download(str(name)))
+        except Exception as error:  # no network, unknown id, gated: many kinds
+            raise VtrError(
+                f"model {str(name)!r}: no such folder, and not on the hub ({type(error).__name__})"
+            ) from error
+    raise VtrError(
+        f"model {str(name)!r}: no such folder; expected a run, a model folder, an official checkpoint "
+        "(vtr models), open_clip:MODEL/PRETRAINED or a hub id owner/name"
+    )

@@ -5,25 +5,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from torch import Tensor
 
 from vtr.data.text import Tokenizer
+from vtr.encoders.base import EncoderConfig
 from vtr.encoders.bert import BertConfig
 from vtr.encoders.official import describe, load_official, read_checkpoint, to_ours
 from vtr.encoders.videomamba import VIDEOMAMBA_SIZES
 from vtr.errors import VtrError
+from vtr.files import write_atomically
 from vtr.models.hub import reach_hub
 from vtr.models.recognition import RecognitionConfig, RecognitionModel
 from vtr.models.registry import Checkpoint, cache_folder, find, source_of, table
 from vtr.models.video_text import ModelConfig, VideoTextModel
+
+OfficialModel: TypeAlias = "VideoTextModel | RecognitionModel"
 
 _VOCABULARY = "google-bert/bert-base-uncased"  # the text tower's words; on the hub
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "bert-base-uncased_tokenizer.json", "bert-base-uncased_vocab.txt")
@@ -36,7 +40,7 @@ def load_checkpoint(
     file: str | Path | None = None,
     vocabulary: str | Path | None = None,
     device: str | torch.device | None = None,
-) -> Any:
+) -> OfficialModel:
     """Load an official checkpoint; the first time it is fetched and converted to safetensors.
 
     Args:
@@ -52,7 +56,6 @@ def load_checkpoint(
         UsageError: There is no such checkpoint.
         VtrError: The file can't be fetched, is damaged, or is not that of this name.
     """
-
     checkpoint = find(name)
     folder = cache_folder() / name
     with _alone(folder):  # the ranks of one evaluation all come here
@@ -60,15 +63,14 @@ def load_checkpoint(
         if source is None or (file is not None and source["sha256"] != _sha256(Path(file))):
             path = Path(file) if file is not None else _fetched(checkpoint.repository, checkpoint.file, checkpoint)
             convert(checkpoint, path, folder, vocabulary)
-    kind: Any = VideoTextModel if checkpoint.task == "retrieval" else RecognitionModel
-    model = kind.from_pretrained(folder)
+    kind = VideoTextModel if checkpoint.task == "retrieval" else RecognitionModel
+    model: OfficialModel = kind.from_pretrained(folder)
     model.registered = name
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _alone(folder: Path) -> Any:
+def _alone(folder: Path) -> FileLock:
     """A lock on a model's folder."""
-
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(f"{folder}.lock")
@@ -82,14 +84,13 @@ def convert(checkpoint: Checkpoint, path: Path, folder: Path, vocabulary: str | 
     Raises:
         VtrError: It is damaged, or not the file of this name; the message says what differs.
     """
-
     state = read_checkpoint(path)
     _compare(checkpoint, path, describe(state))
     with torch.random.fork_rng(devices=[]):
         # What a file lacks (the language head, say) gets the same values in every conversion: one fingerprint.
         torch.manual_seed(0)
         model, optional = _built(checkpoint, state, vocabulary)
-    load_official(_target(checkpoint, model), state, str(path), optional)
+    load_official(model.encoder if isinstance(model, RecognitionModel) else model, state, str(path), optional)
     for defect in checkpoint.defects:
         print(f"{checkpoint.name}: {defect}: {table()['defects'][defect]}", file=sys.stderr)
     (folder / "source.json").unlink(missing_ok=True)  # until the new one is whole
@@ -101,21 +102,14 @@ def convert(checkpoint: Checkpoint, path: Path, folder: Path, vocabulary: str | 
         "sha256": _sha256(path),
         "converted": time.strftime("%Y-%m-%d"),
         "defects": list(checkpoint.defects),
-        "lacks": [p for p in optional if not any(k.startswith(p) for k in _names(state))],
+        "lacks": [p for p in optional if not any(k.startswith(p) for k in to_ours(state))],
     }
-    partial = folder / f"source.json.{os.getpid()}.tmp"
-    partial.write_text(json.dumps(source, indent=1) + "\n")
-    os.replace(partial, folder / "source.json")
+    with write_atomically(folder / "source.json") as partial:
+        partial.write_text(json.dumps(source, indent=1) + "\n")
     print(f"{checkpoint.name}: converted to {folder}", file=sys.stderr)
 
 
-def _names(state: dict[str, Any]) -> list[str]:
-
-    return list(to_ours(state))
-
-
 def _compare(checkpoint: Checkpoint, path: Path, found: dict[str, object]) -> None:
-
     if not found:
         raise VtrError(
             f"{path} is no VideoMamba: it has no patch_embed.proj.weight and pos_embed of the expected shape"
@@ -136,9 +130,10 @@ def _compare(checkpoint: Checkpoint, path: Path, found: dict[str, object]) -> No
         )
 
 
-def _built(checkpoint: Checkpoint, state: dict[str, Any], vocabulary: str | Path | None) -> tuple[Any, tuple[str, ...]]:
+def _built(
+    checkpoint: Checkpoint, state: dict[str, Tensor], vocabulary: str | Path | None
+) -> tuple[OfficialModel, tuple[str, ...]]:
     """A model of the promised sizes, and what its file may lack."""
-
     video = dataclasses.replace(
         VIDEOMAMBA_SIZES[checkpoint.size],
         image_size=checkpoint.image_size,
@@ -161,18 +156,12 @@ def _built(checkpoint: Checkpoint, state: dict[str, Any], vocabulary: str | Path
     return VideoTextModel(config, tokenizer), ("text_encoder.cls.",)
 
 
-def _retrieval_config(video: Any) -> Any:
+def _retrieval_config(video: EncoderConfig) -> ModelConfig:
     """The released retrieval models: BERT-base with three cross-modal layers, 512 joint dimensions."""
-
     return ModelConfig(video=video, text=BertConfig(vision_width=video.dim))
 
 
-def _target(checkpoint: Checkpoint, model: Any) -> Any:
-    return model if checkpoint.task == "retrieval" else model.encoder
-
-
-def _tokenizer(checkpoint: Checkpoint, vocabulary: str | Path | None) -> Any:
-
+def _tokenizer(checkpoint: Checkpoint, vocabulary: str | Path | None) -> Tokenizer:
     if vocabulary is None:
         found = [cache_folder() / n for n in _VOCABULARY_FILES if (cache_folder() / n).is_file()]
         vocabulary = found[0] if found else _fetched(_VOCABULARY, "tokenizer.json", checkpoint)

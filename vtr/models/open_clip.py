@@ -7,24 +7,26 @@ E joint width.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+import open_clip
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from huggingface_hub import constants
+from torch import Tensor
 
 from vtr.data.text import TokenBatch
+from vtr.encoders.bert import KeysValues
 from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.models import hub
-from vtr.models.base import TextFeatures, VideoFeatures
+from vtr.models.base import Model, TextFeatures, Texts, VideoFeatures, Videos
+from vtr.models.registry import OPEN_CLIP
 
-PREFIX = "open_clip:"
 _FRAMES = 8  # as many as the published retrieval models see
 _IMAGES = 64  # encoded at once
 
@@ -47,7 +49,15 @@ class BaselineConfig:
     antialias: bool = True  # CLIP models were trained on antialiased images
 
 
-class OpenClipModel(nn.Module):
+class ClipTokenizer(Protocol):
+    """open_clip's tokenizers: texts and a context length to ids (B, L)."""
+
+    context_length: int
+
+    def __call__(self, texts: Sequence[str], context_length: int, /) -> Tensor: ...
+
+
+class OpenClipModel(Model):
     """An open_clip model that encodes videos frame by frame.
 
     Args:
@@ -56,22 +66,17 @@ class OpenClipModel(nn.Module):
         name: As in "open_clip:ViT-B-16/openai".
     """
 
-    registered: str | None = None
-    _mean: Tensor
-    _std: Tensor
+    reranks = False
 
-    def __init__(self, clip: Any, tokenizer: Any, name: str) -> None:
+    def __init__(self, clip: open_clip.CLIP, tokenizer: ClipTokenizer, name: str) -> None:
         super().__init__()
-        import open_clip
-
         self.clip, self.tokenizer, self.name = clip, tokenizer, name
         pixels = open_clip.get_model_preprocess_cfg(clip)
         size = pixels["size"]
         height, width = (size, size) if isinstance(size, int) else size
         if height != width:
             raise VtrError(f"{name}: its images are {height}x{width}; only square ones are supported")
-        self.register_buffer("_mean", torch.tensor(pixels["mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(pixels["std"]).view(3, 1, 1), persistent=False)
+        self._keep_statistics(pixels["mean"], pixels["std"])
         self.context = int(getattr(clip, "context_length", None) or tokenizer.context_length)
         with torch.inference_mode():
             width = clip.encode_text(tokenizer(["a"], self.context)).shape[-1]
@@ -87,16 +92,14 @@ class OpenClipModel(nn.Module):
             UsageError: The name is none of open_clip's.
             VtrError: The weights are neither in the cache nor downloadable, or damaged.
         """
-        import open_clip
-
-        identifier = name.removeprefix(PREFIX)
+        identifier = name.removeprefix(OPEN_CLIP)
         model, pretrained = identifier, None
         quick_gelu = False
         if not identifier.startswith(("hf-hub:", "local-dir:")):
             model, _, pretrained = identifier.partition("/")
             quick_gelu = quick_gelu_needed(model, pretrained)
         try:
-            with _offline_if_unreachable(), _quiet():
+            with hub.offline_if_unreachable(), _quiet():
                 clip = open_clip.create_model(
                     model, pretrained, require_pretrained=True, weights_only=True, force_quick_gelu=quick_gelu
                 )
@@ -106,58 +109,66 @@ class OpenClipModel(nn.Module):
             if "ownload" in text or "HF Hub" in text:
                 raise VtrError(
                     f"{name}: its weights are neither in the Hugging Face cache ({_cache()}) nor downloadable: load it once "
-                    f"on a machine with a network and copy that folder here, or name a file: {PREFIX}{model}/PATH"
+                    f"on a machine with a network and copy that folder here, or name a file: {OPEN_CLIP}{model}/PATH"
                 ) from error
             raise VtrError(f"{name} cannot be loaded: {text[:300]}") from error
         built = cls(clip.eval(), tokenizer, name).eval()
         return built.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self._mean.device
-
-    @property
     def temp(self) -> Tensor:
         """The contrastive temperature: what cosines are divided by."""
         return 1 / self.clip.logit_scale.exp()
 
-    def encode_video(self, frames: Tensor) -> VideoFeatures:
-        """Encode frames (B, T, 3, S, S), uint8 or already normalised."""
-        batch, count = frames.shape[:2]
-        images = frames.flatten(0, 1).to(self.device)
-        parts = []
-        for part in images.split(_IMAGES):
-            if part.dtype == torch.uint8:
-                part = (part.to(self._mean.dtype) / 255 - self._mean) / self._std
-            parts.append(F.normalize(self.clip.encode_image(part).float(), dim=-1))
-        unit = torch.cat(parts).unflatten(0, (batch, count))
+    def encode_video(self, videos: Videos) -> VideoFeatures:
+        """Encode frames (B, T, 3, S, S), uint8 or already normalised; or the path of a file, or a list of paths."""
+        frames = self._frames(videos, self.config.video, self.config.antialias)
+        parts = [
+            F.normalize(self.clip.encode_image(self.normalise(part)).float(), dim=-1)
+            for part in frames.flatten(0, 1).split(_IMAGES)
+        ]
+        unit = torch.cat(parts).unflatten(0, frames.shape[:2])
         return VideoFeatures(F.normalize(unit.mean(1), dim=-1), unit, unit, unit, None)
 
-    def encode_text(self, texts: Sequence[str] | TokenBatch) -> TextFeatures:
-        """Encode captions or ready tokens; `tokens` of the result is the embedding again."""
-        batch = texts if isinstance(texts, TokenBatch) else self.tokenise(list(texts))
+    def encode_text(self, texts: Texts) -> TextFeatures:
+        """Encode a text, several texts, or ready tokens; `tokens` of the result is the embedding again."""
+        batch = texts if isinstance(texts, TokenBatch) else self.tokenise([texts] if isinstance(texts, str) else texts)
         ids = batch.ids.to(self.device)
         unit = F.normalize(self.clip.encode_text(ids).float(), dim=-1)
         return TextFeatures(unit, unit[:, None], batch.mask.to(self.device), ids)
 
-    def tokenise(self, texts: Sequence[str]) -> TokenBatch:
+    def text_limit(self, most: int | None = None) -> int:
+        """The context length: these models know no other."""
+        return self.context
+
+    def tokenise(self, texts: Sequence[str], most: int | None = None) -> TokenBatch:
         """The model's own tokens (B, L) of texts as they are, cut at its context length."""
         ids = self.tokenizer(list(texts), self.context)
         return TokenBatch(ids=ids, mask=(ids != ids[:, -1:]).long().flip(1).cummax(1).values.flip(1))
 
-    def cut(self, texts: Sequence[str]) -> int:
+    def cut(self, texts: Sequence[str], most: int | None = None) -> int:
         """How many texts are longer than the context."""
         short = self.tokenizer([""], self.context + 1)[0, -1]  # what a text that ends before has there
         return int((self.tokenizer(list(texts), self.context + 1)[:, -1] != short).sum())
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the name and every weight, in hex."""
-        digest = hashlib.sha256(self.name.encode())
-        for key, value in sorted(self.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+    def visual_shape(self, frames: int) -> tuple[int, int]:
+        """One vector a frame."""
+        return frames, self.config.embed_dim
+
+    def visual_memory(self, visual: Tensor) -> list[KeysValues]:
+        """Refused: there is no cross-modal decoder."""
+        raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
+
+    def match(self, text_tokens: Tensor, text_mask: Tensor, visual: Tensor | list[KeysValues]) -> Tensor:
+        """Refused: there is no cross-modal decoder."""
+        raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
+
+    def _identity(self) -> str:
+        return self.name
+
+    def _facts(self) -> str:
+        video = self.config.video
+        return f"{self.name}, {video.num_frames} frames of {video.image_size} px, {self.config.embed_dim} dimensions"
 
 
 def quick_gelu_needed(model: str, pretrained: str) -> bool:
@@ -166,13 +177,11 @@ def quick_gelu_needed(model: str, pretrained: str) -> bool:
     Raises:
         UsageError: There is no such architecture or tag, or they don't belong together.
     """
-    import open_clip
-
     if model not in open_clip.list_models():
         raise unknown_name("open_clip model", model, open_clip.list_models())
     if not pretrained:
         tags = open_clip.list_pretrained_tags_by_model(model)
-        raise UsageError(f"{PREFIX}{model} names no weights: add /TAG, one of {', '.join(tags) or 'a file'}")
+        raise UsageError(f"{OPEN_CLIP}{model} names no weights: add /TAG, one of {', '.join(tags) or 'a file'}")
     config = open_clip.get_pretrained_cfg(model, pretrained)
     if not config:
         if Path(pretrained).is_file():
@@ -184,14 +193,12 @@ def quick_gelu_needed(model: str, pretrained: str) -> bool:
     if not wants and (open_clip.get_model_config(model) or {}).get("quick_gelu", False):
         plain = model.removesuffix("-quickgelu")
         raise UsageError(
-            f"{pretrained} was trained without QuickGELU, {model} has it: use {PREFIX}{plain}/{pretrained}"
+            f"{pretrained} was trained without QuickGELU, {model} has it: use {OPEN_CLIP}{plain}/{pretrained}"
         )
     return wants
 
 
 def _cache() -> str:
-    from huggingface_hub import constants
-
     return constants.HF_HUB_CACHE
 
 
@@ -206,19 +213,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextlib.contextmanager
-def _offline_if_unreachable() -> Iterator[None]:
-    """Where there is no network the hub library looks in its cache at once, instead of trying for half a minute."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        hub.reach_hub()
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

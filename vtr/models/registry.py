@@ -12,6 +12,9 @@ from typing import Any
 from vtr.errors import unknown_name
 from vtr.files import read_manifest
 
+OPEN_CLIP = "open_clip:"
+"""What the names of open_clip's models begin with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:

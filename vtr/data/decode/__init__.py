@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from vtr.data.decode.frames import probe, read_frames
-from vtr.data.decode.types import Clip, DecodeError, MediaInfo, Window
-from vtr.data.decode.windows import Windows, read_moment, read_windows
+from vtr.data.decode.types import Clip, DecodeError, MediaInfo, TimeLimit, Window
+from vtr.data.decode.windows import Windows, read_moment, read_windows, reduced_to
 
 __all__ = [
     "Clip",
     "DecodeError",
     "MediaInfo",
+    "TimeLimit",
     "Window",
     "Windows",
     "probe",
     "read_frames",
     "read_moment",
     "read_windows",
+    "reduced_to",
 ]

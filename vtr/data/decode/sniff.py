@@ -111,7 +111,7 @@ def image_format(head: bytes) -> str | None:
 
 def missing_bytes(data: bytes) -> int:
     """Bytes that an MP4/MOV file promises (ISO 14496-12, sizes of its top-level boxes) but does not hold; else 0."""
-    if data[4:8] != b"ftyp":
+    if data[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):  # QuickTime has no ftyp
         return 0
     place = 0
     while place + 8 <= len(data):

@@ -40,7 +40,11 @@ class DecodeError(VtrError):
 
     def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
         # Loader workers send errors to the main process: the default would lose the second argument.
-        return (DecodeError, (self.name, self.cause))
+        return (type(self), (self.name, self.cause))
+
+
+class TimeLimit(DecodeError):
+    """A file that was not decoded in time: on a machine that is less busy, or a faster disk, it may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +151,9 @@ class Deadline:
         self._end = time.monotonic() + self.seconds
 
     def check(self) -> None:
-        """Raise DecodeError where the time is over."""
+        """Raise TimeLimit where the time is over."""
         if time.monotonic() > self._end:
-            raise DecodeError(self.name, f"nothing more of it was decoded within the time limit of {self.seconds:g} s")
+            raise TimeLimit(self.name, f"nothing more of it was decoded within the time limit of {self.seconds:g} s")
 
 
 def source_name(source: Source) -> str:

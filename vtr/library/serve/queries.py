@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from vtr.errors import VtrError
 from vtr.library.library import Library
 from vtr.library.search import Hit
@@ -81,8 +83,6 @@ class Lane(Pool):
         try:
             if self._library is None:
                 if self._cores is not None:
-                    import torch
-
                     torch.set_num_threads(self._cores)  # of this thread, and the default of those that come later
                 self._library = Library.open(self._path, self._model())
             return function(self._library, *values, **more)
@@ -104,14 +104,10 @@ def moment_of(library: Library, segment: int) -> Moment:
     Raises:
         Refused: There is none of this id.
     """
-    row = library.store.db.execute(
-        "SELECT segments.id, segments.start, segments.end, videos.id, path, bytes, modified, sha256 FROM segments "
-        "JOIN videos ON videos.id = segments.video WHERE segments.id = ?",
-        (segment,),
-    ).fetchone()
+    row = library.store.details([segment]).get(segment)
     if row is None:
         raise Refused(404, f"no moment {segment} in this library (perhaps it was removed)")
-    return Moment(id=row[0], start=row[1], end=row[2], video=_video(row[3:]))
+    return Moment(id=row.id, start=row.start, end=row.end, video=video_of(library, row.video))
 
 
 def video_of(library: Library, video: int) -> Video:
@@ -120,16 +116,11 @@ def video_of(library: Library, video: int) -> Video:
     Raises:
         Refused: There is none of this id.
     """
-    row = library.store.db.execute(
-        "SELECT id, path, bytes, modified, sha256 FROM videos WHERE id = ? AND reason IS NULL", (video,)
-    ).fetchone()
-    if row is None:
+    row = library.store.video(video)
+    if row is None or row.failure is not None:
         raise Refused(404, f"no video {video} in this library (perhaps it was removed)")
-    return _video(row)
-
-
-def _video(row: Sequence[Any]) -> Video:
-    return Video(id=row[0], path=row[1], bytes=row[2], modified=row[3], sha256=row[4])
+    size, modified, sha256 = row.facts
+    return Video(id=row.id, path=row.path, bytes=size, modified=modified, sha256=sha256)
 
 
 def search(library: Library, words: Sequence[str] = (), k: int = 10, **options: Any) -> list[tuple[Hit, int]]:
@@ -152,12 +143,8 @@ def clip_frames(library: Library, clip: bytes) -> Any:
 
 
 def _with_videos(library: Library, hits: list[Hit]) -> list[tuple[Hit, int]]:
-    owner: dict[int, int] = {}
-    for start in range(0, len(hits), 500):
-        part = [h.segment for h in hits[start : start + 500]]
-        marks = ",".join("?" * len(part))
-        owner.update(library.store.db.execute(f"SELECT id, video FROM segments WHERE id IN ({marks})", part).fetchall())
-    return [(h, owner[h.segment]) for h in hits if h.segment in owner]
+    rows = library.store.details([h.segment for h in hits])
+    return [(h, rows[h.segment].video) for h in hits if h.segment in rows]
 
 
 def warm_up(library: Library) -> Library:

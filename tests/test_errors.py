@@ -1,0 +1,20 @@
+"""Errors: one message, with parameters as they are called where it is read."""
+
+from __future__ import annotations
+
+import pickle
+
+from vtr.errors import COMMAND_LINE, HTTP, UsageError, VtrError
+
+
+def test_a_message_names_parameters_as_python_the_command_line_and_http_call_them() -> None:
+    error = UsageError(lambda say: f"{say.given('all_moments', 3)}: see {say.call('index remove')}")
+    assert str(error) == "all_moments=3: see Library.remove"
+    assert error.said(COMMAND_LINE) == "--all-moments 3: see vtr index remove"
+    assert error.said(HTTP) == "all_moments=3: see vtr index remove"
+
+
+def test_an_error_crosses_processes_with_its_message() -> None:
+    for error in (VtrError("plain"), UsageError(lambda say: say.name("k"))):
+        back = pickle.loads(pickle.dumps(error))
+        assert (type(back), str(back)) == (type(error), str(error))

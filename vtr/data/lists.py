@@ -1,0 +1,454 @@
+"""What a list of files and captions means: one table of column names, and the layouts that the field's data sets have.
+
+Shards, `--corpus FILE`, evaluation, validation, fine-tuning, `vtr embed` and `--metadata` read their lists here:
+
+    for entry in read_list(Path("captions.csv")).entries:
+        entry.place, entry.videos, entry.captions, entry.bad, entry.more
+
+A library's metadata are the same call: `entry.videos[0]` is the path as written (relative to the list's folder),
+`entry.more` the other columns, `entry.place` where they stand. Nothing is replaced or skipped: a row that cannot be used
+says why in `bad`, a file that cannot be meant is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vtr.data.tables import Record, Table, normal, read_table, refuse, what_is
+from vtr.errors import VtrError
+
+# Names of columns as `normal` makes them, the surest first. `name` is a caption in WebVid's lists and a file elsewhere,
+# `id` a file only where nothing else is.
+VIDEO = (
+    "video", "videopath", "videofile", "videofilename", "path", "filepath", "file", "filename", "image", "imagepath",
+    "imagefile", "imagefilename", "clip", "clippath", "clipname", "media", "mediapath", "img", "imgpath", "videoname",
+    "imagename", "vid", "videoid", "clipid", "imageid", "youtubeid", "ytid", "vidid", "url", "videourl", "contenturl",
+    "imageurl", "name", "id",
+)  # fmt: skip
+CAPTION = (
+    "caption", "captions", "text", "texts", "sentence", "sentences", "encap", "description", "descriptions", "title",
+    "query", "rawcaption", "alttext", "prompt", "name",
+)  # fmt: skip
+LABEL = ("label", "labels", "class", "classid", "classname", "category", "categoryid", "action", "target")
+KEY = ("key", "id", "sampleid", "uid")
+KNOWN = frozenset((*VIDEO, *CAPTION, *LABEL, *KEY))
+_NUMBERED = re.compile(r"(caption|text|sentence|description)\d+")
+# What programs write for a value that is not there.
+_NOTHING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "Null", "None", "NA", "N/A", "#N/A", "<NA>"))
+_SPLITS = ("train", "training", "val", "validate", "validation", "dev", "test", "testing")
+_INNER = ("raw", "caption", "sentence", "text", "description")  # of a caption that is an object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One item of a list.
+
+    Attributes:
+        line: Where it begins in the file (0: unknown), and `place` the same in words.
+        videos: Names of its files as the list has them; several where one text describes several.
+        captions: Its texts, blank ends cut.
+        key: Its own id, where the list has a column of them.
+        bad: Why it cannot be used, "" where it can.
+        more: Every other column.
+    """
+
+    place: str
+    line: int = 0
+    videos: tuple[str, ...]
+    captions: tuple[str, ...] = ()
+    key: str | None = None
+    bad: str = ""
+    more: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The items of a file.
+
+    Attributes:
+        kind: Its format in words.
+        captioned: Whether it has captions at all.
+        columns: The names that were read, and those that could have been meant as well.
+    """
+
+    path: Path
+    kind: str
+    entries: tuple[Entry, ...]
+    captioned: bool = True
+    columns: tuple[str, ...] = ()
+
+    def need_captions(self) -> Listing:
+        """This list, or the error that it has no captions."""
+        if not self.captioned:
+            raise VtrError(
+                f"{self.path}: a list of files without captions ({_shown(self.columns)}); expected one of {', '.join(CAPTION[:6])} too"
+            )
+        return self
+
+
+def read_list(path: Path, *, split: str | None = None) -> Listing:
+    """Read a list of files, with captions where it has them, in any format.
+
+    Args:
+        split: Which part, where one file holds several.
+
+    Raises:
+        VtrError: The file cannot be meant: file, line, what was found, what was expected.
+    """
+    return listing_of(path, read_table(path, KNOWN), split)
+
+
+def listing_of(path: Path, table: Table | dict[str, object], split: str | None = None) -> Listing:
+    """The items of a table that was read."""
+    if isinstance(table, Table):
+        found = _of_table(table)
+    else:
+        found = _of_object(path, table, split)
+    if not found.entries:
+        raise VtrError(f"{path}: no rows")
+    return found
+
+
+def texts_of(value: object) -> tuple[tuple[str, ...], str]:
+    """The captions that a value holds, and why it holds none: one text, or a list of texts."""
+    if isinstance(value, str):
+        listed = _listed(value)
+        if listed is None:
+            why = _wordless(value.strip())
+            return ((), why) if why else ((value.strip(),), "")
+        value = listed
+    if not isinstance(value, list):
+        inner = _inner(value)
+        return ((), f"the caption is {what_is(value)}, not text") if inner is None else texts_of(inner)
+    texts: list[str] = []
+    for number, one in enumerate(value, 1):
+        text = one if isinstance(one, str) else _inner(one)
+        if not isinstance(text, str):
+            return (), f"caption {number} of {len(value)} is {what_is(one)}, not text"
+        why = _wordless(text.strip())
+        if why:
+            return (), f"caption {number} of {len(value)}: {why}"
+        texts.append(text.strip())
+    return tuple(texts), "" if texts else "no caption: an empty list"
+
+
+def name_of(value: object) -> tuple[str, str]:
+    """A file's name or an id, and why it is none: text, or a whole number (0 is one, and 007 is not 7)."""
+    if isinstance(value, str):
+        name = value.strip()
+        return name, "" if name else "is empty"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value), ""
+    return "", f"is {what_is(value)}"
+
+
+def _wordless(text: str) -> str:
+    if not text:
+        return "no caption: it is empty"
+    if text in _NOTHING:
+        return f"no caption: {text!r} stands for a value that is missing"
+    if not any(c.isalnum() or unicodedata.category(c) == "So" for c in text):
+        return f"no caption: {text[:20]!r} holds no letter or digit"
+    return ""
+
+
+def _listed(text: str) -> list[object] | None:
+    """A list of texts that was written into one cell, as pandas does."""
+    text = text.strip()
+    if not (text.startswith(("['", '["')) and text.endswith(("']", '"]'))) and text != "[]":
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, list):
+            return found
+    return None
+
+
+def _inner(value: object) -> object:
+    """The text of a caption that is an object, as in Karpathy's splits: {"raw": …, "tokens": …}."""
+    if isinstance(value, dict):
+        return next((value[k] for k in _INNER if isinstance(value.get(k), str)), None)
+    return None
+
+
+def _shown(columns: Iterable[str]) -> str:
+    return ", ".join(sorted(c for c in columns if c)) or "no columns"
+
+
+def _column(names: Mapping[str, str], wanted: Sequence[str], but: Iterable[str] = ()) -> str | None:
+    return next((names[w] for w in wanted if w in names and names[w] not in but), None)
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _of_table(table: Table) -> Listing:
+    if not table.columns:
+        return _headless(table)
+    if table.columns == ("",):
+        return _plain(table)
+    names: dict[str, str] = {}
+    for column in table.columns:
+        names.setdefault(normal(column), column)
+    key = _column(names, KEY)
+    caption = _column(names, CAPTION[:-1])
+    video = _column(names, VIDEO[:-2]) or _column(names, ("name",) if caption else ())
+    if video is None and key is not None and normal(key) in ("id", "key"):
+        video, key = key, None
+    caption = caption or _column(names, ("name",), but=[video or ""])
+    if video is None:
+        raise _no_columns(table)
+    numbered = [c for n, c in names.items() if _NUMBERED.fullmatch(n)] if caption is None else []
+    columns = [c for c in (video, caption or "", *numbered, key or "") if c]
+    captions = ([caption] if caption else []) + numbered
+    msvd = [names[n] for n in ("videoid", "start", "end") if n in names]
+    records = _msvd(table.records, names, msvd) if len(msvd) == 3 and "description" in names else _filled(table.records)
+    return Listing(
+        path=table.path,
+        kind=table.kind,
+        entries=tuple(_entry(r, video, captions, key) for r in records),
+        captioned=bool(captions),
+        columns=tuple(columns) if captions else table.columns,
+    )
+
+
+def _no_columns(table: Table) -> VtrError:
+    words = ", ".join(table.columns)
+    expected = f"expected columns for the file (one of {', '.join(VIDEO[:8])} …) and the caption (one of {', '.join(CAPTION[:6])} …)"
+    if table.kind.startswith("JSON"):
+        return VtrError(f"{table.path}: its entries have {_shown(table.columns)}; {expected}")
+    return VtrError(f"{table.path}: columns {words}; {expected}")
+
+
+def _filled(records: tuple[Record, ...]) -> tuple[Record, ...]:
+    """Without the empty rows at the end that spreadsheets write."""
+    end = len(records)
+    while end and all(isinstance(v, str) and not v.strip() for v in records[end - 1].cells.values()):
+        end -= 1
+    return records[:end]
+
+
+def _entry(record: Record, video: str, captions: Sequence[str], key: str | None) -> Entry:
+    cells, bad = record.cells, ""
+    value = cells.get(video)
+    videos: list[str] = []
+    for one in value if isinstance(value, list) and value else [value]:
+        name, why = name_of(one)
+        if why:
+            bad = f"{video} {why}" if video in cells else f"has no {video!r}: it is not as the others"
+        videos.append(name)
+    texts: tuple[str, ...] = ()
+    if captions and not bad:
+        there = [c for c in captions if c in cells and (len(captions) == 1 or str(cells[c] or "").strip())]
+        if not there:
+            bad = f"has no caption ({', '.join(captions)}): it is not as the others"
+        for column in there:
+            more, why = texts_of(cells[column])
+            texts += more
+            bad = bad or why
+    own: str | None = None
+    if key is not None:
+        own, why = name_of(cells.get(key))
+        if why:
+            raise_at = "it" if key in cells else "there it"
+            bad = bad or f"the {key} of this row {why}; {raise_at} must be a text or a whole number in every row"
+    return Entry(
+        place=record.place,
+        line=record.line,
+        videos=tuple(videos),
+        captions=texts,
+        key=own,
+        bad=bad,
+        more={k: v for k, v in cells.items() if k != video},
+    )
+
+
+def _msvd(records: Iterable[Record], names: Mapping[str, str], parts: Sequence[str]) -> tuple[Record, ...]:
+    """MSVD's release as a table: a clip is VideoID_Start_End; its descriptions are in many languages, English is read."""
+    language = names.get("language")
+    return tuple(
+        Record(
+            line=r.line, place=r.place, cells={**r.cells, parts[0]: "_".join(str(r.cells[p]).strip() for p in parts)}
+        )
+        for r in records
+        if language is None or str(r.cells[language]).strip() == "English"
+    )
+
+
+def _plain(table: Table) -> Listing:
+    """A list of names, one a line, with a class number behind them or not; MSVD's release has captions there."""
+    entries = []
+    if table.path.suffix.lower() in (".json", ".jsonl", ".ndjson") and not table.kind.startswith("JSON"):
+        raise VtrError(f"{table.path}: not JSON (line 1 begins {str(table.records[0].cells[''])[:40]!r})")
+    texts = [str(r.cells[""]) for r in table.records]
+    if all(re.fullmatch(r"[\w-]{11}_\d+_\d+ .*\S.*", t) for t in texts):
+        for record, text in zip(table.records, texts):
+            name, _, caption = text.partition(" ")
+            entries.append(Entry(place=record.place, line=record.line, videos=(name,), captions=(caption.strip(),)))
+        return Listing(path=table.path, kind="MSVD release", entries=tuple(entries))
+    for record, text in zip(table.records, texts):
+        head, _, label = text.rpartition(" ")
+        more = {"label": label} if head and re.fullmatch(r"\d+", label) else {}
+        name = head.strip() if more else text.strip()
+        entries.append(
+            Entry(place=record.place, line=record.line, videos=(name,), more=more, bad="" if name else "an empty name")
+        )
+    return Listing(path=table.path, kind="list of files", entries=tuple(entries), captioned=False)
+
+
+def _headless(table: Table) -> Listing:
+    """Rows without a header: LSMDC's six columns, or action recognition's path and numbers."""
+    widths = {len(r.cells) for r in table.records}
+    if table.kind == "TSV" and widths == {6}:
+        entries = []
+        for r in table.records:
+            captions, why = texts_of(r.cells["6"])
+            name = str(r.cells["1"]).strip()
+            entries.append(Entry(place=r.place, line=r.line, videos=(name,), captions=captions, bad=why))
+        return Listing(path=table.path, kind="LSMDC tab-separated", entries=tuple(entries))
+    entries = []
+    for record in table.records:
+        cells = [str(c).strip() for c in record.cells.values()]
+        while len(cells) > 1 and not cells[-1]:
+            cells.pop()
+        if len(cells) > 1 and not all(re.fullmatch(r"[-+]?\d*\.?\d+", c) for c in cells[1:]):
+            at_first = record is table.records[0]
+            row = ", ".join(cells)
+            raise VtrError(
+                f"{table.path}: {record.place}: found {'columns ' if at_first else ''}{row[:80]}; expected columns named in "
+                f"the first line, such as video and caption (one of {', '.join(CAPTION[:5])}; or LSMDC's 6 tab-separated "
+                "columns), or rows `path,label`"
+            )
+        entries.append(
+            Entry(
+                place=record.place,
+                line=record.line,
+                videos=(cells[0],),
+                more={"label": cells[-1]} if len(cells) > 1 else {},
+                bad="" if cells[0] else "the path is empty",
+            )
+        )
+    return Listing(path=table.path, kind="list of files", entries=tuple(entries), captioned=False)
+
+
+# ---- JSON objects ---------------------------------------------------------------------------------------------------
+
+
+def _of_object(path: Path, value: dict[str, object], split: str | None) -> Listing:
+    splits = [k for k in value if k.lower() in _SPLITS]
+    if splits and all(isinstance(value[k], (list, dict)) for k in splits):
+        if split is None or split not in value:
+            if split is None and len(splits) == 1:
+                return _inside(path, value[splits[0]], split)
+            wanted = "" if split is None else f" {split!r}"
+            raise VtrError(f"{path}: has no split{wanted}, only {', '.join(sorted(splits))}; say which (--split)")
+        inner = _inside(path, value[split], split)
+        return Listing(
+            path=path,
+            kind=f"{inner.kind}, split {split}",
+            entries=inner.entries,
+            captioned=inner.captioned,
+            columns=inner.columns,
+        )
+    joined = _joined(path, value)
+    if joined is not None:
+        return joined
+    database = value.get("database")
+    if isinstance(database, dict):
+        return _by_video(path, database)
+    lists = [k for k, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    if len(lists) == 1:
+        return _inside(path, value[lists[0]], split)
+    return _by_video(path, value)
+
+
+def _inside(path: Path, value: object, split: str | None) -> Listing:
+    """A list or an object that stands inside the file's own."""
+    if isinstance(value, dict):
+        return _of_object(path, value, split)
+    rows = value if isinstance(value, list) else []
+    records, columns = [], dict[str, None]()
+    for number, row in enumerate(rows, 1):
+        cells = {"": row} if isinstance(row, str) else row
+        if not isinstance(cells, dict):
+            raise refuse(path, f"entry {number}", f"found {what_is(row)}", 'an object, as {"video": …, "caption": …}')
+        records.append(Record(line=0, place=f"entry {number}", cells=cells))
+        columns.update(dict.fromkeys(cells))
+    if not records:
+        raise VtrError(f"{path}: no rows")
+    return _of_table(Table(path=path, kind="JSON", columns=tuple(columns), records=tuple(records), text=""))
+
+
+def _joined(path: Path, value: dict[str, object]) -> Listing | None:
+    """Files in one list and their captions in another: MSR-VTT's release, COCO's captions."""
+    for files, texts, own, other, names, kind in (
+        ("videos", "sentences", "video_id", "video_id", ("video_id",), "MSR-VTT release"),
+        ("videos", "annotations", "id", "video_id", ("file_name", "id"), "COCO captions"),
+        ("images", "annotations", "id", "image_id", ("file_name", "id"), "COCO captions"),
+    ):
+        there, said = value.get(files), value.get(texts)
+        if not isinstance(there, list) or not isinstance(said, list):
+            continue
+        rows: dict[str, Entry] = {}
+        for number, row in enumerate(there, 1):
+            place = f"{files} {number}"
+            if not isinstance(row, dict):
+                raise refuse(path, place, what_is(row), "an object")
+            key, why = name_of(row.get(own))
+            if why or key in rows:
+                raise refuse(path, place, f"{own} {why or 'stands there twice'}", "ids that differ")
+            name, why = name_of(next((row[n] for n in names if n in row), None))
+            rows[key] = Entry(place=place, videos=(name,), bad=why and f"its name {why}")
+        captions: dict[str, list[object]] = {key: [] for key in rows}
+        for number, row in enumerate(said, 1):
+            if not isinstance(row, dict) or "caption" not in row:
+                raise refuse(path, f"{texts} {number}", what_is(row), f'{{"{other}": …, "caption": …}}')
+            key, _ = name_of(row.get(other))
+            if key in captions:
+                captions[key].append(row["caption"])
+        found = []
+        for key, entry in rows.items():
+            if captions[key]:
+                listed, why = texts_of(captions[key])
+                found.append(Entry(place=entry.place, videos=entry.videos, captions=listed, bad=entry.bad or why))
+        return Listing(path=path, kind=kind, entries=tuple(found))
+    return None
+
+
+def _by_video(path: Path, value: dict[str, object]) -> Listing:
+    """An object by video: captions, or an object that holds them (ActivityNet, YouCook2)."""
+    if not value:
+        raise VtrError(f'{path}: expected a list of {{"video": …, "caption": …}}, found an empty object')
+    entries, kinds = [], set()
+    for name, one in value.items():
+        captions: object = one
+        if isinstance(one, dict):
+            names = {normal(k): k for k in one}
+            column = _column(names, ("sentences", *CAPTION[:-1]))
+            if column is None and isinstance(one.get("annotations"), list):
+                captions = one["annotations"]
+            elif column is None:
+                raise VtrError(
+                    f"{path}: entry {name!r} has {_shown(map(str, one))}; expected a list of "
+                    '{"video": …, "caption": …}, captions by video, or a published release '
+                    "(MSR-VTT, DiDeMo, ActivityNet Captions, VATEX, MSVD, COCO)"
+                )
+            else:
+                captions = one[column]
+            kinds.add("ActivityNet Captions release" if column == "sentences" else "captions by video")
+        else:
+            kinds.add("captions by video")
+        texts, why = texts_of(captions)
+        entries.append(Entry(place=f"entry {name!r}", videos=(name.strip(),), captions=texts, bad=why))
+    if not any(e.captions for e in entries):
+        raise VtrError(f'{path}: {entries[0].place}: {entries[0].bad}; expected a list of {{"video": …, "caption": …}}')
+    return Listing(path=path, kind=kinds.pop() if len(kinds) == 1 else "captions by video", entries=tuple(entries))

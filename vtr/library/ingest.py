@@ -1,0 +1,204 @@
+"""Files into a library: what is new, changed, moved or gone, and what becomes of each."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vtr.data.decode import DecodeError, TimeLimit
+from vtr.library.files import clean_metadata, find_media, leads_out, sha256, shown
+from vtr.library.rows import Embedded, Facts, Failure, Metadata, Value, VideoRow
+from vtr.library.store import Store, checksum
+
+Listing = Mapping[str, Mapping[str, Value]]  # {path: {column: value}}
+
+
+@dataclass(kw_only=True)
+class AddReport:
+    """What an `add` or `sync` did; `failed` holds one line for each file that could not be read.
+
+    `moved` files were found again under another name, `known` ones have the content of a file that is in the library:
+    neither is encoded again. `notes` say what was done otherwise than one might expect.
+    """
+
+    added: int = 0
+    unchanged: int = 0
+    segments: int = 0
+    moved: int = 0
+    known: int = 0
+    removed: int = 0
+    failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Ingest:
+    """One `add` or `sync`; called with the writer lock held.
+
+    Args:
+        store: Of the library.
+        embed: Segments and vectors of a file.
+        after: Called after each file.
+        metadata: Of files, by path.
+    """
+
+    def __init__(
+        self, store: Store, embed: Callable[[Path], Embedded], after: Callable[[], None], metadata: Listing | None
+    ) -> None:
+        self.store, self.embed, self.after = store, embed, after
+        self.report = AddReport()
+        self.wanted = {os.path.abspath(n): clean_metadata(v, "metadata") for n, v in (metadata or {}).items()}
+
+    def find(self, paths: Iterable[str | Path], *, may_be_empty: bool = False) -> list[Path]:
+        """Media files under paths; what could not be listed or followed goes into the report."""
+        unlisted, links = list[str](), list[str]()
+        files = find_media(paths, may_be_empty=may_be_empty, unlisted=unlisted, links=links)
+        self.unlisted = unlisted
+        self.report.notes += _notes(files, links)
+        self.report.failed += [shown(f"{folder}: the folder cannot be read") for folder in unlisted]
+        return files
+
+    def add(self, files: Sequence[Path], *, hashed: bool = False, gone: Iterable[str] = ()) -> None:
+        """Take files in, each in a transaction of its own.
+
+        Args:
+            files: Of any name.
+            hashed: Compare an unchanged file's content and not only its size and time.
+            gone: Paths of files that are no longer there: one of their content is such a file, moved.
+        """
+        often = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file gets few lines
+        vanished = set(gone)
+        for file in tqdm(files, desc="index", unit="file", file=sys.stderr, mininterval=often):
+            self._add_one(file, hashed, vanished)
+            self.after()
+
+    def forget(self, paths: Sequence[str]) -> None:
+        """Forget files that are gone."""
+        with self.store.change():
+            self.report.removed += sum(self.store.delete_path(path) for path in paths)
+
+    # -- one file -----------------------------------------------------------------------------------------------------
+
+    def _add_one(self, file: Path, hashed: bool, vanished: set[str]) -> None:
+        name = os.path.abspath(file)
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            self.report.failed.append(f"{shown(name)}: the file's name is not UTF-8; rename it")
+            return
+        known = self.store.video_at(name)
+        # A file that was too slow may only have met a busy machine, and one that could not be opened may be mended.
+        again = known is not None and known.failure is not None and known.failure.kind != "unreadable"
+        try:
+            seen = _facts(file)
+            if known and not again and not hashed and known.facts[:2] == seen[:2]:
+                return self._unchanged(known, name)
+            seen = seen._replace(sha256=sha256(file))
+        except OSError as error:
+            if known and known.failure is None:  # what was indexed of it stays: it may be readable again tomorrow
+                self.report.failed.append(shown(f"{name}: {error.strerror}"))
+                return
+            reason = Failure(reason=f"{name}: {error.strerror}", kind="unopened")
+            return self._record(name, known, Facts(None, None, None), reason)
+        if known and not again and known.facts.sha256 == seen.sha256:
+            if known.facts[:2] != seen[:2]:
+                with self.store.db:
+                    self.store.update_file(known.id, name, seen)
+            return self._unchanged(known, name)
+        if self._taken_over(name, known, seen, vanished):
+            return
+        self._encode(file, name, known, seen)
+
+    def _encode(self, file: Path, name: str, known: VideoRow | None, seen: Facts) -> None:
+        found: Embedded | Failure
+        try:
+            found = self.embed(Path(name))
+            if _facts(file)[:2] != seen[:2]:
+                self.report.failed.append(shown(f"{name}: changed while it was read; call again"))
+                return
+        except TimeLimit as error:
+            found = Failure(reason=str(error), kind="slow")
+        except DecodeError as error:
+            found = Failure(reason=str(error), kind="unreadable")
+        except OSError as error:
+            found = Failure(reason=f"{name}: {error.strerror}", kind="unopened")
+        self._record(name, known, seen, found)
+
+    def _taken_over(self, name: str, known: VideoRow | None, seen: Facts, vanished: set[str]) -> bool:
+        """Whether the same content is in the library under another name: then its vectors serve again."""
+        assert seen.sha256 is not None
+        others = self.store.of_content(seen.sha256, but=name)
+        moved = next((o for o in others if o.path in vanished), None)
+        if moved is not None:
+            with self.store.change():
+                if known:
+                    self.store.delete_video(known.id)
+                self.store.update_file(moved.id, name, seen)
+                if (metadata := self.wanted.get(name)) is not None:
+                    self.store.set_metadata(moved.id, metadata)
+            vanished.discard(moved.path)
+            self.report.moved += 1
+            return True
+        if not others:
+            return False
+        spans, rows = self.store.spans_of(others[0].id)
+        self._record(
+            name, known, seen, Embedded(spans=spans, vectors=self.store.vectors()[rows], duration=others[0].duration)
+        )
+        self.report.known += 1
+        return True
+
+    def _record(self, name: str, known: VideoRow | None, seen: Facts, found: Embedded | Failure) -> None:
+        metadata: Metadata | None = self.wanted.get(name)
+        if metadata is None and known:
+            metadata = known.metadata
+        failure = found if isinstance(found, Failure) else None
+        spans = [] if isinstance(found, Failure) else found.spans
+        vectors = np.zeros((0, self.store.width), np.float32) if isinstance(found, Failure) else found.vectors
+        length = 0.0 if isinstance(found, Failure) else found.duration
+        with self.store.change():
+            if known:
+                self.store.delete_video(known.id)
+            first = self.store.append(vectors) if len(vectors) else 0
+            self.store.insert_video(
+                name, seen, spans, first, crc=checksum(vectors), duration=length, failure=failure, metadata=metadata
+            )
+        if failure is None:
+            self.report.added += 1
+            self.report.segments += len(spans)
+        else:
+            self.report.failed.append(shown(failure.reason))
+
+    def _unchanged(self, known: VideoRow, name: str) -> None:
+        metadata = self.wanted.get(name)
+        if metadata is not None and metadata != known.metadata:
+            with self.store.change():
+                self.store.set_metadata(known.id, metadata)
+        if known.failure:
+            self.report.failed.append(shown(known.failure.reason))
+        else:
+            self.report.unchanged += 1
+
+
+def _facts(file: Path) -> Facts:
+    facts = file.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(0, "not a regular file")
+    return Facts(facts.st_size, facts.st_mtime, None)
+
+
+def _notes(files: Sequence[Path], links: Sequence[str]) -> list[str]:
+    notes = [shown(f"{link}: a link to a folder is not followed; name the folder itself") for link in links]
+    out = [f for f in files if leads_out(f)]
+    if out:
+        notes.append(
+            shown(f"links that lead out of their folders: {len(out)} ({out[0]}); indexed, ")
+            + "but vtr serve shows them only with --follow-links"
+        )
+    return notes

@@ -1,0 +1,269 @@
+"""Videos and segments of a library: all SQL about them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from vtr.library.rows import Facts, Failure, Metadata, SegmentRow, Span, Value, VideoRow, as_json
+
+# Segment ids are never used twice (AUTOINCREMENT), so an id from an old index never means another moment.
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS videos (
+    id INTEGER PRIMARY KEY, path TEXT UNIQUE NOT NULL, bytes INTEGER, modified REAL, sha256 TEXT,
+    duration REAL, reason TEXT, crc INTEGER, meta TEXT, origin TEXT, kind TEXT
+);
+CREATE TABLE IF NOT EXISTS segments (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, video INTEGER NOT NULL REFERENCES videos(id) ON DELETE CASCADE,
+    start REAL NOT NULL, end REAL NOT NULL, row INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS segments_of ON segments(video);
+CREATE INDEX IF NOT EXISTS videos_by_content ON videos(sha256);
+CREATE INDEX IF NOT EXISTS videos_by_origin ON videos(origin) WHERE origin IS NOT NULL;
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS imports (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, modified REAL NOT NULL);
+"""
+# Columns of `videos` that older libraries lack.
+LATER = {"crc": "INTEGER", "meta": "TEXT", "origin": "TEXT", "kind": "TEXT"}
+_MARKS = 500  # parameters of one statement
+_VIDEO = "id, path, bytes, modified, sha256, duration, reason, kind, crc, meta, origin"
+_SEGMENT = (
+    "segments.id, videos.id, videos.path, segments.start, segments.end, videos.duration, videos.modified, "
+    "videos.sha256, segments.row, videos.meta FROM segments JOIN videos ON videos.id = segments.video"
+)
+# What must not be found in a library, and how it is counted; {rows} is the number of vectors.
+_CHECKS = {
+    "segments of videos that are not there": "SELECT COUNT(*) FROM segments WHERE video NOT IN (SELECT id FROM videos)",
+    "rows that two segments share": "SELECT COUNT(*) - COUNT(DISTINCT row) FROM segments",
+    "moments that are there twice": "SELECT COUNT(*) FROM (SELECT 1 FROM segments GROUP BY video, start, end HAVING COUNT(*) > 1)",
+    "moments whose times make no sense": "SELECT COUNT(*) FROM segments WHERE NOT (start >= 0 AND end >= start)",
+    "readable videos without a segment": "SELECT COUNT(*) FROM videos WHERE reason IS NULL "
+    "AND id NOT IN (SELECT video FROM segments)",
+    "unreadable videos with segments": "SELECT COUNT(*) FROM videos WHERE reason IS NOT NULL "
+    "AND id IN (SELECT video FROM segments)",
+    "rows beyond the last one": "SELECT COUNT(*) FROM segments WHERE row < 0 OR row >= {rows}",
+}
+
+
+class Records:
+    """Statements over the tables of one library; a subclass gives the connection."""
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        raise NotImplementedError
+
+    # -- videos -------------------------------------------------------------------------------------------------------
+
+    def video_at(self, path: str) -> VideoRow | None:
+        """The video of a path."""
+        return next(self._videos("path = ?", (path,)), None)
+
+    def video(self, number: int) -> VideoRow | None:
+        """The video of an id."""
+        return next(self._videos("id = ?", (number,)), None)
+
+    def readable_files(self) -> list[VideoRow]:
+        """Videos that are files of their own and could be read, by path."""
+        return list(self._videos("reason IS NULL AND origin IS NULL ORDER BY path"))
+
+    def of_content(self, sha256: str, but: str = "") -> list[VideoRow]:
+        """Readable files of this content, except the one at the path `but`."""
+        return list(self._videos("sha256 = ? AND reason IS NULL AND path != ? AND origin IS NULL", (sha256, but)))
+
+    def paths_below(self, folder: str) -> list[str]:
+        """Paths of the files in a folder (its full path), sorted."""
+        inside = folder.rstrip("/") + "/"
+        sql = "SELECT path FROM videos WHERE substr(path, 1, ?) = ? AND origin IS NULL ORDER BY path"
+        return [r[0] for r in self.db.execute(sql, (len(inside), inside))]
+
+    def reasons(self) -> list[str]:
+        """Why files could not be read, by path."""
+        return [r[0] for r in self.db.execute("SELECT reason FROM videos WHERE reason IS NOT NULL ORDER BY path")]
+
+    def totals(self) -> tuple[int, float]:
+        """Number of readable videos, and their seconds."""
+        sql = "SELECT COUNT(*) FILTER (WHERE reason IS NULL), COALESCE(SUM(duration), 0) FROM videos"
+        count, seconds = self.db.execute(sql).fetchone()
+        return int(count), float(seconds)
+
+    def insert_video(
+        self,
+        path: str,
+        facts: Facts,
+        spans: Sequence[Span],
+        first_row: int,
+        *,
+        crc: int | None,
+        duration: float | None = None,
+        failure: Failure | None = None,
+        metadata: Mapping[str, Value] | None = None,
+        origin: str | None = None,
+    ) -> None:
+        """Put in a video and its segments, whose vectors begin at `first_row`, within `change`."""
+        length = max((s.end for s in spans), default=0.0) if duration is None else duration
+        reason, kind = (None, None) if failure is None else (failure.reason, failure.kind)
+        cursor = self.db.execute(
+            "INSERT INTO videos (path, bytes, modified, sha256, duration, reason, kind, crc, origin) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (path, *facts, length, reason, kind, crc, origin),
+        )
+        assert cursor.lastrowid is not None
+        self.db.executemany(
+            "INSERT INTO segments (video, start, end, row) VALUES (?, ?, ?, ?)",
+            [(cursor.lastrowid, s.start, s.end, first_row + i) for i, s in enumerate(spans)],
+        )
+        if metadata:
+            self.set_metadata(cursor.lastrowid, metadata)
+
+    def update_file(self, number: int, path: str, facts: Facts) -> None:
+        """Write down where a video lies now, and its size and time, within `change` or alone."""
+        self.db.execute("UPDATE videos SET path = ?, bytes = ?, modified = ? WHERE id = ?", (path, *facts[:2], number))
+
+    def set_metadata(self, video: int, values: Mapping[str, Value] | None) -> None:
+        """Replace a video's metadata, within `change`."""
+        self.db.execute("UPDATE videos SET meta = ? WHERE id = ?", (as_json(values), video))
+        self.db.executemany("INSERT OR IGNORE INTO columns VALUES (?)", [(n,) for n in values or ()])
+
+    def delete_video(self, number: int) -> None:
+        """Forget a video and its segments, within `change`."""
+        self.db.execute("DELETE FROM videos WHERE id = ?", (number,))
+
+    def delete_path(self, path: str, *, below: bool = False) -> int:
+        """Forget the video of a path, with `below` also all in that folder; returns how many. Within `change`."""
+        inside = path.rstrip("/") + "/"
+        sql = "DELETE FROM videos WHERE path = ? OR (? AND substr(path, 1, ?) = ?)"
+        return self.db.execute(sql, (path, below, len(inside), inside)).rowcount
+
+    def columns(self) -> list[str]:
+        """Names of the metadata columns."""
+        try:
+            return [r[0] for r in self.db.execute("SELECT name FROM columns ORDER BY name")]
+        except sqlite3.OperationalError:
+            return []
+
+    def _videos(self, condition: str, values: Sequence[object] = ()) -> Iterator[VideoRow]:
+        for r in self.db.execute(f"SELECT {_VIDEO} FROM videos WHERE {condition}", values):
+            yield VideoRow(
+                id=r[0],
+                path=r[1],
+                facts=Facts(*r[2:5]),
+                duration=r[5] or 0.0,
+                failure=None if r[6] is None else Failure(reason=r[6], kind=r[7]),
+                crc=r[8],
+                metadata=_metadata(r[9]),
+                origin=r[10],
+            )
+
+    # -- embeddings of shards -----------------------------------------------------------------------------------------
+
+    def imported(self, name: str) -> tuple[int, float] | None:
+        """Size and time of a file of embeddings when it was taken in."""
+        found = self.db.execute("SELECT bytes, modified FROM imports WHERE name = ?", (name,)).fetchone()
+        return None if found is None else (int(found[0]), float(found[1]))
+
+    def begin_import(self, name: str, size: int, modified: float) -> None:
+        """Forget what a file of embeddings gave before, and note its state, within `change`."""
+        self.db.execute("DELETE FROM videos WHERE origin = ?", (name,))
+        self.db.execute("INSERT OR REPLACE INTO imports VALUES (?, ?, ?)", (name, size, modified))
+
+    # -- segments -----------------------------------------------------------------------------------------------------
+
+    def segments(self) -> int:
+        """Number of live segments."""
+        return int(self.db.execute("SELECT COUNT(*) FROM segments").fetchone()[0])
+
+    def segments_up_to(self, number: int) -> int:
+        """Number of live segments with ids up to this one."""
+        return int(self.db.execute("SELECT COUNT(*) FROM segments WHERE id <= ?", (number,)).fetchone()[0])
+
+    def last_segment(self) -> int:
+        """The highest id of a live segment, 0 where there is none."""
+        return int(self.db.execute("SELECT COALESCE(MAX(id), 0) FROM segments").fetchone()[0])
+
+    def empty(self) -> bool:
+        """Whether there is no segment."""
+        return self.db.execute("SELECT 1 FROM segments LIMIT 1").fetchone() is None
+
+    def pairs(self, after: int = 0, condition: str = "", values: Sequence[object] = ()) -> np.ndarray:
+        """Ids and rows (n, 2) int64 of segments with ids above `after`, by id.
+
+        Args:
+            after: 0 gives all.
+            condition, values: An SQL condition over `segments` and `videos`, and its parameters.
+        """
+        if condition:
+            sql = "SELECT segments.id, row FROM segments JOIN videos ON videos.id = segments.video"
+            cursor = self.db.execute(f"{sql} WHERE segments.id > ? AND {condition}", (after, *values))
+        else:
+            cursor = self.db.execute("SELECT id, row FROM segments WHERE id > ? ORDER BY id", (after,))
+        # Streamed: ten million pairs are 160 MB, ten million Python tuples well over 1 GB.
+        out = np.fromiter(cursor, dtype=np.dtype((np.int64, 2)))
+        return out[np.argsort(out[:, 0], kind="stable")] if condition else out
+
+    def pairs_of(self, paths: Sequence[str]) -> np.ndarray:
+        """As `pairs`, of these videos."""
+        return self.pairs(0, f"videos.path IN ({','.join('?' * len(paths))})", paths)
+
+    def details(self, ids: Collection[int]) -> dict[int, SegmentRow]:
+        """Those segments that exist, by id."""
+        wanted, out = [int(i) for i in ids], dict[int, SegmentRow]()
+        for start in range(0, len(wanted), _MARKS):
+            part = wanted[start : start + _MARKS]
+            marks = ",".join("?" * len(part))
+            rows = self.db.execute(f"SELECT {_SEGMENT} WHERE segments.id IN ({marks})", part)
+            out.update((r[0], SegmentRow._make(r)) for r in rows)
+        return out
+
+    def each_segment(self, size: int) -> Iterator[list[SegmentRow]]:
+        """All segments by id, in blocks."""
+        cursor = self.db.execute(f"SELECT {_SEGMENT} ORDER BY segments.id")
+        while rows := cursor.fetchmany(size):
+            yield [SegmentRow._make(r) for r in rows]
+
+    def spans_of(self, video: int) -> tuple[list[Span], list[int]]:
+        """Spans and rows of a video's segments."""
+        sql = "SELECT start, end, row FROM segments WHERE video = ? ORDER BY row"
+        rows = self.db.execute(sql, (video,)).fetchall()
+        return [Span(r[0], r[1]) for r in rows], [r[2] for r in rows]
+
+    def rows_of_videos(self) -> Iterator[tuple[str, int | None, list[int]]]:
+        """Path, checksum and rows of each video that has segments."""
+        sql = "SELECT videos.id, path, crc, row FROM videos JOIN segments ON segments.video = videos.id ORDER BY videos.id, row"
+        current: tuple[int, str, int | None] | None = None
+        rows: list[int] = []
+        for number, path, crc, row in self.db.execute(sql):
+            if current is not None and current[0] != number:
+                yield current[1], current[2], rows
+                rows = []
+            current = (number, path, crc)
+            rows.append(row)
+        if current is not None:
+            yield current[1], current[2], rows
+
+    def rows_of(self, ids: np.ndarray) -> np.ndarray:
+        """Row of each segment, -1 where it does not exist (any more)."""
+        rows: dict[int, int] = {}
+        for start in range(0, len(ids), _MARKS):
+            part = [int(i) for i in ids[start : start + _MARKS]]
+            marks = ",".join("?" * len(part))
+            rows.update(self.db.execute(f"SELECT id, row FROM segments WHERE id IN ({marks})", part).fetchall())
+        return np.array([rows.get(int(i), -1) for i in ids], np.int64)
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong with the file."""
+        return [r[0] for r in self.db.execute("PRAGMA integrity_check(20)") if r[0] != "ok"]
+
+    def contradictions(self, rows: int) -> list[str]:
+        """What the tables must not hold and do, with how many; `rows` is the number of vectors."""
+        counts = {what: self.db.execute(sql.format(rows=rows)).fetchone()[0] for what, sql in _CHECKS.items()}
+        return [f"{count} {what}" for what, count in counts.items() if count]
+
+
+def _metadata(text: str | None) -> Metadata:
+    return json.loads(text) if text else {}

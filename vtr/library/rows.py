@@ -1,0 +1,89 @@
+"""Rows of library.db as they are handed around: videos, segments, spans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+Value = str | int | float
+Metadata = dict[str, Value]
+
+
+class Span(NamedTuple):
+    """Seconds of a segment; equal ends for an image."""
+
+    start: float
+    end: float
+
+
+class Facts(NamedTuple):
+    """What a file was when it was indexed; None where it could not be read, or for a sample of a shard."""
+
+    bytes: int | None
+    modified: float | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """A file as the model saw it: its segments, their vectors (n, w), and its length in seconds."""
+
+    spans: list[Span]
+    vectors: np.ndarray
+    duration: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a file is not searched.
+
+    Attributes:
+        reason: One line.
+        kind: "unreadable" (by its content), "slow" (a time limit), "unopened" (missing or not allowed); None in older
+            libraries. All but the first are tried again.
+    """
+
+    reason: str
+    kind: str | None = "unreadable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRow:
+    """A file of the library; `failure` where it could not be read, `origin` where it came with embeddings."""
+
+    id: int
+    path: str
+    facts: Facts
+    duration: float
+    failure: Failure | None
+    crc: int | None
+    metadata: Metadata
+    origin: str | None
+
+
+class SegmentRow(NamedTuple):
+    """A segment with what a hit shows of its video."""
+
+    id: int
+    video: int
+    path: str
+    start: float
+    end: float
+    duration: float
+    modified: float | None
+    sha256: str | None
+    row: int
+    meta: str | None  # JSON, as it is stored
+
+    @property
+    def metadata(self) -> Metadata:
+        return json.loads(self.meta) if self.meta else {}
+
+
+def as_json(metadata: Mapping[str, Value] | None) -> str | None:
+    """Metadata as it is stored; None for none."""
+    return json.dumps(dict(metadata), ensure_ascii=False, sort_keys=True) if metadata else None

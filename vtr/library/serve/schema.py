@@ -1,0 +1,112 @@
+"""What the API takes and gives: limits, parameters, answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from fastapi import Path as InPath
+from fastapi import Query
+from pydantic import BaseModel, Field
+
+MAX_K = 100
+MAX_QUERY = 500  # characters
+MAX_TEXTS = 8  # wanted, and as many unwanted
+MAX_MOMENTS = 20  # of one video
+MAX_WHERE = 1000  # characters
+MAX_RERANK = 50  # segments
+UPLOAD_PATH = "/api/search/clip"
+
+Responses: TypeAlias = dict[int | str, dict[str, object]]
+
+
+class Moment(BaseModel):
+    """One hit: a moment of a video."""
+
+    rank: int
+    score: float
+    similarity: float
+    reranked: bool
+    segment: int
+    video: int
+    path: str
+    name: str
+    start: float
+    end: float
+    duration: float
+    moment: Annotated[int, Field(description="1 for the best moment of its video")]
+    metadata: dict[str, str | int | float | bool]
+    kind: Literal["video", "image", "file"]
+
+
+class Answer(BaseModel):
+    """The hits of a query, best first."""
+
+    query: str
+    hits: list[Moment]
+    milliseconds: float
+
+
+class Limits(BaseModel):
+    """What a request may ask for."""
+
+    k: int = MAX_K
+    query: int = MAX_QUERY
+    texts: int = MAX_TEXTS
+    where: int = MAX_WHERE
+    rerank: int = MAX_RERANK
+    moments: int = MAX_MOMENTS
+    upload_bytes: int
+
+
+class Info(BaseModel):
+    """What the library holds."""
+
+    name: str
+    videos: int
+    segments: int
+    seconds: float
+    unreadable: int
+    window: float
+    stride: float
+    columns: Annotated[list[str], Field(description="metadata that filters may use")]
+    version: str
+    limits: Limits
+
+
+class Problem(BaseModel):
+    """Why a request was refused, in one line."""
+
+    error: str
+
+
+class Login(BaseModel):
+    """The token that the server printed."""
+
+    token: Annotated[str, Field(max_length=1000)]
+
+
+K = Annotated[int, Query(ge=1, le=MAX_K, description="number of hits")]
+Where = Annotated[str, Query(max_length=MAX_WHERE, description='filter, as in: duration < 60 and path ~ "dog"')]
+AllMoments = Annotated[bool, Query(description="several moments of one video, each with a rank of its own")]
+Moments = Annotated[int, Query(ge=1, le=MAX_MOMENTS, description="up to so many moments of a video, together")]
+Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY)]
+Id = Annotated[int, InPath(ge=1, le=2**63 - 1, examples=[1])]
+
+
+def problems(*statuses: int) -> Responses:
+    """The refusals of a route, beside those of all."""
+    return {status: {"model": Problem} for status in (*statuses, 401, 403, 413, 422, 429, 500)}
+
+
+PICTURE: Responses = {
+    200: {
+        "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
+        "description": "a JPEG picture",
+    }
+}
+_BYTES = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
+FILE: Responses = {
+    200: {**_BYTES, "description": "the file"},
+    206: {**_BYTES, "description": "the bytes asked for"},
+    304: {"description": "unchanged"},
+}

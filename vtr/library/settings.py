@@ -1,0 +1,115 @@
+"""library.json: what a library was made with, what its index is, and what it was told to remember."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from vtr.errors import UsageError, VtrError
+from vtr.files import write_atomically
+from vtr.library.index_types import Description
+
+FORMAT = 1
+_NEEDED = ("format", "model", "fingerprint", "width", "window", "stride", "frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibrarySettings:
+    """The content of library.json.
+
+    Attributes:
+        model: Where the model is stored, if it is.
+        fingerprint: SHA-256 over it: a library is searched with the model it was made with.
+        width: Length of a vector.
+        window, stride: Seconds of a segment and between the starts of two.
+        frames: Frames that stand for a segment.
+        format: Of the folder.
+        id: Of this library, random; None in older ones.
+        index: What index.faiss is; None before there were segments.
+        max_memory: Bytes the index may take; None: half of the machine's.
+        token_cache: Bytes of visual tokens kept on disk for re-ranking; None: none.
+    """
+
+    model: str | None
+    fingerprint: str
+    width: int
+    window: float
+    stride: float
+    frames: int
+    format: int = FORMAT
+    id: str | None = None
+    index: Description | None = None
+    max_memory: int | None = None
+    token_cache: int | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> LibrarySettings:
+        """From parsed JSON; ValueError where something needed is not there."""
+        lacking = [name for name in _NEEDED if name not in values]
+        if lacking:
+            raise ValueError(f"lacks {', '.join(sorted(lacking))}")
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known})  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, folder: Path) -> LibrarySettings:
+        """Of the library in a folder.
+
+        Raises:
+            VtrError: There is none, it is damaged, or of a format that this vtr does not know.
+        """
+        path = folder / "library.json"
+        try:
+            values = json.loads(path.read_text())
+            if not isinstance(values, dict):
+                raise ValueError("not a table")
+            settings = cls.from_json(values)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise VtrError(
+                lambda say: f"{folder}: not a library (no library.json); make one with: {say.call('index build')}"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise VtrError(f"{path} cannot be read ({error}); restore it or build anew") from error
+        if settings.format != FORMAT:
+            raise VtrError(f"{folder} has format {settings.format}, this vtr reads {FORMAT}: use the vtr it is from")
+        return settings
+
+    def write(self, folder: Path) -> None:
+        """Write library.json; VtrError where that cannot be done."""
+        try:
+            with write_atomically(folder / "library.json") as partial:
+                partial.write_text(json.dumps(self.as_json(), indent=1) + "\n")
+        except OSError as error:
+            raise VtrError(f"{folder}/library.json cannot be written ({error.strerror})") from error
+
+    def as_json(self) -> dict[str, object]:
+        """The content of library.json; what was not asked for is left out."""
+        optional = {"max_memory", "token_cache"}
+        return {k: v for k, v in asdict(self).items() if v is not None or k not in optional}
+
+    def with_windows(self, window: float | None, stride: float | None) -> LibrarySettings:
+        """The same with other windows, where they are given."""
+        window = self.window if window is None else window
+        stride = self.stride if stride is None else stride
+        check_windows(window, stride)
+        return replace(self, window=window, stride=stride)
+
+    @property
+    def origin(self) -> dict[str, object]:
+        """What embeddings that leave the library carry with them."""
+        return {k: getattr(self, k) for k in ORIGIN}
+
+
+ORIGIN = ("model", "fingerprint", "width", "window", "stride", "frames")
+
+
+def check_windows(window: float, stride: float) -> None:
+    """UsageError where windows make no sense."""
+    if not (0 < window < float("inf") and 0 < stride < float("inf")):
+        raise UsageError(
+            lambda say: (
+                f"{say.given('window', f'{window:g}')} {say.given('stride', f'{stride:g}')}: expected positive seconds"
+            )
+        )
