@@ -128,6 +128,7 @@ class VideoReader:
         self._cut_off = False
         self._choice: int | None = None
         self._sound = Sound()
+        self._late: float | None = None  # seconds from a packet's count to the frame that it pushes out
         self._seen = 0
         self.painter = Painter(self.name)
         self._open()
@@ -467,6 +468,8 @@ class VideoReader:
 
     def _enter(self, place: float, moment: float, sure: bool) -> Iterator[tuple[float, VideoShot]] | None:
         """Frames from the one at `moment` on, after a jump to a key frame before `place`; None where that fails."""
+        if self._decode_stamps and self._late is None:
+            next(self.play(), None)  # after a jump, the first frame may be some packets later than its own
         packets = self._demux_from(place)
         if packets is None or self.origin is None:
             return None
@@ -492,7 +495,6 @@ class VideoReader:
 
     def _stamped(self, frames: Iterator[tuple[VideoFrame, float | None]]) -> Iterator[tuple[float | None, VideoShot]]:
         """Frames with their raw times of display, None where there is none."""
-        late: float | None = None
         for frame, entry in frames:
             stamp = frame.dts if self._decode_stamps else frame.pts
             if stamp is None:
@@ -501,8 +503,8 @@ class VideoReader:
             at = stamp * self._tick
             if self._decode_stamps and entry is not None:
                 # Each frame carries the count of the packet that pushed it out: the decoder's delay is the same for all.
-                late = at - entry if late is None else late
-                at -= late
+                self._late = at - entry if self._late is None else self._late
+                at -= self._late
             yield at, VideoShot(frame, self.painter)
 
     def _decoded(self, packets: Iterator[Packet]) -> Iterator[tuple[VideoFrame, float | None]]:

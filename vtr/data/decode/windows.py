@@ -21,6 +21,7 @@ from vtr.data.sampling import display_times
 if TYPE_CHECKING:
     import torch
 
+_REPEATS = 0.1  # of a stride: a last window that is later by no more shows nothing new
 _SAME = 1e-3  # seconds within which two ends are one
 
 
@@ -186,7 +187,8 @@ class _Cutter:
         for plan in self._plans:
             if round(plan.start / self.stride) < regular:
                 yield self._out(plan)
-        if begun >= self._covered - CLOSE:  # else it would repeat what others show
+        new = begun >= regular * self.stride - CLOSE and length - self._covered > self.stride * _REPEATS
+        if new or begun >= self._covered - CLOSE:  # else it would repeat what others show
             yield self._out(self._final(length - self.window, length))
 
     def _final(self, start: float, end: float, *, alone: bool = False) -> _Plan:
