@@ -295,7 +295,7 @@ def _with_missing(split: Split) -> Split:
 
 
 def windows(item: Item, length: float, stride: float) -> list[Item]:
-    """A long video in windows (VIDEOMAMBA.md 4.7): the last ones are kept if at least half a window remains."""
+    """A long video in windows (docs/notes/videomamba.md): the last ones are kept if at least half a window remains."""
     duration = item.duration
     if length <= 0 or duration is None or duration < length:
         return [item]
@@ -307,7 +307,7 @@ def windows(item: Item, length: float, stride: float) -> list[Item]:
 
 
 def sample_train(kind: str, n: int, count: int, rng: np.random.Generator) -> list[int]:
-    """Frame numbers of a training clip: one at random of each of `count` stretches (VIDEOMAMBA.md 4.5)."""
+    """Frame numbers of a training clip: one at random of each of `count` stretches (docs/notes/videomamba.md)."""
     if kind == "ssv2":
         step = n // count
         if step > 0:
@@ -319,7 +319,7 @@ def sample_train(kind: str, n: int, count: int, rng: np.random.Generator) -> lis
 
 
 def sample_test(kind: str, n: int, count: int, segment: int, segments: int) -> list[int]:
-    """Frame numbers of test clip `segment` of `segments`; of one: the validation rule (VIDEOMAMBA.md 4.5).
+    """Frame numbers of test clip `segment` of `segments`; of one: the validation rule (docs/notes/videomamba.md).
 
     The released SSV2 sampler knows two test clips (start and middle of each stretch); here any number divides it evenly.
     """
