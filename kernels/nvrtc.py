@@ -19,9 +19,10 @@ from typing import SupportsInt, TextIO
 
 import torch
 
-from vtr.kernels.build import BuildError, cache_folder
+from vtr.files import package_file
+from vtr.kernels.build import BuildError, cached
 
-COMMON = Path(__file__).with_name("common.cuh")
+COMMON = package_file("vtr.kernels", "common.cuh")
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # -DSTORAGE
 OLDEST = (8, 0)  # mma.m16n8k16 with bfloat16
 
@@ -71,7 +72,7 @@ def compile_cubin(unit: Unit, architecture: str, defines: Mapping[str, int], log
     macros = [(name, str(value)) for name, value in sorted(defines.items())]
     key = "\0".join((unit.text(), architecture, repr(macros), ".".join(map(str, version))))
     name = f"{unit.source.stem}-{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.cubin"
-    path = cache_folder() / name
+    path = cached(name)
     if log is None and path.is_file():
         return path.read_bytes()
     options = ProgramOptions(

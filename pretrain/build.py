@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
-
 from vtr.data.demo import demo_texts, ensure_demo_corpus
 from vtr.data.manifests import Corpus, load_corpus
 from vtr.data.shards import iterate_samples
@@ -17,6 +14,7 @@ from vtr.encoders.bert import BertConfig
 from vtr.encoders.registry import find_encoder, named_encoders
 from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import VtrError, unknown_name
+from vtr.models.bert import is_hub_name, pretrained_text
 from vtr.models.video_text import ModelConfig, VideoTextModel
 from vtr.pretrain.recipes import Recipe
 from vtr.ranks import Ranks
@@ -33,8 +31,8 @@ def check_names(size: str | None, text: str) -> None:
     known = (*named_encoders(), "demo")
     if size is not None and size not in known:
         raise unknown_name("model", size, known)
-    if text not in TEXTS:
-        raise unknown_name("text", text, TEXTS)
+    if text not in TEXTS and not is_hub_name(text):
+        raise unknown_name("text", text, (*TEXTS, "OWNER/NAME of the hub"))
 
 
 def prepare_corpus(
@@ -52,7 +50,7 @@ def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text
 
     Args:
         size: One of the paper's, or `demo`: what two CPU cores train in minutes, 64 pixels, text side from scratch.
-        text: `bert`: start from bert-base-uncased; `scratch`: six layers of 384, for machines without it.
+        text: `bert`: start from bert-base-uncased; OWNER/NAME: from that BERT of the hub; `scratch`: six layers of 384, for machines without it.
     """
     check_names(size, text)
     video: EncoderConfig
@@ -107,9 +105,9 @@ def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text
             vision_width=width,
         )
         return VideoTextModel(ModelConfig(video=video, text=bert), tokenizer)
-    tokenizer = Tokenizer.load(_hub_file("bert-base-uncased", "tokenizer.json"))
-    model = VideoTextModel(ModelConfig(video=video, text=BertConfig(vocab_size=30522, vision_width=width)), tokenizer)
-    _load_bert(model, _hub_file("bert-base-uncased", "model.safetensors"))
+    found = pretrained_text(text, vision_width=width)
+    model = VideoTextModel(ModelConfig(video=video, text=found.config), found.tokenizer)
+    found.load_into(model.text_encoder)
     return model
 
 
@@ -134,28 +132,3 @@ def _captions(corpus: Corpus, most: int) -> list[str]:
             if len(found) >= most:
                 return found[:most]
     return found
-
-
-def _hub_file(repository: str, name: str) -> Path:
-    try:
-        return Path(hf_hub_download(repository, name))
-    except Exception as error:  # no network, no cache, gated: many kinds
-        raise VtrError(
-            f"{repository}/{name} is neither in the Hugging Face cache nor downloadable ({type(error).__name__}); "
-            f"on a machine with network run: hf download {repository} {name}"
-        ) from error
-
-
-def _load_bert(model: VideoTextModel, path: Path) -> None:
-    """Load bert-base-uncased into the text side; cross-attention stays new, every other key must be there."""
-    state = {
-        k.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias"): v
-        for k, v in load_file(path).items()
-    }
-    own = model.text_encoder.state_dict()
-    loaded = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    missing = [k for k in own if k not in loaded and "crossattention" not in k and not k.startswith("cls.")]
-    missing = [k for k in missing if not k.endswith("position_ids")]
-    if missing:
-        raise VtrError(f"{path}: {len(missing)} tensors of BERT are missing, first {missing[0]!r}")
-    model.text_encoder.load_state_dict(loaded, strict=False)

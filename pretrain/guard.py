@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 from vtr.errors import VtrError
 from vtr.pretrain.stop import Stopped
 from vtr.pretrain.watch import Watch
 from vtr.ranks import OtherRankFailed, report
+from vtr.threads import launcher
 
 
 def guarded(work: Callable[[Watch], object]) -> int:
     """Do the work of one rank under a watch; returns the exit code."""
     watch = Watch.of_environment()
+    end_with_launcher()
     try:
         work(watch)
     except (Stopped, OtherRankFailed) as error:  # all ranks know
@@ -44,6 +50,24 @@ def guarded(work: Callable[[Watch], object]) -> int:
     finally:
         watch.stop()
     return 0
+
+
+def end_with_launcher(seconds: float = 1.0) -> None:
+    """Stop in order, as at SIGTERM, when the launcher that started this process is gone: nobody else would end it.
+
+    Args:
+        seconds: Between looks.
+    """
+    if launcher() is None:
+        return
+    first = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == first:
+            time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="launcher", daemon=True).start()
 
 
 def _lost_connection(error: Exception) -> bool:

@@ -17,7 +17,8 @@ class RunSettings:
     model: str | None = None
     """tiny, small, middle (default; the paper's), base, or demo: 64 pixels, text side from scratch."""
     text: str = "bert"
-    """Text side of tiny to base: bert (bert-base-uncased), or scratch (six layers of 384, words of the corpus)."""
+    """Text side of tiny to base: bert (bert-base-uncased), any other BERT of the hub (OWNER/NAME) or in a folder, or
+    scratch (six layers of 384, words of the corpus)."""
     recipe: str = "clean"
     """clean (ours) or official (what the released scripts do)."""
     out: Path | None = None
@@ -52,6 +53,8 @@ class RunSettings:
     """bf16 (autocast; parameters stay fp32), fp32, or auto: bf16 on a GPU."""
     workers: int = 1
     """Data worker processes of each rank."""
+    threads: int = 0
+    """Threads of each rank's computing (0 = its share of the cores, or OMP_NUM_THREADS where you have set it)."""
     decode_threads: int = 1
     """Decoding threads of each worker."""
     cache: Path | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from vtr.models.base import load_strictly
 from vtr.models.video_text import VideoTextModel
 from vtr.pretrain import build, sharding
 from vtr.pretrain.export import initial_model, initial_weights
-from vtr.pretrain.join import join, trackers_begin
+from vtr.pretrain.join import call_facts, check_joining, join, trackers_begin
 from vtr.pretrain.loop import Bench, Loop, Schedule, batch_digest
 from vtr.pretrain.objectives import objectives_of
 from vtr.pretrain.optim import build_optimizer, learning_rate
@@ -76,6 +75,7 @@ def resolve(settings: RunSettings) -> tuple[Recipe, tuple[str, ...]]:
     Raises:
         UsageError: A name or value that means nothing.
     """
+    check_joining(settings)
     build.check_names(settings.model, settings.text)
     chosen = recipe(settings.recipe, settings.corpus)
     for text in settings.set:
@@ -105,7 +105,7 @@ def run_folder(settings: RunSettings) -> Path:
 
 def join_ranks(settings: RunSettings, out: Path, watch: Watch | None) -> Ranks:
     """Join the other ranks, and watch them."""
-    ranks = join(settings.precision, settings.report_to, out)
+    ranks = join(settings, out)
     if watch is not None:
         watch.start()
     return ranks
@@ -228,7 +228,7 @@ class Run:
             "torch": torch.__version__,
             "device": str(self.ranks.device),
         }
-        call = {"started": time.time(), "ranks": self.ranks.size, "workers": self.settings.workers}
+        call = {**call_facts(self.ranks), "workers": self.settings.workers}
         write_record(self.out, record, call, resumed=self.settings.resume is not None)
 
     def stage(self, place: Place, resumed: State | None, most: int = 0) -> tuple[float, int]:

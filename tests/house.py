@@ -147,7 +147,7 @@ _PAGE = re.compile(r"\b(docs/[\w/.-]+?\.(?:md|json|svg)|[A-Z][A-Z_]{3,}\.md)\b(?
 
 
 def absent_pages(root: Path, files: Iterator[Path]) -> list[str]:
-    """A line for every citation of a page, or of a heading in it (`docs/notes/x.md, "Heading"`), that is not there."""
+    """A line for every citation of a page, or of a heading in it (written `PAGE, "Heading"`), that is not there."""
     found = []
     for path in files:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

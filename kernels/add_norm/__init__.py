@@ -6,11 +6,11 @@ Shapes: B batch, L tokens, D width.
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vtr.files import package_file
 from vtr.kernels import nvrtc
 from vtr.kernels.backends import BackendRow, Chooser
 from vtr.kernels.build import BuildError
@@ -20,7 +20,7 @@ __all__ = ["add_norm", "add_norm_info"]
 
 MAX_WIDTH = 1024  # a warp holds a row in registers
 UNIT = nvrtc.Unit(
-    source=Path(__file__).with_name("add_norm.cu"),
+    source=package_file("vtr.kernels", "add_norm", "add_norm.cu"),
     threads={"add_norm_forward": 128, "add_norm_backward": 128, "add_norm_weight": 256},
 )
 _chooser = Chooser("add_norm", ("cuda", "torch"))

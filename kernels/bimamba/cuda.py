@@ -10,12 +10,12 @@ import ctypes
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.files import package_file
 from vtr.kernels import nvrtc
 from vtr.kernels.bimamba.sizes import Sizes
 from vtr.kernels.nvrtc import Launch
@@ -27,7 +27,7 @@ MAX_TAPS = 16  # the convolution keeps its window in registers
 KEEP, ADJOINT = 1, 2  # flags of scan.cu
 
 UNIT = nvrtc.Unit(
-    source=Path(__file__).with_name("scan.cu"),
+    source=package_file("vtr.kernels", "bimamba", "scan.cu"),
     threads={
         "conv_forward_4": 64,
         "conv_forward_1": 64,

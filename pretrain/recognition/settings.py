@@ -64,6 +64,8 @@ class TuneSettings:
     """bf16, fp32, or auto: bf16 on a GPU."""
     workers: int = 2
     """Data worker processes of each rank."""
+    threads: int = 0
+    """Threads of each rank's computing (0 = its share of the cores, or OMP_NUM_THREADS where you have set it)."""
     seed: int | None = None
     """Seed of order, augmentation and new weights (default: the recipe's)."""
     log_every: int = 10

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.eval.recognition import ViewScore, merged, metrics, report, score_views, write_views
 from vtr.files import write_atomically
 from vtr.models.recognition import RecognitionModel
-from vtr.pretrain.join import check_precision, join, trackers_begin
+from vtr.pretrain.join import call_facts, check_joining, join, trackers_begin
 from vtr.pretrain.loop import Bench, Loop, Schedule
 from vtr.pretrain.recognition.data import Clips, Order, Sample, batches, load_splits, loader
 from vtr.pretrain.recognition.initial import build_model, check_size, initialise
@@ -56,7 +55,7 @@ def resolve(settings: TuneSettings) -> tuple[Task, TuneRecipe]:
     Raises:
         UsageError: A name or value that means nothing.
     """
-    check_precision(settings.precision)
+    check_joining(settings)
     size = settings.model or "tiny"
     check_size(size)
     task = load_task(settings.task)
@@ -88,7 +87,7 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     out = settings.out or Path("runs") / settings.task
     if not settings.dry_run:
         check_out(out)
-    ranks = join(settings.precision, settings.report_to, out)
+    ranks = join(settings, out)
     if watch is not None:
         watch.start()
     splits = load_splits(settings, task)
@@ -277,7 +276,7 @@ class Tuning:
             "device": str(self.ranks.device),
             "ranks": self.ranks.size,
         }
-        call = {"started": time.time(), "ranks": self.ranks.size, "workers": self.settings.workers}
+        call = {**call_facts(self.ranks), "workers": self.settings.workers}
         write_record(self.out, record, call, resumed=self.settings.resume is not None)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -298,7 +299,7 @@ class _Part(torch.utils.data.IterableDataset):
         self.places = {
             m.name: {shard: i for i, shard in enumerate(m.shards)} if m.doubled else {} for m in corpus.members
         }
-        self.seen = self.good = 0  # samples, by this worker
+        self.any_good = False  # whether this worker has met a sample that can be used
 
     def __iter__(self) -> Iterator[_Share | VtrError]:
         info = torch.utils.data.get_worker_info()
@@ -306,6 +307,7 @@ class _Part(torch.utils.data.IterableDataset):
             yield from self._batches(self.owned)
             return
         torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the reader's to hear: it ends its workers itself
         _die_with_parent()
         try:
             share = np.array_split(np.asarray(self.owned), info.num_workers)[info.id]
@@ -330,13 +332,16 @@ class _Part(torch.utils.data.IterableDataset):
             for i in owned
         }
         step = self.step
-        with ThreadPoolExecutor(max(1, s.decode_threads)) as pool:
+        pool = ThreadPoolExecutor(max(1, s.decode_threads))
+        try:
             while True:
                 media = media_at(step, self.weights, s.seed)
                 mine = [i for i in owned if i % turns == rounds[media] % turns]
                 yield self._part(media, mine, per, readers, pool if s.decode_threads > 1 else None)
                 rounds[media] += 1
                 step += 1
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _part(
         self,
@@ -371,11 +376,12 @@ class _Part(torch.utils.data.IterableDataset):
                     dropped.append(one)
                     readers[media, i].reason = one
                     need[i] = need.get(i, 0) + 1
+                    self._judge(dropped)
                     continue
+                self.any_good = True
                 readers[media, i].barren = 0
                 found[i, filled[i]] = one
                 filled[i] += 1
-            self._judge(len(wanted), len(wanted) - sum(need.values()), dropped)
         ordered = [found[k] for k in sorted(found)]
         for row, (_, clip) in enumerate(ordered):
             frames[row] = clip
@@ -389,11 +395,10 @@ class _Part(torch.utils.data.IterableDataset):
             bad=dropped,
         )
 
-    def _judge(self, seen: int, good: int, bad: list[str]) -> None:
+    def _judge(self, bad: list[str]) -> None:
         """Ends a worker whose samples are all bad: before it looks through the rest of them for a whole batch."""
-        self.seen, self.good = self.seen + seen, self.good + good
-        if self.good == 0:
-            check_bad(self.seen, self.seen, self.settings.max_bad_fraction, bad)
+        if not self.any_good:
+            check_bad(len(bad), len(bad), self.settings.max_bad_fraction, bad)
 
     def _load(self, media: str, reference: tuple[int, int, int]) -> tuple[Sample, Tensor] | str:
         """The sample of (epoch, shard, index) and its frames, or its name and the reason why it is bad."""

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtr.data.media import ending
 from vtr.errors import VtrError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -146,10 +147,19 @@ def read_table(path: Path, known: Collection[str] = ()) -> Table | dict[str, obj
     Raises:
         VtrError: It cannot be meant as any of them: with file, line, what was found and what was expected.
     """
-    text = read_text(path)
+    return table_of(path, read_text(path), known)
+
+
+def table_of(path: Path, text: str, known: Collection[str] = ()) -> Table | dict[str, object]:
+    """As `read_table`, of a text that was read; the path's ending tells what the text does not."""
     first = text.lstrip("\ufeff \t\r\n")[:1]
     if first == "{" or (first == "[" and path.suffix.lower() not in (".csv", ".tsv", ".txt")):
         return _json(path, text, known)
+    if path.suffix.lower() in (".json", ".jsonl", ".ndjson") and first:
+        line = next(line for line in split_lines(text) if line.strip())
+        raise VtrError(
+            f"{path}: not JSON: it begins {line.strip()[:60]!r}; name it .csv or .txt if it is a table or a list"
+        )
     return _delimited(path, text, known)
 
 
@@ -296,7 +306,8 @@ def _delimited(path: Path, text: str, known: Collection[str]) -> Table:
     top = _ended(lines[first])
     delimiter = forced or _delimiter(path, top, known)
     header = _cells(top, delimiter) if delimiter else []
-    if not any(normal(h) in known for h in header):
+    # A row of a file and, say, the class "action" is no header.
+    if not any(normal(h) in known for h in header) or any(ending(h.strip()) for h in header):
         header = []
     body = first + 1 if header else first
     if not delimiter:
