@@ -1,4 +1,4 @@
-"""The elastic stream: global batches that do not depend on how many ranks and workers read them (DESIGN.md 5).
+"""The elastic stream: global batches that do not depend on how many ranks and workers read them (docs/architecture.md).
 
 A fixed number of canonical streams, each a pure function of (seed, epoch, shard list), make up every global batch. A
 rank reads a contiguous run of them, its worker processes share those among themselves, so that the ranks' batches in
