@@ -6,10 +6,12 @@ import argparse
 import datetime
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from vtr.errors import VtrError
+from vtr.files import write_atomically
 
 S = TypeVar("S")
 
@@ -100,10 +102,14 @@ def _processor() -> str:
 
 
 def save(path: Path, text: str) -> None:
-    """Write a result in one step, so that a measurement that is stopped leaves the last whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text if text.endswith("\n") else text + "\n")
-    os.chmod(partial, 0o644)
-    os.replace(partial, path)
+    """Write a result in one step, so that a measurement that is stopped leaves the last whole one.
+
+    Raises:
+        VtrError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as partial:
+            partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise VtrError(f"{path}: cannot be written ({error.strerror})") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vtr.errors import VtrError
@@ -25,7 +27,7 @@ _OPTIONAL = ("text_encoder.cls.", "vision_encoder.clip_decoder.", "clip_decoder.
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a .pth (weights only) or .safetensors file and unwrap {'model' | 'module' | 'state_dict': …}.
+    """Read a .pth (weights only) or .safetensors file; the tensors by name, without the dicts and wrappers around them.
 
     Raises:
         VtrError: The file is missing, damaged or holds no state dict.
@@ -44,41 +46,95 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if head.startswith(b"<"):
         raise VtrError(f"checkpoint {path} is a web page, not a checkpoint: download the file, not its page")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            loaded: Any = load_file(path)
-        else:
-            with torch.serialization.safe_globals(_records(path)):
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = load_file(path) if path.suffix == ".safetensors" else _tensors_only(path)
+    except VtrError:
+        raise
     except Exception as error:  # zip, pickle and safetensors errors alike: the file is damaged or something else
-        if "Weights only load failed" in str(error) or "Unsupported" in str(error):
-            raise VtrError(
-                f"checkpoint {path} holds more than tensors (pickled code or objects) and is not opened"
-            ) from error
         raise VtrError(
             f"checkpoint {path} cannot be read, it is damaged or cut: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
-    for key in ("model", "module", "state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    state = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
+    state = bare_names(_unwrapped(loaded))
     if not state:
         raise VtrError(f"checkpoint {path} holds no tensors")
     return state
 
 
-def _records(path: Path) -> list[Any]:
-    """The settings that training scripts save beside the weights (args, config), as containers that do nothing."""
+def _tensors_only(path: Path) -> object:
+    """The content of a .pth file, whatever its ending; nothing in it is run."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # a file of the old format, or a damaged one: the reader says so
-        return []
-    out: list[Any] = [Namespace] if "argparse.Namespace" in names else []
-    return out + [
-        (OrderedDict, name) for name in names if name.rpartition(".")[2] in ("EasyDict", "AttrDict", "ConfigDict")
-    ]
+        names = []
+    # The settings that training scripts save beside the weights (args, config), as containers that do nothing.
+    records: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
+    records += [Namespace] if "argparse.Namespace" in names else []
+    records += [(OrderedDict, n) for n in names if n.rpartition(".")[2] in ("EasyDict", "AttrDict", "ConfigDict")]
+    try:
+        with torch.serialization.safe_globals(records):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" not in str(error) and "Unsupported" not in str(error):
+            raise
+        known = {n for _, n in (r for r in records if isinstance(r, tuple))} | {"argparse.Namespace"}
+        found = ", ".join(sorted(set(names) - known)[:3]) or "pickled code or objects"
+        raise VtrError(
+            f"checkpoint {path} holds more than tensors ({found}) and is not opened, for opening it could run code. Where "
+            'you trust whoever made it, save its tensors alone: python -c "import torch; '
+            f"c = torch.load('{path}', map_location='cpu', weights_only=False); c = c.state_dict() if hasattr(c, "
+            "'state_dict') else next((c[k] for k in ('model', 'state_dict', 'module') if k in c), c); "
+            "torch.save({k: v for k, v in c.items() if torch.is_tensor(v)}, 'tensors.pth')\""
+        ) from error
+
+
+# What training scripts keep the weights under, in a dict beside optimiser and epoch. Averaged weights are a model of their
+# own: they are taken only from a file that has no others.
+_CONTAINERS = (
+    ("model", "module", "state_dict", "model_state_dict", "model_state", "net", "network", "state", "weights"),
+    ("model_ema", "state_dict_ema", "ema", "ema_model", "ema_state_dict", "model_ema_state_dict"),
+)
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # DDP, torch.compile, FSDP
+_ATTRIBUTES = ("model", "net", "online_model", "ema_model", "model_ema", "ema")  # of a Lightning module; EMA ones last
+_COUNTERS = ("n_averaged", "initted", "step")  # that averaging keeps beside the weights
+
+
+def _unwrapped(loaded: object) -> dict[str, Tensor]:
+    """The tensors by name, out of the dicts that scripts put them in."""
+    for _ in range(4):
+        if not isinstance(loaded, Mapping):
+            return {}
+        inner = next(
+            (loaded[key] for keys in _CONTAINERS for key in keys if _holds_tensors(loaded.get(key))),
+            None,
+        )
+        if inner is None or any(isinstance(v, Tensor) and v.ndim > 0 for v in loaded.values()):
+            break
+        loaded = inner
+    return {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, Mapping) else {}
+
+
+def _holds_tensors(value: object, depth: int = 3) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(v, Tensor) or (depth > 0 and _holds_tensors(v, depth - 1)) for v in value.values()
+    )
+
+
+def bare_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what wrapped the model: DDP's `module.`, torch.compile's `_orig_mod.`, Lightning's `model.` …
+
+    In any order and number, and in the middle of a name too (a compiled encoder of a model that is not). Where both a
+    model and its average are there, the model is taken.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        parts = [part for part in name.split(".") if part not in _WRAPPERS]
+        owner = ""
+        while len(parts) > 1 and parts[0] in _ATTRIBUTES:
+            owner = owner or parts[0]
+            del parts[0]
+        groups.setdefault(owner, {})[".".join(parts)] = value
+    chosen = next((groups[owner] for owner in _ATTRIBUTES if owner in groups), {})
+    rest = {k: v for k, v in groups.get("", {}).items() if not (k in _COUNTERS and v.numel() == 1)}
+    return {**rest, **chosen}
 
 
 def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:

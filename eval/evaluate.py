@@ -38,7 +38,7 @@ class Options:
     """How a model is evaluated.
 
     Attributes:
-        top: Candidates that are scored again; 0: none.
+        rerank: Candidates that are scored again; 0: none.
         allow_missing: Go on without videos that are missing or broken.
         frames: Frames of a video; default: the model's.
         compat: Names out of `COMPAT`.
@@ -48,7 +48,7 @@ class Options:
         keep_features: Leave them there.
     """
 
-    top: int = 128
+    rerank: int = 128
     allow_missing: bool = False
     frames: int | None = None
     compat: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ def evaluate(
     """
     options, ranks = options or Options(), ranks or Ranks()
     protocol = benchmark.protocol
-    top = options.top if model.reranks and protocol.captions != "class" else 0
+    top = options.rerank if model.reranks and protocol.captions != "class" else 0
     settings = EncodeSettings(
         frames=options.frames or model.config.video.num_frames,
         antialias=model.config.antialias or "antialias" in options.compat,
@@ -84,11 +84,11 @@ def evaluate(
         tokens=top > 0,
         workers=options.workers,
     )
-    missing = [f"missing: {name}" for name in benchmark.missing]
+    missing = [f"missing: {name}" for name in benchmark.lacking]
     ranks.together(lambda: _enough(benchmark, missing, benchmark.videos, options.allow_missing))
     with tempfile.TemporaryDirectory() as temporary:
         work = WorkFolder(_work_folder(options.work or Path(temporary), model, benchmark, settings))
-        result = _Job(model, benchmark, dataclasses.replace(options, top=top), settings, work, ranks).result()
+        result = _Job(model, benchmark, dataclasses.replace(options, rerank=top), settings, work, ranks).result()
         if not options.keep_features:
             ranks.main_only(work.remove)
     return result
@@ -98,9 +98,13 @@ def _enough(benchmark: Benchmark, problems: Sequence[str], usable: Sequence[obje
     """Refuse a benchmark with problems, unless they are allowed; and in any case an empty one."""
     if problems and not allowed:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        text = f"{benchmark.name}: {len(problems)} of {benchmark.total} videos can't be used ({shown})"
+        where = ", ".join(map(str, benchmark.searched))
         raise VtrError(
-            f"{benchmark.name}: {len(problems)} of {benchmark.total} videos can't be used ({shown}); "
-            "--allow-missing goes on without them"
+            lambda say: (
+                f"{text}; they were looked for under {where}: {say.name('data_root')} says where else, "
+                f"{say.name('allow_missing')} goes on without them"
+            )
         )
     if not usable:
         raise VtrError(f"{benchmark.name}: none of its {benchmark.total} videos can be used")
@@ -152,7 +156,7 @@ class _Job:
             frames=settings.frames,
             antialias=settings.antialias,
             max_text_tokens=settings.max_text_tokens,
-            rerank=min(self.options.top, len(kept)),
+            rerank=min(self.options.rerank, len(kept)),
             compat=tuple(sorted(self.options.compat)),
             precision="bf16" if settings.bf16 else "fp32",
             captions_cut=features.cut,
@@ -165,7 +169,7 @@ class _Job:
     def _figures(self, features: Features, part: Benchmark, texts: list[int], kept: list[int]) -> Figures:
         """Of retrieval, or of a choice among options."""
         inside = (features.text @ features.video.T)[texts][:, kept]
-        temperature, top = float(self.model.temp.detach()), self.options.top
+        temperature, top = float(self.model.temp.detach()), self.options.rerank
         logits = self._logits(features, part, texts, kept, inside) if top else None
         if part.protocol.captions == "choices":
             rows = choice_rows(inside, logits, part.options, part.text_truth, temperature)
@@ -187,7 +191,7 @@ class _Job:
             for video, own in zip(kept, part.options):
                 wanted[[texts[i] for i in own], video] = True
         else:
-            wanted[torch.tensor(texts)[:, None], torch.tensor(kept)] = wanted_pairs(inside, self.options.top)
+            wanted[torch.tensor(texts)[:, None], torch.tensor(kept)] = wanted_pairs(inside, self.options.rerank)
         logits = match_pairs(self.model, features, wanted, self.work, self.ranks, bf16=self.settings.bf16)
         return logits[texts][:, kept]
 

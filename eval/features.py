@@ -80,9 +80,8 @@ class WorkFolder:
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
-            raise VtrError(
-                f"{self.folder}: features cannot be written ({error}); --work names another folder"
-            ) from error
+            text = f"{self.folder}: features cannot be written ({error})"
+            raise VtrError(lambda say: f"{text}; {say.name('work')} names another folder") from error
 
     def notes(self, name: str) -> dict[str, Any] | None:
         """What was noted beside a part; None where the part is not there or is damaged."""
@@ -102,9 +101,12 @@ class WorkFolder:
             with safe_open(self.folder / f"{name}.safetensors", "pt") as file:
                 return {k: file.get_tensor(k) for k in (keys or file.keys())}
         except (OSError, SafetensorError) as error:
+            text = f"{self.folder}/{name}.safetensors cannot be read ({str(error).splitlines()[0]})"
             raise VtrError(
-                f"{self.folder}/{name}.safetensors cannot be read ({str(error).splitlines()[0]}); "
-                "the ranks of one evaluation need a folder that all of them see: name it with --work"
+                lambda say: (
+                    f"{text}; the ranks of one evaluation need a folder that all of them see: name it with "
+                    f"{say.name('work')}"
+                )
             ) from error
 
     def text_states(self, rows: Sequence[int]) -> list[Tensor]:
@@ -125,8 +127,10 @@ class WorkFolder:
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise VtrError(
-                f"{self.folder}: the visual tokens need {size / 2**30:.1f} GiB, {free / 2**30:.1f} are free; "
-                "--work names another folder, --rerank 0 does without them"
+                lambda say: (
+                    f"{self.folder}: the visual tokens need {size / 2**30:.1f} GiB, {free / 2**30:.1f} are free; "
+                    f"{say.name('work')} names another folder, {say.given('rerank', 0)} does without them"
+                )
             )
 
     def remove(self) -> None:

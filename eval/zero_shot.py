@@ -30,6 +30,7 @@ from vtr.eval.evaluate import COMPAT, Options, evaluate
 from vtr.eval.report import Result, Run, compared, published_rows, table, write
 from vtr.models.load import load_encoder
 from vtr.ranks import Ranks, report
+from vtr.threads import choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class ZeroShotSettings:
     """fp32, bf16, or auto: bf16 on a GPU."""
     workers: int = 2
     """Threads of a rank that decode videos."""
+    threads: int = 0
+    """Threads of a rank's computing (0 = its share of the cores, or OMP_NUM_THREADS where you have set it)."""
     out: Path = Path("results")
     """Folder of the result files, one JSON a benchmark."""
     work: Path | None = None
@@ -73,7 +76,7 @@ def run(settings: ZeroShotSettings, ranks: Ranks | None = None) -> int:
     benchmarks = ranks.together(lambda: _prepared(settings))
     model = ranks.together(lambda: load_encoder(settings.model))
     options = Options(
-        top=settings.rerank,
+        rerank=settings.rerank,
         allow_missing=settings.allow_missing,
         frames=settings.frames,
         compat=settings.compat,
@@ -129,6 +132,8 @@ def _check(settings: ZeroShotSettings) -> None:
             raise unknown_name("--compat switch", name, COMPAT)
     if settings.precision not in ("auto", "fp32", "bf16"):
         raise unknown_name("--precision", settings.precision, ("auto", "fp32", "bf16"))
+    if settings.threads < 0:
+        raise UsageError(f"--threads {settings.threads}: expected 0 or more")
     if settings.rerank < 0 or settings.workers < 1 or (settings.frames is not None and settings.frames < 1):
         raise UsageError("--rerank is 0 or more, --workers and --frames are 1 or more")
 
@@ -148,8 +153,9 @@ def main(argv: list[str] | None = None) -> int:
     settings = tyro.cli(ZeroShotSettings, args=argv, description=__doc__)
     ranks = None
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            ranks = Ranks.join()
+        _check(settings)
+        ranks = Ranks.join() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Ranks()
+        ranks.compute_with(choose(settings.threads))
         return run(settings, ranks)
     except VtrError as error:
         return report(error)

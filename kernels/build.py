@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).parent / "bimamba" / "scan.c"
+from vtr.files import package_file
+
+SOURCE = package_file("vtr.kernels", "bimamba", "scan.c")
 # ISA variants, best first: name, flags, the torch CPU capabilities that promise the instructions.
 VARIANTS = {
     "avx512": (("-march=x86-64-v4", "-mprefer-vector-width=512"), ("AVX512",)),
@@ -31,6 +36,50 @@ def cache_folder() -> Path:
     """Where compiled kernels live: `$XDG_CACHE_HOME/vtr/kernels`, by default under `~/.cache`."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(root) / "vtr" / "kernels"
+
+
+def cached(name: str) -> Path:
+    """Where a compiled kernel of that name is, or is to be written."""
+    path = cache_folder() / name
+    return path if path.is_file() else _writable(path.parent) / name
+
+
+@functools.cache
+def _writable(folder: Path) -> Path:
+    """That folder, or where it cannot be written one of this user's in the temporary folder; that is said once.
+
+    Such a folder is used only where nobody else can write to it: what lies there is run.
+    """
+    reason = _refusal(folder)
+    if reason is None:
+        return folder
+    user = os.getuid() if hasattr(os, "getuid") else "cache"
+    other = Path(tempfile.gettempdir()) / f"vtr-{user}"
+    if _refusal(other) is not None or not _own(other):
+        return folder  # writing there says why it fails
+    print(
+        f"note: {folder} cannot be written ({reason}): compiled kernels go to {other}; XDG_CACHE_HOME names another place",
+        file=sys.stderr,
+    )
+    return other
+
+
+def _refusal(folder: Path) -> str | None:
+    """Why nothing can be written into a folder, which is made if need be; None: it can."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _own(folder: Path) -> bool:
+    """Whether a folder is this user's, and not open to others."""
+    if not hasattr(os, "getuid"):
+        return True
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def variants() -> list[str]:
@@ -71,7 +120,7 @@ def library_path() -> tuple[Path, str]:
         flags = (*FLAGS, *VARIANTS[name][0])
         key = "\0".join((name, *flags, platform.system(), platform.machine(), os.environ.get("CC", "")))
         digest = hashlib.sha256(source + key.encode()).hexdigest()[:16]
-        path = cache_folder() / f"bimamba-{name}-{digest}.so"
+        path = cached(f"bimamba-{name}-{digest}.so")
         if path.is_file():
             return path, name
         try:

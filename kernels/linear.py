@@ -9,35 +9,27 @@ M rows, K features of the input, N of the output.
 from __future__ import annotations
 
 import functools
-import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vtr.errors import UsageError
-from vtr.kernels.backends import BackendRow
+from vtr.kernels.backends import BackendRow, Chooser
 
 __all__ = ["Linear", "linear", "linear_info"]
 
-BACKENDS = ("onednn", "torch")
+_chooser = Chooser("linear", ("onednn", "torch"))
 # Multiplications and additions of a product from which oneDNN is taken. Every new shape costs it 0.4 ms and 0.5 MiB (code
 # is made for it; torch keeps that of 1024 shapes), where 16 MFLOP take MKL 0.18 ms and oneDNN 0.11: paid back by the sixth
 # call. Row counts do vary (texts of other lengths, masks), so smaller products, with less to gain, are left to torch.
 MIN_FLOPS = 16e6
 # Rows that a gradient of the weight is summed over at once: what is copied for it stays in the cache.
 ROWS = 1024
-
-
-def _override() -> str | None:
-    name = os.environ.get("VTR_LINEAR") or None
-    if name is not None and name not in BACKENDS:
-        raise UsageError(f"VTR_LINEAR {name!r}: expected {' or '.join(BACKENDS)}")
-    return name
 
 
 def _vendor() -> str:
@@ -51,7 +43,7 @@ def _vendor() -> str:
     return next((name for name in ("GenuineIntel", "AuthenticAMD") if name in platform.processor()), "")
 
 
-def _operator() -> Any:
+def _operator() -> Callable[..., Tensor] | None:
     """oneDNN's linear on plain tensors, which torch's compiler uses; None in a torch that doesn't have it."""
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -88,29 +80,22 @@ def linear_info() -> list[BackendRow]:
     Raises:
         UsageError: VTR_LINEAR names none of them, or one that is not available.
     """
-    forced = _override()
-    there, reason = _has_onednn()
     taken = _onednn_wanted()
+    there, reason = _has_onednn()
     if there:
         reason = _helps()[1] if torch.backends.mkldnn.enabled else "switched off: torch.backends.mkldnn.enabled"
-    by = ", by VTR_LINEAR" if forced else ""
-    large = f"float32 on the CPU from {MIN_FLOPS / 1e6:g} MFLOP a product{by}"
-    rest = "everything" if not taken else "all else"
+    large = f"float32 on the CPU from {MIN_FLOPS / 1e6:g} MFLOP a product{_chooser.by('onednn')}"
+    rest = "all else" if taken else f"everything{_chooser.by('torch')}"
     return [
         BackendRow(name="onednn", available=there, reason=reason, chosen_for=large if taken else ""),
-        BackendRow(
-            name="torch",
-            available=True,
-            reason="torch.nn.functional.linear",
-            chosen_for=rest + (by if forced == "torch" else ""),
-        ),
+        BackendRow(name="torch", available=True, reason="torch.nn.functional.linear", chosen_for=rest),
     ]
 
 
 def _onednn_wanted() -> bool:
-    forced = _override()
+    forced = _chooser.forced()
     if forced == "onednn" and not _has_onednn()[0]:
-        raise UsageError(f"VTR_LINEAR 'onednn' is not available: {_has_onednn()[1]}")
+        raise _chooser.missing(forced, _has_onednn()[1])
     return forced != "torch" and (forced == "onednn" or _helps()[0]) and bool(torch.backends.mkldnn.enabled)
 
 
@@ -182,7 +167,9 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not weight.is_contiguous() and not weight.t().is_contiguous():
         weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    return _operator()(x.contiguous(), weight, bias, "none", [], "")
+    operator = _operator()
+    assert operator is not None  # by `_has_onednn`
+    return operator(x.contiguous(), weight, bias, "none", [], "")
 
 
 def _sum_of_products(g: Tensor, x: Tensor) -> Tensor:
@@ -195,17 +182,26 @@ def _sum_of_products(g: Tensor, x: Tensor) -> Tensor:
     return total
 
 
+class _Context(Protocol):
+    """What autograd hands from forward to backward."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 class _Linear(torch.autograd.Function):
     """The product and its gradients, all through oneDNN."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _forward(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         (rows, k), n = (x.numel() // x.shape[-1], x.shape[-1]), weight.shape[0]
         d_x = d_weight = d_bias = None

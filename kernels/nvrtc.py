@@ -15,16 +15,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import SupportsInt, TextIO
 
 import torch
 
-from vtr.kernels.build import BuildError, cache_folder
+from vtr.files import package_file
+from vtr.kernels.build import BuildError, cached
 
-COMMON = Path(__file__).with_name("common.cuh")
+COMMON = package_file("vtr.kernels", "common.cuh")
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # -DSTORAGE
 OLDEST = (8, 0)  # mma.m16n8k16 with bfloat16
 
+Loaded = dict[str, SupportsInt]  # the driver's handles of the kernels by name, and under "" of their context
 # Puts a kernel on a stream: its name, the grid (x, y), its argument.
 Launch = Callable[[str, tuple[int, int], ctypes.Structure], None]
 
@@ -42,11 +44,11 @@ class Unit:
 
 
 _lock = threading.Lock()
-_loaded: dict[tuple[Any, ...], dict[str, Any]] = {}
-_failures: dict[tuple[Any, ...], str] = {}
+_loaded: dict[tuple[object, ...], Loaded] = {}
+_failures: dict[tuple[object, ...], str] = {}
 
 
-def compile_cubin(unit: Unit, architecture: str, defines: Mapping[str, int], log: Any = None) -> bytes:
+def compile_cubin(unit: Unit, architecture: str, defines: Mapping[str, int], log: TextIO | None = None) -> bytes:
     """Machine code of every kernel, from the cache where it is there. Needs neither GPU nor driver.
 
     Args:
@@ -70,7 +72,7 @@ def compile_cubin(unit: Unit, architecture: str, defines: Mapping[str, int], log
     macros = [(name, str(value)) for name, value in sorted(defines.items())]
     key = "\0".join((unit.text(), architecture, repr(macros), ".".join(map(str, version))))
     name = f"{unit.source.stem}-{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.cubin"
-    path = cache_folder() / name
+    path = cached(name)
     if log is None and path.is_file():
         return path.read_bytes()
     options = ProgramOptions(
@@ -131,7 +133,7 @@ def index_of(device: torch.device) -> int:
     return device.index if device.index is not None else torch.cuda.current_device()
 
 
-def kernels(unit: Unit, device: torch.device, defines: Mapping[str, int]) -> dict[str, Any]:
+def kernels(unit: Unit, device: torch.device, defines: Mapping[str, int]) -> Loaded:
     """The loaded kernels by name, for one GPU; compiled and loaded once a process, tried once.
 
     Raises:
@@ -156,14 +158,14 @@ def kernels(unit: Unit, device: torch.device, defines: Mapping[str, int]) -> dic
         return _loaded[key]
 
 
-def _check(result: tuple[Any, ...], what: str) -> Any:
+def _check(result: tuple[SupportsInt, ...], what: str) -> SupportsInt:
     code, *rest = result
     if int(code) != 0:
         raise BuildError(f"{what}: {getattr(code, 'name', code)}")
-    return rest[0] if rest else None
+    return rest[0] if rest else 0
 
 
-def _load(unit: Unit, index: int, binary: bytes) -> dict[str, Any]:
+def _load(unit: Unit, index: int, binary: bytes) -> Loaded:
     from cuda.bindings import driver
 
     torch.cuda.init()

@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from vtr.data.demo import demo_texts, ensure_demo_corpus
+from vtr.data.manifests import Corpus, load_corpus
+from vtr.data.shards import iterate_samples
+from vtr.data.text import Tokenizer, clean_caption
+from vtr.encoders.base import EncoderConfig
+from vtr.encoders.bert import BertConfig
+from vtr.encoders.registry import find_encoder, named_encoders
+from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import VtrError, unknown_name
+from vtr.models.bert import is_hub_name, pretrained_text
+from vtr.models.video_text import ModelConfig, VideoTextModel
 from vtr.pretrain.recipes import Recipe
+from vtr.ranks import Ranks
 
-MODELS = ("tiny", "small", "middle", "base", "demo")
 TEXTS = ("bert", "scratch")
 
 
+def check_names(size: str | None, text: str) -> None:
+    """Refuse a model or text side that does not exist.
+
+    Raises:
+        UsageError: The nearest name is in it.
+    """
+    known = (*named_encoders(), "demo")
+    if size is not None and size not in known:
+        raise unknown_name("model", size, known)
+    if text not in TEXTS and not is_hub_name(text):
+        raise unknown_name("text", text, (*TEXTS, "OWNER/NAME of the hub"))
+
+
 def prepare_corpus(
-    name: str, data_root: Path, *, first: bool, wait: Any, demo_clips: int = 8000, demo_images: int = 2000
-) -> Any:
+    name: str, data_root: Path, ranks: Ranks, *, demo_clips: int = 8000, demo_images: int = 2000
+) -> Corpus:
     """Load a corpus by name or TOML path; the demo corpus is made first, by one rank while the others wait."""
-    from vtr.data.manifests import load_corpus
-
     if name == "demo":
-        from vtr.data.demo import ensure_demo_corpus
-
-        if first:
-            ensure_demo_corpus(data_root / "demo", clips=demo_clips, images=demo_images)
-        wait()
+        ranks.main_only(lambda: ensure_demo_corpus(data_root / "demo", clips=demo_clips, images=demo_images))
         return load_corpus("demo", data_root / "demo")
     return load_corpus(name, data_root)
 
 
-def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe, text: str = "bert") -> Any:
+def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text: str = "bert") -> VideoTextModel:
     """An untrained `VideoTextModel` of a named size, with its tokenizer.
 
     Args:
         size: One of the paper's, or `demo`: what two CPU cores train in minutes, 64 pixels, text side from scratch.
-        text: `bert`: start from bert-base-uncased; `scratch`: six layers of 384, for machines without it.
+        text: `bert`: start from bert-base-uncased; OWNER/NAME: from that BERT of the hub; `scratch`: six layers of 384, for machines without it.
     """
-    from vtr.data.text import Tokenizer
-    from vtr.encoders.bert import BertConfig
-    from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMambaConfig
-    from vtr.models.video_text import ModelConfig, VideoTextModel
-
-    if size not in MODELS:
-        raise unknown_name("model", size, MODELS)
-    if text not in TEXTS:
-        raise unknown_name("text", text, TEXTS)
+    check_names(size, text)
+    video: EncoderConfig
     if size == "demo":
         tokenizer = _own_tokenizer(corpus, data_root)
         video = VideoMambaConfig(
@@ -74,9 +82,9 @@ def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe, text: s
         half = (0.5, 0.5, 0.5)
         config = ModelConfig(video=video, text=bert, embed_dim=128, pixel_mean=half, pixel_std=half, max_text_tokens=32)
         return VideoTextModel(config, tokenizer)
-    width = VIDEOMAMBA_SIZES[size].dim
+    width = find_encoder(size).dim
     video = replace(
-        VIDEOMAMBA_SIZES[size],
+        find_encoder(size),
         pool="cls+avg",
         pool_norm=True,
         align_dim=64 if corpus.name == "demo" else 512,  # the teacher's width
@@ -97,28 +105,21 @@ def build_model(size: str, corpus: Any, data_root: Path, recipe: Recipe, text: s
             vision_width=width,
         )
         return VideoTextModel(ModelConfig(video=video, text=bert), tokenizer)
-    tokenizer = Tokenizer.load(_hub_file("bert-base-uncased", "tokenizer.json"))
-    model = VideoTextModel(ModelConfig(video=video, text=BertConfig(vocab_size=30522, vision_width=width)), tokenizer)
-    _load_bert(model, _hub_file("bert-base-uncased", "model.safetensors"))
+    found = pretrained_text(text, vision_width=width)
+    model = VideoTextModel(ModelConfig(video=video, text=found.config), found.tokenizer)
+    found.load_into(model.text_encoder)
     return model
 
 
-def _own_tokenizer(corpus: Any, data_root: Path) -> Any:
+def _own_tokenizer(corpus: Corpus, data_root: Path) -> Tokenizer:
     """A vocabulary made of the corpus's own captions."""
-    from vtr.data.text import Tokenizer
-
     if corpus.name == "demo":
-        from vtr.data.demo import demo_texts
-
         return Tokenizer.train(demo_texts(data_root / "demo"), 600)
     return Tokenizer.train(_captions(corpus, 100_000), 8000)
 
 
-def _captions(corpus: Any, most: int) -> list[str]:
+def _captions(corpus: Corpus, most: int) -> list[str]:
     """Up to `most` captions of a corpus, from its first shards."""
-    from vtr.data.shards import iterate_samples
-    from vtr.data.text import clean_caption
-
     found: list[str] = []
     for member in corpus.members:
         for shard in member.shards:
@@ -131,50 +132,3 @@ def _captions(corpus: Any, most: int) -> list[str]:
             if len(found) >= most:
                 return found[:most]
     return found
-
-
-def _hub_file(repository: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, name))
-    except Exception as error:  # no network, no cache, gated: many kinds
-        raise VtrError(
-            f"{repository}/{name} is neither in the Hugging Face cache nor downloadable ({type(error).__name__}); "
-            f"on a machine with network run: hf download {repository} {name}"
-        ) from error
-
-
-def _load_bert(model: Any, path: Path) -> None:
-    """Load bert-base-uncased into the text side; cross-attention stays new, every other key must be there."""
-    from safetensors.torch import load_file
-
-    state = {
-        k.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias"): v
-        for k, v in load_file(path).items()
-    }
-    own = model.text_encoder.state_dict()
-    loaded = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    missing = [k for k in own if k not in loaded and "crossattention" not in k and not k.startswith("cls.")]
-    missing = [k for k in missing if not k.endswith("position_ids")]
-    if missing:
-        raise VtrError(f"{path}: {len(missing)} tensors of BERT are missing, first {missing[0]!r}")
-    model.text_encoder.load_state_dict(loaded, strict=False)
-
-
-def warm_up(model: Any, recipe: Recipe) -> None:
-    """The text warm-up on the demo's grammar (no-op where the recipe asks for none, as outside the demo)."""
-    if recipe.warmup.steps == 0:
-        return
-    from vtr.data.demo import warmup_triples
-    from vtr.pretrain.step import warm_up_text
-
-    settings = recipe.warmup
-    triples = warmup_triples(settings.steps * settings.batch_size, seed=recipe.seed)
-    cosine = warm_up_text(
-        model, triples, batch_size=settings.batch_size, lr=settings.lr, temperature=settings.temperature
-    )
-    print(
-        f"text warm-up: cosine between direction-swapped captions {cosine:.2f} (below 0.8 direction is learned)",
-        file=sys.stderr,
-    )

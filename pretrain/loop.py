@@ -1,232 +1,327 @@
-"""The training loop of one stage: fetch, step, check, log, validate, save."""
+"""The training loop: fetch, step, log, validate, save; all ranks together, or none."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
-import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from vtr.data.stream import Batch, check_bad
 from vtr.errors import VtrError
-from vtr.pretrain.objectives import gathered, world_size
-from vtr.pretrain.optim import learning_rate
-from vtr.pretrain.recipes import Stage
 from vtr.pretrain.sharding import clip_gradients
+from vtr.pretrain.state import Progress, RunLog, State, mark_best, save_checkpoint
+from vtr.pretrain.stop import Stop, Stopped
+from vtr.ranks import Ranks, all_rows
+
+B = TypeVar("B")
 
 
-class RunLog:
-    """`log.jsonl`: one object a line, appended by the main process; a resumed run cuts it to where it continues."""
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """From which step to which, and when the loop does what besides.
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-
-    def write(self, **row: Any) -> None:
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise VtrError(f"{self.path} cannot be written: {error.strerror}") from error
-
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size if self.path is not None and self.path.is_file() else 0
-
-    def cut(self, size: int) -> None:
-        """Forget what was written after `size` bytes: those steps are done again."""
-        if self.path is not None and self.path.is_file() and self.path.stat().st_size > size:
-            os.truncate(self.path, size)
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """What a run carries along beside weights and positions."""
-
-    seen: int = 0  # samples read, over all ranks and stages
-    bad: int = 0  # of them dropped
-    judged_seen: int = 0  # the same two since this call began: a run whose shards were repaired goes on
-    judged_bad: int = 0
-    best: float = -1.0  # of the validation
-    bad_lines: list[str] = field(default_factory=list)  # this process's latest, for messages
-
-
-def agree(values: list[float], device: torch.device) -> list[float]:
-    """The sums over all ranks."""
-    if world_size() == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return total.tolist()
-
-
-def everyone(error: VtrError | None, device: torch.device, more: list[float] | None = None) -> list[float]:
-    """Exchange whether something failed: an error of any rank is raised on all of them, together.
-
-    Args:
-        error: What failed here, or None.
-        more: Numbers whose sums over the ranks are returned.
+    Attributes:
+        name: On the bar and in messages.
+        staged: It is a stage of several, named in the log.
+        first, steps: It runs the steps `first … steps - 1`.
+        before: Steps of earlier stages, for the global step in logs and checkpoints.
+        log_every, save_every, validate_every: Steps between; 0 = never.
+        most: Steps at most, without writing anything (a dry run); 0 = all.
+        keep: Latest checkpoints kept; 0 = all.
     """
-    failed, *sums = agree([float(error is not None), *(more or [])], device)
-    if failed:
-        if world_size() == 1:
-            raise error if error is not None else VtrError("failed")
-        said: list[Any] = [None] * world_size()
-        dist.all_gather_object(said, None if error is None else str(error))
-        lines = list(dict.fromkeys(f"rank {i}: {text}" for i, text in enumerate(said) if text))
-        raise VtrError("; ".join(lines[:4]))
-    return sums
+
+    name: str
+    steps: int
+    first: int = 0
+    before: int = 0
+    log_every: int = 10
+    save_every: int = 0
+    validate_every: int = 0
+    most: int = 0
+    keep: int = 2
+    staged: bool = False
+
+    @property
+    def end(self) -> int:
+        """The step after the last one of this call."""
+        return min(self.steps, self.first + self.most) if self.most else self.steps
 
 
-def train_stage(
-    *,
-    name: str,
-    stage: Stage,
-    steps: int,
-    first_step: int,
-    done_before: int,
-    batches: Iterator[Batch],
-    step_function: Any,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Any,
-    teacher: Any,
-    max_bad_fraction: float,
-    progress: Progress,
-    log: RunLog,
-    log_every: int,
-    save_every: int,
-    save: Callable[[int, Batch], Path],
-    validate_every: int = 0,
-    validate: Callable[[], dict[str, float]] | None = None,
-    keep_best: Callable[[dict[str, float], int, Batch], None] | None = None,
-    stop_after: int | None = None,
-) -> Batch | None:
-    """Run `first_step … steps - 1` of a stage.
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What a loop works with."""
 
-    Args:
-        step_function: A `PretrainStep`.
-        done_before: Steps of earlier stages, for the global step in logs and checkpoints.
-        save: Called with (steps of this stage done, last batch) to write a checkpoint.
-        validate: Retrieval on held-out data; called by all ranks, returns the same numbers on all.
-        keep_best: Called with (those numbers, steps of this stage done, last batch).
-        stop_after: Do at most so many steps (a dry run).
+    ranks: Ranks
+    log: RunLog
+    progress: Progress
+    folder: Path  # of the checkpoints
+    stop: Stop
 
-    Returns:
-        The last batch, or None when there was nothing left to do.
 
-    Raises:
-        VtrError: On all ranks together: a loss or gradient is not finite (the message names the step, the keys and the
-            last good checkpoint), data can't be read, a checkpoint can't be written.
+class Taken(NamedTuple):
+    """What an optimiser step was."""
+
+    losses: dict[str, Tensor]
+    norm: Tensor
+    rate: float
+
+
+class Loop(ABC, Generic[B]):
+    """Runs a schedule; a subclass says what a batch is, what its losses are, and what a checkpoint holds.
+
+    Attributes:
+        last: The last batch that was trained on.
+        seconds: That the steps took.
     """
-    from tqdm import tqdm
 
-    main, device, model = accelerator.is_main_process, accelerator.device, step_function.model
-    bar = tqdm(total=steps, initial=first_step, desc=name, file=sys.stderr, unit="step", disable=not main)
-    waited = busy = 0.0
-    samples = 0
-    batch: Batch | None = None
-    saved: Path | None = None
-    end = steps if stop_after is None else min(steps, first_step + stop_after)
-    for step in range(first_step, end):
-        start = time.perf_counter()
-        error = None
+    def __init__(
+        self, schedule: Schedule, bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, clip_grad: float
+    ) -> None:
+        self.schedule, self.bench, self.model, self.optimizer = schedule, bench, model, optimizer
+        self.ranks, self.log_file, self.progress = bench.ranks, bench.log, bench.progress
+        self._limit = clip_grad if clip_grad > 0 else float("inf")
+        self.last: B | None = None
+        self.seconds = 0.0
+        self._saved: Path | None = None
+        self._pace = Pace()
+
+    # What a subclass says.
+
+    @abstractmethod
+    def next_batch(self) -> B:
+        """This rank's next batch."""
+
+    @abstractmethod
+    def counts(self, batch: B) -> list[float]:
+        """Samples read for it, samples dropped of them, and whatever else all ranks need the sum of."""
+
+    @abstractmethod
+    def took(self, batch: B, sums: list[float]) -> None:
+        """Take note of the counts of all ranks.
+
+        Raises:
+            VtrError: Too much is bad; alike on all ranks.
+        """
+
+    @abstractmethod
+    def set_rate(self, step: int) -> float:
+        """Set the optimiser's learning rates; the one to log."""
+
+    @abstractmethod
+    def losses(self, batch: B, step: int) -> dict[str, Tensor]:
+        """The losses of the global batch, equal on all ranks, and their gradients in the parameters' `.grad`."""
+
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+
+    @abstractmethod
+    def samples(self, batch: B) -> Sequence[str]:
+        """Names of its samples, for a message, one for each that was trained on."""
+
+    @abstractmethod
+    def facts(self, batch: B, step: int) -> dict[str, object]:
+        """What else of a step is logged."""
+
+    @abstractmethod
+    def state(self, done: int) -> State:
+        """What a checkpoint after `done` steps holds; all ranks call it."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures on held-out data, the same on all ranks."""
+        raise NotImplementedError
+
+    def score(self, found: dict[str, float]) -> float:
+        """What the best checkpoint has the most of."""
+        raise NotImplementedError
+
+    # The loop.
+
+    def run(self) -> None:
+        """From the first step to the end.
+
+        Raises:
+            VtrError: On all ranks together: a loss or gradient is not finite (the message names the step, the samples
+                and the last good checkpoint), data can't be read, a checkpoint can't be written.
+            Stopped: The user asked for the end; the steps so far are in a checkpoint.
+        """
+        schedule = self.schedule
+        self.model.train()
+        begin = time.perf_counter()
+        with (
+            tqdm(
+                total=schedule.steps,
+                initial=schedule.first,
+                desc=schedule.name,
+                file=sys.stderr,
+                unit="step",
+                disable=not self.ranks.main,
+            ) as bar,
+            self.bench.stop.listening(),
+        ):
+            for step in range(schedule.first, schedule.end):
+                self._pace.start()
+                batch = self.fetch(step)
+                self._pace.fetched()
+                taken = self.step(batch, step)
+                self._pace.stepped(len(self.samples(batch)) * self.ranks.size)
+                self.last = batch
+                bar.update()
+                done = step + 1
+                if schedule.log_every and (done % schedule.log_every == 0 or done == schedule.end):
+                    self.log(batch, step, taken, bar)
+                if not schedule.most:
+                    self.keep(done, bar)
+        self.seconds = time.perf_counter() - begin
+
+    def fetch(self, step: int) -> B:
+        """The next batch, when all ranks have theirs."""
+        stop = self.bench.stop
+        batch, error = None, None
         try:
-            batch = next(batches)
+            batch = self.next_batch()
         except VtrError as caught:
-            error = caught
-        assert batch is not None or error is not None
-        news = [0.0, 0.0] if error is not None or batch is None else [float(batch.seen), float(len(batch.bad))]
-        seen, bad = everyone(error, device, news)
+            error = None if stop.asked else caught  # Ctrl-C reaches the data workers too
+        counts = [0.0, 0.0] if batch is None else self.counts(batch)
+        *sums, asked = self.ranks.settle(error, [*counts, float(stop.asked)])
+        if asked:
+            self._stopped(step)
         assert batch is not None
-        progress.seen += round(seen)
-        progress.bad += round(bad)
-        progress.judged_seen += round(seen)
-        progress.judged_bad += round(bad)
-        progress.bad_lines = (progress.bad_lines + batch.bad)[-3:]
-        check_bad(
-            progress.judged_seen, progress.judged_bad, max_bad_fraction, progress.bad_lines or ["(on another rank)"]
-        )
-        fetched = time.perf_counter()
-        lr = learning_rate(step, steps, stage.optim)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
-        losses = step_function(
-            batch.frames.to(device, non_blocking=True),
-            batch.captions,
-            batch.ids.to(device),
-            batch.meta,
-            teacher,
-            done_before + step,
-            step >= stage.vtm_from * steps,
-        )
-        norm = clip_gradients(
-            step_function.parameters(), stage.optim.clip_grad if stage.optim.clip_grad > 0 else float("inf")
-        )
+        self.took(batch, sums)
+        return batch
+
+    def step(self, batch: B, step: int) -> Taken:
+        """One step of the optimiser."""
+        rate = self.set_rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.losses(batch, step)
+        norm = clip_gradients(self.parameters(), self._limit)
         # Losses and summed gradients are the same on all ranks: all of them stop here, or none.
         if not bool(torch.isfinite(losses["loss"]) & torch.isfinite(norm)):
             values = ", ".join(f"{k} {v.item():.4g}" for k, v in losses.items())
             raise VtrError(
-                f"{name} step {step}: the loss or its gradient is not finite ({values}, gradient norm "
-                f"{float(norm):.4g}); samples {', '.join(batch.keys[:64])}; "
+                f"{self.schedule.name} step {step}: the loss or its gradient is not finite ({values}, gradient norm "
+                f"{float(norm):.4g}); samples {', '.join(self.samples(batch)[:64])}; "
                 + (
-                    f"last good checkpoint {saved}"
-                    if saved
+                    f"last good checkpoint {self._saved}"
+                    if self._saved
                     else "no checkpoint of this call yet: --resume latest finds older ones"
                 )
             )
-        optimizer.step()
-        done = time.perf_counter()
-        waited, busy = waited + fetched - start, busy + done - start
-        samples += len(batch.captions) * world_size()
-        bar.update()
-        if (step + 1) % log_every == 0 or step + 1 == end:
-            row = {k: float(f"{v.item():.9g}") for k, v in losses.items()}  # nine digits: fp32 without loss
-            ids = gathered(batch.ids.to(device)).cpu().numpy()
-            speed, wait = samples / busy, waited / busy
-            numbers = {"lr": lr, **row, "grad_norm": float(f"{float(norm):.9g}")}
-            log.write(
-                step=done_before + step + 1,
-                stage=name,
-                media=batch.media,
-                batch=hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest(),  # the global batch, in order
-                **numbers,
-                bad=progress.bad,
-                samples_per_s=round(speed, 1),
-                data_wait=round(wait, 4),
-                memory_gib=memory_gib(device),
-                time=round(time.time(), 2),
-            )
-            accelerator.log({**numbers, "samples_per_s": speed, "data_wait": wait}, step=done_before + step + 1)
-            bar.set_postfix_str(
-                " ".join(f"{k} {v:.3f}" for k, v in row.items()) + f" lr {lr:.1e} {speed:.0f}/s wait {wait:.0%}",
-                refresh=False,
-            )
-            waited = busy = 0.0
-            samples = 0
-        if validate is not None and validate_every and ((step + 1) % validate_every == 0 or step + 1 == steps):
-            found = validate()
-            model.train()
-            log.write(step=done_before + step + 1, stage=name, validation=found, time=round(time.time(), 2))
-            accelerator.log({f"validation/{k}": v for k, v in found.items()}, step=done_before + step + 1)
+        self.optimizer.step()
+        return Taken(losses, norm, rate)
+
+    def log(self, batch: B, step: int, taken: Taken, bar: tqdm) -> None:
+        """A row of log.jsonl, of the trackers, and the bar's words."""
+        done = self.schedule.before + step + 1
+        row = {k: float(f"{v.item():.9g}") for k, v in taken.losses.items()}  # nine digits: fp32 without loss
+        numbers = {"lr": taken.rate, **row, "grad_norm": float(f"{float(taken.norm):.9g}")}
+        pace = self._pace.taken()
+        self.log_file.write(
+            step=done,
+            **self._where(),
+            **self.facts(batch, step),
+            **numbers,
+            bad=self.progress.bad,
+            **pace,
+            memory_gib=memory_gib(self.ranks.device),
+            time=round(time.time(), 2),
+        )
+        self.ranks.track({**numbers, **pace}, done)
+        bar.set_postfix_str(
+            " ".join(f"{k} {v:.3f}" for k, v in row.items())
+            + f" lr {taken.rate:.1e} {pace['samples_per_s']:.0f}/s wait {pace['data_wait']:.0%}",
+            refresh=False,
+        )
+
+    def keep(self, done: int, bar: tqdm) -> None:
+        """Validate and save after `done` steps, where it is time to."""
+        schedule = self.schedule
+        last, best = done == schedule.steps, False
+        if schedule.validate_every and (done % schedule.validate_every == 0 or last):
+            found = self.validate()
+            self.model.train()
+            step = schedule.before + done
+            self.log_file.write(step=step, **self._where(), validation=found, time=round(time.time(), 2))
+            self.ranks.track({f"validation/{k}": v for k, v in found.items()}, step)
             bar.write(
-                f"{name} step {step + 1}: " + ", ".join(f"{k} {v:.1f}" for k, v in found.items()), file=sys.stderr
+                f"{schedule.name} step {done}: " + ", ".join(f"{k} {v:.1f}" for k, v in found.items()), file=sys.stderr
             )
-            if keep_best is not None:
-                keep_best(found, step + 1, batch)
-        if save_every and (step + 1) % save_every == 0 and step + 1 < end:
-            saved = save(step + 1, batch)
-    bar.close()
-    return batch
+            score = self.score(found)
+            best = score > self.progress.best
+            self.progress.best = max(self.progress.best, score)
+        if best or last or (schedule.save_every and done % schedule.save_every == 0):
+            path = self._saved = self.save(done)
+            if best:
+                self.ranks.main_only(lambda: mark_best(path.parent, path))
+
+    def _where(self) -> dict[str, object]:
+        return {"stage": self.schedule.name} if self.schedule.staged else {}
+
+    def save(self, done: int) -> Path:
+        """Write a checkpoint after `done` steps of the schedule."""
+        step = self.schedule.before + done
+        state = self.state(done)
+        self.ranks.main_only(lambda: save_checkpoint(self.bench.folder, step, state, self.schedule.keep))
+        return self.bench.folder / f"step-{step:08d}.pt"
+
+    def _stopped(self, done: int) -> None:
+        """End because the user asked for it, with a checkpoint of what has been done."""
+        path = self._saved
+        if self.last is not None and not self.schedule.most:
+            path = self.save(done)
+        raise Stopped(self.bench.stop.number, self.schedule.before + done, path)
+
+
+class Pace:
+    """Seconds waited and worked, processor seconds and samples, between two rows of a log."""
+
+    def __init__(self) -> None:
+        self._begin = self._middle = self._used = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._waited = self._busy = self._processor = 0.0
+        self._samples = 0
+
+    def start(self) -> None:
+        """A step begins."""
+        self._begin, self._used = time.perf_counter(), time.process_time()
+
+    def fetched(self) -> None:
+        """Its batch is there."""
+        self._middle = time.perf_counter()
+        self._waited += self._middle - self._begin
+
+    def stepped(self, samples: int) -> None:
+        """It is done, with so many samples over all ranks."""
+        self._busy += time.perf_counter() - self._begin
+        self._processor += time.process_time() - self._used
+        self._samples += samples
+
+    def taken(self) -> dict[str, float]:
+        """Samples a second, share of the time that data was waited for, processor seconds a second; begin anew."""
+        busy = max(self._busy, 1e-9)
+        found = {
+            "samples_per_s": round(self._samples / busy, 1),
+            "data_wait": round(self._waited / busy, 4),
+            "cpu_s_per_s": round(self._processor / busy, 2),
+        }
+        self._forget()
+        return found
+
+
+def batch_digest(ids: Tensor) -> str:
+    """A name for the global batch, from the ids of this rank's part (n,); all ranks call it."""
+    return hashlib.blake2b(all_rows(ids).cpu().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def memory_gib(device: torch.device) -> float | None:

@@ -12,19 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 import tyro
+from braceexpand import braceexpand
+from tqdm import tqdm
 
 from vtr.data.manifests import Corpus, CorpusMember, corpus_entries
 from vtr.data.remote import remote_is_there
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
 from vtr.errors import UsageError, VtrError, reports_errors
-from vtr.pretrain.recipes import Recipe, Stage
-from vtr.pretrain.step import match_reach
+from vtr.pretrain.loop import memory_gib
+from vtr.pretrain.objectives.matching import match_reach
+from vtr.pretrain.recipes import STAGES, Recipe, Stage, recipe
 
 
 def _missing_remote(corpus: Corpus) -> list[str]:
     """Remote shards that do not answer; each is asked for, many at a time."""
-    from tqdm import tqdm
-
     remote = [(m.name, s) for m in corpus.members for s in m.shards if "://" in s]
     if not remote:
         return []
@@ -95,19 +96,19 @@ def plan_media(corpus: Corpus, settings: StreamSettings, media: str, epoch: int 
     )
 
 
-def _reads(recipe: Recipe, stage: Stage, workers: int) -> StreamSettings:
+def _reads(chosen: Recipe, stage: Stage, workers: int) -> StreamSettings:
     share = stage.video_share
     return StreamSettings(
         batch_size=stage.batch_size,
-        streams=recipe.streams,
+        streams=chosen.streams,
         workers=workers,
         block=stage.block,
-        seed=recipe.seed,
+        seed=chosen.seed,
         media_weights={"video": share, "image": 1 - share} if share else None,
     )
 
 
-def check_stages(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int) -> None:
+def check_stages(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks: int) -> None:
     """Refuse before the first step what would stop a later stage.
 
     Raises:
@@ -115,8 +116,8 @@ def check_stages(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks:
         VtrError: The corpus lacks a media type, or samples for as many streams.
     """
     for name in stages:
-        stage: Stage = getattr(recipe, name)
-        settings = _reads(recipe, stage, 1)
+        stage: Stage = getattr(chosen, name)
+        settings = _reads(chosen, stage, 1)
         try:
             owned_streams(settings, 0, ranks)
             for media in media_weights(corpus, settings):
@@ -127,19 +128,25 @@ def check_stages(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks:
             raise type(error)(f"stage {name}: {error}") from None
 
 
-def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, workers: int) -> str:
+def stage_steps(stage: Stage, corpus: Corpus) -> int:
+    """Steps of a stage: as set, else its epochs over what it reads."""
+    if stage.steps:
+        return stage.steps
+    total = sum(member.samples for member in corpus.members if stage.video_share < 1 or member.media != "image")
+    return max(1, round(stage.epochs * total / stage.batch_size))
+
+
+def plan(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks: int, workers: int) -> str:
     """The division of labour of every stage as text.
 
     Raises:
         UsageError: Streams, batch and ranks do not divide; the message says what to set.
     """
-    from vtr.pretrain.run import stage_steps
-
     lines = []
     counted: dict[tuple, MediaPlan] = {}
     for name in stages:
-        stage: Stage = getattr(recipe, name)
-        settings = _reads(recipe, stage, workers)
+        stage: Stage = getattr(chosen, name)
+        settings = _reads(chosen, stage, workers)
         own = [len(owned_streams(settings, rank, ranks)) for rank in range(ranks)]
         used_workers = min(workers, own[0])
         steps = stage_steps(stage, corpus)
@@ -147,7 +154,7 @@ def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, wo
         total = sum(weights.values())
         lines.append(
             f"{name}: {steps:,} steps on every rank, batch {stage.batch_size} = {ranks} ranks × "
-            f"{stage.batch_size // ranks}, {recipe.streams} streams = {ranks} × {own[0]}, "
+            f"{stage.batch_size // ranks}, {chosen.streams} streams = {ranks} × {own[0]}, "
             f"{used_workers} workers a rank × {own[0] / max(1, used_workers):g} streams"
             + (
                 f" (of {workers} asked for: set streams to a multiple of {ranks * workers})"
@@ -156,7 +163,7 @@ def plan(corpus: Corpus, recipe: Recipe, stages: tuple[str, ...], ranks: int, wo
             )
         )
         for media, weight in weights.items():
-            key = (media, settings.block, recipe.streams)
+            key = (media, settings.block, chosen.streams)
             if key not in counted:
                 counted[key] = plan_media(corpus, settings, media)
             found = counted[key]
@@ -175,8 +182,6 @@ def published_corpus(name: str) -> Corpus:
     Raises:
         UsageError: There is no such corpus, or its manifests lack counts or patterns.
     """
-    from braceexpand import braceexpand
-
     members = []
     for entry in corpus_entries(name):
         total, shards = entry.get("texts") or entry.get("items") or 0, list(braceexpand(entry["shards"]))
@@ -192,8 +197,6 @@ def published_corpus(name: str) -> Corpus:
 
 def expectation(measured: list[tuple[str, int, tuple[float, int]]], device: torch.device) -> str:
     """Times of whole stages from measured steps: (stage, its steps, (seconds, steps measured))."""
-    from vtr.pretrain.loop import memory_gib
-
     lines, total = [], 0.0
     for name, steps, (seconds, done) in measured:
         if done == 0:
@@ -227,8 +230,6 @@ class PlanSettings:
 @reports_errors
 def main() -> int:
     """Entry of `python -m vtr.pretrain.plan`."""
-    from vtr.pretrain.recipes import STAGES, recipe
-
     settings = tyro.cli(PlanSettings, description=__doc__)
     corpus = published_corpus(settings.corpus)
     chosen = recipe(settings.recipe, settings.corpus)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from vtr.encoders.masking import KINDS
 from vtr.errors import UsageError, unknown_name
 
 _K400_CLIPS = 240_436  # training videos of Kinetics-400, which the paper's masked stage reads 800 times
 
 STAGES = ("masked", "multimodal", "unmasked")
+RECIPES = ("clean", "official")
+MASKS = ("none", *KINDS)
+INITS = ("clean", "official")
+
+
+def objective(place: str) -> float:
+    """A stage's weight of the training objective at `vtr.pretrain.objectives.PLACE`; 0 = off."""
+    return field(default=0.0, metadata={"objective": place})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +45,15 @@ class Stage:
     batch_size: int = 2048  # over all ranks
     video_share: float = 0.0  # share of video steps; 0 = in proportion to the corpus
     block: int = 1  # samples that are neighbours in the shards and stay together in a batch
-    mask: str = "none"  # none | random | tube | frame_row | clip_row | attention
+    mask: str = "none"  # one of MASKS
     video_mask_ratio: float = 0.8
     image_mask_ratio: float = 0.5
-    uta: float = 0.0  # weights of the objectives
-    vtc: float = 0.0
-    vtm: float = 0.0
-    mlm: float = 0.0
-    text: float = 0.0  # caption-to-paraphrase contrast, for corpora that carry paraphrases
+    # Every training objective with its weight, in the order in which they are computed and logged.
+    uta: float = objective("alignment.Alignment")
+    vtc: float = objective("contrastive.Contrastive")
+    vtm: float = objective("matching.Matching")
+    mlm: float = objective("language.Language")
+    text: float = objective("text_pair.TextPair")
     vtm_from: float = 0.0  # share of the stage after which matching starts
     mlm_probability: float = 0.5
     sibling_negatives: bool = False  # each clip's sibling caption is one more negative, where the corpus has one
@@ -51,6 +61,15 @@ class Stage:
     keep_temporal: bool = False  # contrast each frame's pooled vector instead of the clip's
     match_group: int = 0  # samples, neighbours in the global batch, that wrong partners are drawn from; 0 = all
     optim: Optim = field(default_factory=Optim)
+
+    def waiting(self, step: int, steps: int) -> frozenset[str]:
+        """Objectives that are not on yet at a step."""
+        return frozenset({"vtm"} if step < self.vtm_from * steps else ())
+
+
+def objective_places() -> dict[str, str]:
+    """Where each objective is, below `vtr.pretrain.objectives`, by name."""
+    return {f.name: f.metadata["objective"] for f in fields(Stage) if "objective" in f.metadata}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +92,7 @@ class Recipe:
     warmup: TextWarmup = field(default_factory=TextWarmup)
     gather_ranks: int = 1  # the contrastive gradient is divided by this (see DIFFERENCES)
     align_layers: int = 1  # last layers of the encoder aligned with as many of the teacher's
-    init: str = "clean"  # clean | official: dt's initialisation and the layer that is aligned
+    init: str = "clean"  # one of INITS: dt's initialisation and the layer that is aligned
     official_frames: bool = False
     seed: int = 42
     streams: int = 1024  # canonical streams: a multiple of every number of ranks it may run on
@@ -93,7 +112,7 @@ class Difference:
     setting: str = ""  # the key of `Recipe` that decides, "" where both recipes do the same
 
 
-# `official` reproduces the released scripts (VIDEOMAMBA.md 1.7, 1.10, 4.1, 5.3 to 5.10, 7.3) with the hyperparameters of
+# `official` reproduces the released scripts (docs/notes/videomamba.md) with the hyperparameters of
 # the paper's Table II; this table is the one place that says where `clean` departs from it, and why.
 DIFFERENCES = (
     Difference(
@@ -221,12 +240,18 @@ def _paper(*, clip: float, decay_state: bool) -> Recipe:
     )
 
 
+class _Common(TypedDict):
+    batch_size: int
+    block: int
+    optim: Optim
+
+
 def _demo(base: Recipe) -> Recipe:
     """Ten minutes on two CPU cores: small batches, no drop path, captions that say left and right are never flipped."""
     optim = Optim(
         lr=2e-3, betas=(0.9, 0.98), clip_grad=3.0, warmup_fraction=0.06, decay_state=base.unmasked.optim.decay_state
     )
-    common: dict[str, Any] = {"batch_size": 32, "block": 2, "optim": optim}
+    common: _Common = {"batch_size": 32, "block": 2, "optim": optim}
     return replace(
         base,
         masked=Stage(**common, steps=60, video_share=1.0, mask="attention", uta=1.0),
@@ -272,8 +297,8 @@ def recipe(name: str, corpus: str) -> Recipe:
     Raises:
         UsageError: There is no recipe of that name.
     """
-    if name not in ("clean", "official"):
-        raise unknown_name("recipe", name, ("clean", "official"))
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
     if name == "clean":
         base = _paper(clip=3.0, decay_state=False)
     else:
@@ -286,11 +311,34 @@ def recipe(name: str, corpus: str) -> Recipe:
     return base
 
 
-def stage_settings(settings: Recipe, stage: str) -> Stage:
-    """The settings of one stage by name."""
-    if stage not in STAGES:
-        raise unknown_name("stage", stage, STAGES)
-    found = getattr(settings, stage)
-    if found.batch_size % settings.streams and settings.streams % found.batch_size:
-        raise UsageError(f"{stage}.batch_size {found.batch_size} does not divide into {settings.streams} streams")
-    return found
+def check(settings: Recipe, stages: tuple[str, ...]) -> None:
+    """Refuse a recipe with values that mean nothing, before anything is built.
+
+    Raises:
+        UsageError: The stage, key and value, and what was expected.
+    """
+    if settings.init not in INITS:
+        raise unknown_name("init", settings.init, INITS)
+    if settings.streams < 1 or settings.align_layers < 1 or settings.gather_ranks < 1:
+        raise UsageError("streams, align_layers and gather_ranks: expected positive numbers (--set streams=…)")
+    for name in stages:
+        if name not in STAGES:
+            raise unknown_name("stage", name, STAGES)
+        stage: Stage = getattr(settings, name)
+        if stage.mask not in MASKS:
+            raise unknown_name(f"mask of the {name} stage", stage.mask, MASKS)
+        for key in ("video_mask_ratio", "image_mask_ratio", "mlm_probability", "drop_path", "vtm_from", "video_share"):
+            value = getattr(stage, key)
+            if not 0 <= value <= 1:
+                raise UsageError(f"{name}.{key} {value:g}: expected a share between 0 and 1")
+        for key in objective_places():
+            if getattr(stage, key) < 0:
+                raise UsageError(f"{name}.{key} {getattr(stage, key):g}: a weight is 0 (off) or positive")
+        if not any(getattr(stage, key) for key in objective_places()):
+            raise UsageError(f"stage {name} has no objective: give one a weight (--set {name}.vtc=1)")
+        if stage.batch_size < 1 or stage.block < 1:
+            raise UsageError(
+                f"{name}: batch_size {stage.batch_size} and block {stage.block}: expected positive numbers"
+            )
+        if stage.batch_size % settings.streams and settings.streams % stage.batch_size:
+            raise UsageError(f"{name}.batch_size {stage.batch_size} does not divide into {settings.streams} streams")

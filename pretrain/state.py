@@ -1,18 +1,23 @@
-"""Run state on disk: atomic checkpoints, the last few and the best kept, `latest` found again."""
+"""A run on disk: checkpoints (atomic, the last few and the best kept), what a call continues from, run.json, log.jsonl."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vtr.errors import VtrError
+from vtr.ranks import Ranks
 
+State = dict[str, Any]  # what a checkpoint holds: tensors and plain values
 _NAME = re.compile(r"step-(\d{8})\.pt")
 BEST = "best.pt"
 
@@ -30,7 +35,7 @@ def checkpoint_step(path: Path) -> int:
     return int(found.group(1))
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
+def save_checkpoint(folder: Path, step: int, state: State, keep: int = 2) -> Path:
     """Write `state` so that a crash or a full disk never harms an earlier checkpoint; keep the last `keep`.
 
     Args:
@@ -109,7 +114,7 @@ def find_checkpoint(folder: Path, which: str) -> Path | None:
     return path
 
 
-def load_checkpoint(folder: Path, which: str) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, which: str) -> State | None:
     """Load `latest` (None when there is none), `best`, or a checkpoint by its path.
 
     Raises:
@@ -119,7 +124,7 @@ def load_checkpoint(folder: Path, which: str) -> dict[str, Any] | None:
     return None if path is None else read_checkpoint(path)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> State:
     """Load one checkpoint file onto the CPU.
 
     Raises:
@@ -131,3 +136,139 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise VtrError(
             f"checkpoint {path} is damaged ({str(error).splitlines()[0]}): remove it to use the one before"
         ) from error
+
+
+@dataclasses.dataclass(kw_only=True)
+class Progress:
+    """What a run carries along beside weights and positions."""
+
+    seen: int = 0  # samples read, over all ranks and stages
+    bad: int = 0  # of them dropped
+    judged_seen: int = 0  # the same two since this call began: a run whose shards were repaired goes on
+    judged_bad: int = 0
+    best: float = -1.0  # of the validation
+    bad_lines: list[str] = dataclasses.field(default_factory=list)  # this process's latest, for messages
+
+    def add(self, seen: float, bad: float, lines: list[str]) -> None:
+        """What all ranks have read for a step, and what this one has dropped."""
+        self.seen += round(seen)
+        self.bad += round(bad)
+        self.judged_seen += round(seen)
+        self.judged_bad += round(bad)
+        self.bad_lines = (self.bad_lines + lines)[-3:]
+
+
+class RunLog:
+    """`log.jsonl`: one object a line, appended by the main process; a resumed run cuts it to where it continues."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def write(self, **row: object) -> None:
+        """Append a row."""
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise VtrError(f"{self.path} cannot be written: {error.strerror}") from error
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size if self.path is not None and self.path.is_file() else 0
+
+    def cut(self, size: int) -> None:
+        """Forget what was written after `size` bytes: those steps are done again."""
+        if self.path is not None and self.path.is_file() and self.path.stat().st_size > size:
+            os.truncate(self.path, size)
+
+
+def check_out(out: Path) -> None:
+    """Make the run folder.
+
+    Raises:
+        VtrError: It cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VtrError(
+            f"--out {out}: cannot be created ({error.strerror}); choose a folder you can write to"
+        ) from error
+    if not os.access(out, os.W_OK):
+        raise VtrError(f"--out {out}: not writable; choose a folder you can write to")
+
+
+def to_continue(out: Path, which: str | None, ranks: Ranks) -> tuple[Path, State] | None:
+    """The checkpoint that a call continues from, the same one on all ranks; None: from the beginning.
+
+    Args:
+        which: `latest`, `best`, a file, or None: a new run.
+
+    Raises:
+        VtrError: A new run is asked for where there is one, or the file is missing or damaged.
+    """
+    folder = out / "checkpoints"
+    if which is None:
+        # All ranks look before the first checkpoint can be written.
+        if checkpoints(folder):
+            raise VtrError(
+                f"{out} holds a run with checkpoints: continue it with --resume latest, or choose another --out"
+            )
+        return None
+    # The main process decides which file is meant: others might see a later listing of a shared folder.
+    path = ranks.gathered(find_checkpoint(folder, which))[0]
+    if path is None:
+        if ranks.main:
+            print(f"--resume latest: no checkpoint in {folder}, starting from the beginning", file=sys.stderr)
+        return None
+    if not path.is_file():
+        raise VtrError(f"{path}: rank 0 sees it, this rank does not; --out must be a folder that all nodes share")
+    return path, read_checkpoint(path)
+
+
+def check_same_run(path: Path, state: State, identity: State, ranks: Ranks, *, accept_changes: bool) -> None:
+    """Refuse a checkpoint of other settings; say what it is.
+
+    Raises:
+        VtrError: Recipe, data or model are not the checkpoint's, and `accept_changes` is off.
+    """
+    found = changes(state["identity"], identity)
+    if found and not accept_changes:
+        raise VtrError(
+            f"{path} is of another run: {'; '.join(found[:5])}; give the same settings, or --accept-changes to go on"
+        )
+    if ranks.main:
+        for line in found:
+            print(f"resume: {line}", file=sys.stderr)
+        written = (
+            f", written by {state['world_size']} rank(s), continues on {ranks.size}" if "world_size" in state else ""
+        )
+        print(f"resume: {path}{written}", file=sys.stderr)
+
+
+def changes(old: object, new: object, name: str = "") -> list[str]:
+    """Where two nested tables differ, as lines."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [c for k in keys for c in changes(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))]
+    same = list(old) == list(new) if isinstance(old, list | tuple) and isinstance(new, list | tuple) else old == new
+    return [] if same else [f"{name} was {old}, is {new}"]
+
+
+def write_record(out: Path, record: State, call: State, *, resumed: bool) -> None:
+    """run.json: what the run is made of, and each call that worked on it.
+
+    Args:
+        call: What is of this call alone.
+        resumed: Keep the earlier calls.
+    """
+    path = out / "run.json"
+    calls: list[object] = []
+    if path.is_file() and resumed:
+        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+            calls = json.loads(path.read_text()).get("calls", [])
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps({**record, "calls": [*calls, call]}, indent=1, default=str))
+    os.replace(partial, path)

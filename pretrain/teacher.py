@@ -5,28 +5,49 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+import open_clip
 import torch
 import torch.nn.functional as F
-from torch import nn
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from vtr.encoders.clip_teacher import ClipTeacher
-from vtr.errors import VtrError
+from vtr.data.manifests import Corpus
+from vtr.data.stream import Batch, Stream, StreamSettings
+from vtr.encoders.clip_teacher import ClipTeacher, TeacherOutput
+from vtr.errors import UsageError, VtrError
+from vtr.models.open_clip import quick_gelu_needed
+from vtr.models.video_text import VideoTextModel
+from vtr.pretrain.recipes import Recipe
+from vtr.pretrain.settings import RunSettings
+from vtr.ranks import Ranks
+
+DEFAULT = "ViT-B-16/openai"
 
 # The demo's teacher: what a laptop trains in half a minute on the demo's own frames and captions.
 _SMALL = {"embed_dim": 64, "width": 96, "layers": 3, "head_width": 32, "text_width": 64, "text_layers": 2}
+
+
+class Teacher(Protocol):
+    """What guides a student: a frozen image model read frame by frame."""
+
+    width: int  # channels of its tokens
+    depth: int  # layers that can be aligned with
+
+    def __call__(self, frames: Tensor, layers: int = 1) -> TeacherOutput:
+        """Encode normalised frames (B, T, 3, H, W); keep the tokens of the last `layers` blocks."""
+        ...
 
 
 def load_teacher(name: str) -> ClipTeacher:
     """Load `ARCHITECTURE/PRETRAINED` (open_clip names, e.g. `ViT-B-16/openai`) or a folder with the demo's teacher."""
     if Path(name, "teacher.safetensors").is_file():
         return _load_small(Path(name))
-    import open_clip
-
-    from vtr.models.open_clip import quick_gelu_needed
-
     architecture, _, pretrained = name.partition("/")
     # OpenAI's weights want QuickGELU, which the architecture's name does not say and open_clip only warns of.
     quick_gelu = quick_gelu_needed(architecture, pretrained)
@@ -44,8 +65,6 @@ def load_teacher(name: str) -> ClipTeacher:
 
 def small_clip(image_size: int, patch_size: int, vocab_size: int, context: int, pad_id: int) -> nn.Module:
     """An untrained open_clip CLIP of the demo's size; its text tower reads our tokenizer's ids."""
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
     return CLIP(
         embed_dim=_SMALL["embed_dim"],
         vision_cfg=CLIPVisionCfg(
@@ -69,15 +88,13 @@ def small_clip(image_size: int, patch_size: int, vocab_size: int, context: int, 
 
 
 def _load_small(folder: Path) -> ClipTeacher:
-    from safetensors.torch import load_file
-
     model = small_clip(**json.loads((folder / "teacher.json").read_text()))
     model.load_state_dict(load_file(folder / "teacher.safetensors"))
     return ClipTeacher.from_open_clip(model)
 
 
 def ensure_demo_teacher(
-    folder: Path, stream: Any, model: Any, *, steps: int = 150, lr: float = 1e-3, seed: int = 0
+    folder: Path, stream: Iterator[Batch], model: VideoTextModel, *, steps: int = 150, lr: float = 1e-3, seed: int = 0
 ) -> None:
     """Train the demo's teacher once and keep it in `folder` (teacher.json, teacher.safetensors).
 
@@ -88,9 +105,6 @@ def ensure_demo_teacher(
     """
     if (folder / "teacher.safetensors").is_file():
         return
-    from safetensors.torch import save_file
-    from tqdm import tqdm
-
     video = model.config.video
     size = {
         "image_size": video.image_size,
@@ -126,3 +140,52 @@ def ensure_demo_teacher(
     partial = folder / f"teacher.safetensors.{os.getpid()}.tmp"
     save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, partial)
     os.replace(partial, folder / "teacher.safetensors")
+
+
+def stage_teacher(
+    settings: RunSettings, chosen: Recipe, model: VideoTextModel, corpus: Corpus, ranks: Ranks
+) -> ClipTeacher:
+    """The teacher of a run, on its device; the demo's is trained first, by one rank while the others wait.
+
+    Raises:
+        UsageError: It does not fit the student.
+    """
+    name = settings.teacher
+    if name is None and settings.corpus == "demo":
+        size = model.config.video.image_size
+        folder = settings.data_root / "demo" / ("teacher" if size == 64 else f"teacher-{size}")
+        ranks.main_only(lambda: _demo_teacher(folder, settings, chosen, model, corpus))
+        name = str(folder)
+    teacher = load_teacher(name or DEFAULT).to(ranks.device)
+    config, wanted = model.config.video, chosen.align_layers
+    if wanted > min(teacher.depth, config.depth):
+        raise UsageError(
+            f"align_layers {wanted}: the teacher has {teacher.depth} layers, the model {config.depth} (--set align_layers=…)"
+        )
+    if teacher.width != config.align_dim:
+        raise UsageError(
+            f"--teacher {name}: its tokens have {teacher.width} channels, this model is made for {config.align_dim}"
+        )
+    return teacher
+
+
+def _demo_teacher(folder: Path, settings: RunSettings, chosen: Recipe, model: VideoTextModel, corpus: Corpus) -> None:
+    if (folder / "teacher.safetensors").is_file():
+        return
+    video = model.config.video
+    reading = StreamSettings(
+        frames=video.num_frames,
+        size=video.image_size,
+        batch_size=128,
+        streams=8,
+        workers=settings.workers,
+        block=1,
+        seed=chosen.seed,
+        crop_scale=None,
+        flip=False,
+    )
+    source = Stream(corpus, reading, rank=0, world=1)
+    try:
+        ensure_demo_teacher(folder, iter(source), model)
+    finally:
+        source.close()

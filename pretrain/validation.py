@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,10 @@ from vtr.data.sampling import middle_frames
 from vtr.data.text import clean_caption
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
+from vtr.eval.benchmarks import load_benchmark
+from vtr.eval.metrics import retrieval_metrics
+from vtr.models.video_text import VideoTextModel
+from vtr.ranks import Ranks
 
 
 class Validation:
@@ -24,18 +27,16 @@ class Validation:
         name: Benchmark name or annotation file (`vtr.eval.benchmarks.load_benchmark`).
         data_root: Where its files lie.
         most: Videos at most, evenly spread.
-        accelerator: Of the run.
+        ranks: Of the run.
     """
 
-    def __init__(self, model: Any, name: str, data_root: Path, most: int, accelerator: Any) -> None:
-        from vtr.eval.benchmarks import load_benchmark
-
-        self.model, self.accelerator = model, accelerator
+    def __init__(self, model: VideoTextModel, name: str, data_root: Path, most: int, ranks: Ranks) -> None:
+        self.model, self.ranks = model, ranks
         # The demo's benchmark lies in the demo corpus's folder.
         found = load_benchmark(name, data_root)
         if not found.videos:
             raise VtrError(f"validation {name}: none of its {found.total} videos was found under {data_root}")
-        if found.missing and accelerator.is_main_process:
+        if found.missing and ranks.main:
             print(f"validation {name}: {len(found.missing)} of {found.total} videos are missing", file=sys.stderr)
         count = min(most, len(found.videos))
         chosen = [round(i * (len(found.videos) - 1) / max(1, count - 1)) for i in range(count)]
@@ -46,10 +47,7 @@ class Validation:
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         """R@1, 5, 10 (percent) both ways, the same on all ranks."""
-        from vtr.eval.metrics import retrieval_metrics
-
-        model, accelerator = self.model, self.accelerator
-        rank, world = accelerator.process_index, accelerator.num_processes
+        model, rank, world = self.model, self.ranks.rank, self.ranks.size
         own = range(rank, len(self.videos), world)
         if self._clips is None:
             self._clips = [self._clip(i) for i in own]  # small: a thousand clips of 8 frames are 1.2 GB over all ranks
@@ -59,17 +57,12 @@ class Validation:
             # Every rank makes as many passes: with FSDP the ranks encode together.
             part, captions = self._clips[start : start + 32], [self.captions[i] for i in own[start : start + 32]]
             clips = torch.stack(part) if part else self._blank()[None]
-            with accelerator.autocast():
+            with self.ranks.autocast():
                 video.append(model.encode_video(clips).embedding.float().cpu()[: len(part)])
                 text.append(model.encode_text(captions or [""]).embedding.float().cpu()[: len(part)])
         mine = (list(own), torch.cat(video) if video else None, torch.cat(text) if text else None)
         model.train()
-        parts: list[Any] = [mine]
-        if world > 1:
-            import torch.distributed as dist
-
-            parts = [None] * world
-            dist.all_gather_object(parts, mine)
+        parts = self.ranks.gathered(mine)
         order = [i for places, _, _ in parts for i in places]
         back = torch.tensor(order).argsort()
         videos = torch.cat([v for _, v, _ in parts if v is not None])[back]

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from vtr.pretrain.stop import Stop
+
 _BEAT = 2.0  # seconds between heartbeats
 _SILENCE = 20.0  # seconds after which a rank counts as gone; torchrun then gives a hung one 30 s more
 
@@ -49,6 +51,12 @@ class Watch:
         self._thread: threading.Thread | None = None
         self._said = threading.Event()
         self._wake: tuple[int, int] | None = None  # a pipe that the arrival of SIGTERM writes to
+        self.request = Stop()  # for the loop: an orderly end that the user asks for
+
+    @classmethod
+    def of_environment(cls) -> Watch:
+        """Of this process, as the launcher has numbered it."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     def start(self) -> Watch:
         """Begin; a single process has nothing to watch."""
@@ -132,7 +140,10 @@ class Watch:
             if cause is None:
                 gone = self.gone(2.5 * self.beat)
                 cause = f"rank {', '.join(map(str, gone))} is gone" if gone else None
-            self._leave(cause or "told to stop (SIGTERM): the launcher does so when another rank or a node has died")
+            if cause is not None or not self.request.asked:  # else the loop ends, with a checkpoint
+                self._leave(
+                    cause or "told to stop (SIGTERM): the launcher does so when another rank or a node has died"
+                )
         return not self._done.is_set()
 
     def _run(self) -> None:

@@ -10,7 +10,7 @@ __all__ = ["Library", "VideoTextModel", "VtrError", "load"]
 
 # The code folders (encoders/, kernels/, pretrain/, eval/, data_manifests/) are sub-packages of `vtr`. An installed
 # wheel has them inside the package folder; a checkout has them beside it, so there the repo root joins `__path__`.
-_root = Path(__file__).resolve().parent.parent
+_root = Path(__path__[0]).resolve().parent
 if (_root / "pyproject.toml").is_file() and (_root / "encoders").is_dir():
     __path__.append(str(_root))
 

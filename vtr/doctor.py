@@ -1,4 +1,4 @@
-"""`vtr doctor`: versions, machine, and which kernel runs and why the others don't."""
+"""`vtr doctor`: versions, machine, which kernel runs and why the others don't, and what stands in each other's way."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vtr.files import DISTRIBUTION, import_root, install_command
+
 PACKAGES = (
     "torch", "torchvision", "transformers", "tokenizers", "open_clip_torch", "accelerate", "webdataset", "decord", "av",
-    "faiss-cpu", "faiss-gpu", "safetensors", "tyro", "cuda-core", "mamba-ssm",
+    "faiss-cpu", "pyarrow", "safetensors", "tyro", "cuda-core", "mamba-ssm",
 )  # fmt: skip
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +24,55 @@ class DoctorSettings:
     """Show what is installed, which kernel runs and why."""
 
     json: bool = False
+    """Print one JSON object."""
+
+
+def installed() -> dict[str, str]:
+    """Every distribution of this Python: its name in the index's spelling (`open-clip-torch`), and its version."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:  # a folder that a broken uninstall left behind has none
+            found.setdefault(_spelled(name), distribution.version)
+    return found
+
+
+def _spelled(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def conflicts(versions: Mapping[str, str], providers: Iterable[str]) -> list[str]:
+    """What is installed and must not be together, each with what to do.
+
+    Args:
+        versions: Of `installed`.
+        providers: The distributions that have a top-level package `vtr`.
+    """
+    notes = []
+    faiss = [name for name in versions if name == "faiss" or name.startswith("faiss-")]
+    if len(faiss) > 1:
+        names = " ".join(faiss)
+        notes.append(
+            f"{' and '.join(faiss)} are installed together and overwrite each other's files: "
+            f"pip uninstall -y {names}, then pip install the one you want"
+        )
+    strangers = sorted({_spelled(name) for name in providers} - {DISTRIBUTION})
+    for name in strangers:
+        notes.append(
+            f"the distribution {name!r} has a package named vtr too, and one overwrites the other: "
+            f"pip uninstall -y {name} {DISTRIBUTION}, then {install_command()}"
+        )
+    if "kernels" in versions:
+        notes.append("a package named `kernels` is installed; vtr's is vtr.kernels, the two never meet")
+    return notes
+
+
+def _memory_gib() -> float | None:
+    """Memory of this machine; None where it does not say (no /proc)."""
+    try:
+        return round(int(Path("/proc/meminfo").read_text().split()[1]) / 2**20, 1)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def examine() -> dict[str, Any]:
@@ -38,28 +83,22 @@ def examine() -> dict[str, Any]:
     from vtr.kernels.bimamba import backend_info
     from vtr.kernels.linear import linear_info
 
-    versions = {name: _version(name) for name in PACKAGES}
-    notes = []
-    if versions["faiss-cpu"] and versions["faiss-gpu"]:
-        notes.append("faiss-cpu and faiss-gpu are both installed and overwrite each other: uninstall one")
-    if _version("kernels"):
-        notes.append("a package named `kernels` is installed; vtr's is vtr.kernels, the two never meet")
+    versions = installed()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    memory = None
-    if Path("/proc/meminfo").is_file():
-        memory = round(int(Path("/proc/meminfo").read_text().split()[1]) / 2**20, 1)
+    faiss = tuple(sorted(name for name in versions if name.startswith("faiss-") and name not in PACKAGES))
     return {
-        "vtr": vtr.__version__,
+        "vtr": getattr(vtr, "__version__", "?"),
+        "from": str(import_root()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": {name: versions.get(_spelled(name)) for name in (*PACKAGES, *faiss)},
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "memory_gib": memory,
+        "memory_gib": _memory_gib(),
         "gpu": gpu,
         "bimamba": [asdict(row) for row in backend_info()],
         "linear": [asdict(row) for row in linear_info()],
-        "notes": notes,
+        "notes": conflicts(versions, importlib.metadata.packages_distributions().get("vtr", ())),
     }
 
 
@@ -70,7 +109,9 @@ def run(settings: DoctorSettings) -> int:
         print(json.dumps(report, default=str))
         return 0
     memory = f", {report['memory_gib']} GiB memory" if report["memory_gib"] else ""
-    print(f"vtr {report['vtr']}, python {report['python']} on {report['system']}")
+    print(
+        f"vtr {report['vtr']} ({DISTRIBUTION}), python {report['python']} on {report['system']}, from {report['from']}"
+    )
     print(f"{report['cores']} cores, torch uses {report['threads']} threads{memory}, GPU: {report['gpu'] or 'none'}")
     print("\npackages:")
     for name, version in report["packages"].items():

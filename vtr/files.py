@@ -1,4 +1,4 @@
-"""Where the project's own data files lie, installed or in a checkout; files written whole or not at all."""
+"""Where the project's own files lie and how it is installed; files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,26 @@ else:
     import tomli as tomllib
 
 
+DISTRIBUTION = "vtr-search"
+"""What pip calls this project; `vtr` on the package index is somebody else's."""
+
+
+def package_file(package: str, *names: str) -> Path:
+    """A file that lies in a package of ours: to read, never to write beside.
+
+    Args:
+        package: A package by its dotted name; one without `__init__.py` is fine.
+        names: The folders below it, then the file's name.
+    """
+    place = resources.files(package)
+    for name in names:  # one by one: the places of a package without __init__.py take no more in Python 3.10
+        place = place / name
+    return Path(str(place))
+
+
 def manifest(kind: str, name: str = "") -> Path:
     """A file of `data_manifests/KIND`, or that folder itself."""
-    return Path(str(resources.files(f"vtr.data_manifests.{kind}"))) / name
+    return package_file(f"vtr.data_manifests.{kind}") / name
 
 
 def manifest_names(kind: str) -> list[str]:
@@ -34,7 +51,22 @@ def read_manifest(kind: str, name: str) -> dict[str, Any]:
 
 def import_root() -> Path:
     """The folder that a child process needs on PYTHONPATH to import the same `vtr`."""
-    return Path(str(resources.files("vtr"))).parent
+    return package_file("vtr").parent
+
+
+def checkout() -> Path | None:
+    """The repository this runs from, or None where it is installed like any package."""
+    root = import_root()
+    return root if (root / "pyproject.toml").is_file() and (root / "encoders").is_dir() else None
+
+
+def install_command(extra: str = "") -> str:
+    """What installs this project with one of its extras, from where it is now."""
+    root = checkout()
+    which = f"[{extra}]" if extra else ""
+    if root is None:
+        return f"pip install '{DISTRIBUTION}{which}'"
+    return f"pip install -e '{'.' if Path.cwd() == root else root}{which}'"
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vtr.errors import VtrError
+from vtr.errors import COMMAND_LINE, VtrError
+from vtr.threads import Threads, use
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,13 +58,18 @@ class Ranks:
     Attributes:
         rank, size: This process among how many.
         device: Where this rank computes.
+        threads: What it computes with, where that was chosen.
+        precision: bf16 or fp32.
     """
+
+    threads: Threads | None = None
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
         self.accelerator = accelerator
         self.rank: int = accelerator.process_index if accelerator else 0
         self.size: int = accelerator.num_processes if accelerator else 1
         self.device: torch.device = accelerator.device if accelerator else torch.device("cpu")
+        self.precision = "bf16" if accelerator is not None and accelerator.mixed_precision == "bf16" else "fp32"
 
     @classmethod
     def join(cls, mixed_precision: str = "no", *, trackers: Sequence[str] = (), tracked_in: str | None = None) -> Ranks:
@@ -94,6 +100,25 @@ class Ranks:
     def autocast(self) -> AbstractContextManager[None]:
         """The context of forward passes in the job's precision."""
         return self.accelerator.autocast() if self.accelerator else contextlib.nullcontext()
+
+    @property
+    def sharding_asked_for(self) -> bool:
+        """Whether the launcher's configuration asks for weights shared among the ranks (FSDP)."""
+        return self.accelerator is not None and str(self.accelerator.distributed_type).endswith("FSDP")
+
+    @property
+    def reshard(self) -> bool:
+        """What its FSDP plugin says of gathered weights between the two passes; True without one."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None) if self.accelerator else None
+        return getattr(plugin, "reshard_after_forward", True) is not False
+
+    def compute_with(self, threads: Threads) -> None:
+        """Compute with so many threads on this rank, and say so once."""
+        self.threads = threads
+        use(threads)
+        if self.main:
+            count = threads.number
+            print(f"threads: {count} a rank ({threads.why})", file=sys.stderr)
 
     def wait(self) -> None:
         """Until all ranks are here."""
@@ -151,6 +176,11 @@ class Ranks:
         """Do something on the main process; if it fails there, it fails everywhere."""
         self.together(lambda: work() if self.main else None)
 
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Give figures to the trackers, on the main process."""
+        if self.accelerator is not None:
+            self.accelerator.log(dict(values), step=step)
+
     def end(self) -> None:
         """Leave the others."""
         if self.accelerator is not None:
@@ -158,7 +188,7 @@ class Ranks:
 
 
 def _words(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join((error.said(COMMAND_LINE) if isinstance(error, VtrError) else str(error)).split())
     return text if isinstance(error, VtrError) else f"{type(error).__name__}: {text}"
 
 
@@ -179,5 +209,5 @@ def report(error: VtrError) -> int:
         time.sleep(2)  # torchrun ends all ranks when one ends: the one with the message speaks first
     else:
         where = f"rank {rank} stops: " if isinstance(error, OtherRankFailed) else ""
-        print(f"vtr: {where}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"vtr: {where}{' '.join(error.said(COMMAND_LINE).split())}", file=sys.stderr, flush=True)
     return error.exit_code

@@ -6,24 +6,24 @@ Shapes: B batch, L tokens, D width.
 from __future__ import annotations
 
 import ctypes
-import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vtr.files import package_file
 from vtr.kernels import nvrtc
+from vtr.kernels.backends import BackendRow, Chooser
 from vtr.kernels.build import BuildError
 from vtr.kernels.nvrtc import Launch
 
-__all__ = ["add_norm"]
+__all__ = ["add_norm", "add_norm_info"]
 
 MAX_WIDTH = 1024  # a warp holds a row in registers
 UNIT = nvrtc.Unit(
-    source=Path(__file__).with_name("add_norm.cu"),
+    source=package_file("vtr.kernels", "add_norm", "add_norm.cu"),
     threads={"add_norm_forward": 128, "add_norm_backward": 128, "add_norm_weight": 256},
 )
-_warned: set[str] = set()
+_chooser = Chooser("add_norm", ("cuda", "torch"))
 
 
 class Job(ctypes.Structure):
@@ -81,6 +81,33 @@ def _torch(
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps).to(dtype), x
 
 
+@torch.compiler.assume_constant_result  # a compiled graph would trace into the cache of loaded kernels and its lock
+def _has_cuda(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    if not torch.cuda.is_available():
+        return False, "torch sees no CUDA device here"
+    try:
+        nvrtc.kernels(UNIT, device, {"STORAGE": nvrtc.STORAGE[dtype]})
+    except BuildError as error:
+        return False, str(error)
+    return True, f"compiled for {torch.cuda.get_device_name(device)}"
+
+
+def add_norm_info() -> list[BackendRow]:
+    """Both ways, with the reason it is or isn't there and what it is chosen for."""
+    there, reason = _has_cuda(torch.device("cuda"), torch.float32)
+    taken = there and _chooser.forced() != "torch"
+    widths = f"float32 streams on the GPU, widths to {MAX_WIDTH} in fours{_chooser.by('cuda')}"
+    return [
+        BackendRow(name="cuda", available=there, reason=reason, chosen_for=widths if taken else ""),
+        BackendRow(
+            name="torch",
+            available=True,
+            reason="plain torch",
+            chosen_for="all else" if taken else f"everything{_chooser.by('torch')}",
+        ),
+    ]
+
+
 def _fused(residual: Tensor, hidden: Tensor | None, weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether the kernel takes these; says so once where it should but cannot be had."""
     if residual.device.type != "cuda" or residual.dtype != torch.float32 or dtype not in nvrtc.STORAGE:
@@ -88,16 +115,15 @@ def _fused(residual: Tensor, hidden: Tensor | None, weight: Tensor, dtype: torch
     width = residual.shape[-1]
     if width % 4 or width > MAX_WIDTH or residual.numel() == 0 or (hidden is not None and hidden.dtype != dtype):
         return False
-    if not torch.cuda.is_available():
+    forced = _chooser.forced()
+    if forced == "torch":
         return False
-    try:
-        nvrtc.kernels(UNIT, residual.device, {"STORAGE": nvrtc.STORAGE[dtype]})
-    except BuildError as error:
-        if str(error) not in _warned:
-            _warned.add(str(error))
-            warnings.warn(f"add_norm runs in plain torch: {error}", RuntimeWarning, stacklevel=3)
-        return False
-    return True
+    there, reason = _has_cuda(residual.device, dtype)
+    if not there and forced == "cuda":
+        raise _chooser.missing(forced, reason)
+    if not there and torch.cuda.is_available():
+        _chooser.plain(reason)
+    return there
 
 
 def _launch(tensor: Tensor, dtype: torch.dtype) -> Launch:

@@ -9,34 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from vtr.errors import UsageError, unknown_name
 from vtr.kernels import nvrtc
-from vtr.kernels.backends import BackendRow
+from vtr.kernels.backends import BackendRow, Chooser
 from vtr.kernels.bimamba import c, cuda, eager, mamba
 from vtr.kernels.build import BuildError
 
 __all__ = ["BackendRow", "backend_info", "bimamba", "use_backend"]
 
-BACKENDS = ("c", "cuda", "mamba_ssm", "eager")
-_forced: str | None = None
-_warned: set[str] = set()
-
-
-def _override() -> tuple[str | None, str]:
-    """The backend that was asked for, and by what."""
-    if _forced is not None:
-        return _forced, "use_backend"
-    name = os.environ.get("VTR_BIMAMBA") or None
-    if name is not None and name not in BACKENDS:
-        raise unknown_name("VTR_BIMAMBA backend", name, BACKENDS)
-    return name, "VTR_BIMAMBA"
+_chooser = Chooser("bimamba", ("c", "cuda", "mamba_ssm", "eager"))
+_DEVICES = {"c": "the CPU", "cuda": "the GPU", "mamba_ssm": "the GPU"}
 
 
 def _has_c() -> tuple[bool, str]:
@@ -60,25 +47,22 @@ def _has_cuda() -> tuple[bool, str]:
 
 def backend_info() -> list[BackendRow]:
     """Every backend in the order of preference, with the reason it is or isn't there and what it is chosen for."""
-    forced, by = _override()
+    forced = _chooser.forced()
     there = {"c": _has_c(), "cuda": _has_cuda(), "mamba_ssm": mamba.available(), "eager": (True, "plain torch")}
-    chosen = dict.fromkeys(BACKENDS, "")
-    devices = {"c": "the CPU", "cuda": "the GPU", "mamba_ssm": "the GPU", "eager": "every device"}
-    taken = [name for name in ("c", "cuda") if there[name][0]]
-    if forced is not None:
-        taken = [name for name in taken if devices[name] != devices[forced]] if forced != "eager" else []
-        taken += [forced]
-    for name in taken:
-        chosen[name] = f"float32, bfloat16 and float16 on {devices[name]}" + (f", by {by}" if name == forced else "")
-    chosen["eager"] = f"everything, by {by}" if forced == "eager" else "all else" if taken else "everything"
+    taken = {_DEVICES[name]: name for name in ("c", "cuda") if there[name][0]}
+    if forced == "eager":
+        taken = {}
+    elif forced is not None:
+        taken[_DEVICES[forced]] = forced
+    chosen = {name: f"float32, bfloat16 and float16 on {device}{_chooser.by(name)}" for device, name in taken.items()}
+    chosen["eager"] = "all else" if taken else f"everything{_chooser.by('eager')}"
     return [
-        BackendRow(name=name, available=there[name][0], reason=there[name][1], chosen_for=chosen[name])
-        for name in BACKENDS
+        BackendRow(name=name, available=available, reason=reason, chosen_for=chosen.get(name, ""))
+        for name, (available, reason) in there.items()
     ]
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     """Within the block, compute bimamba by this backend, in every thread.
 
     Args:
@@ -88,32 +72,15 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         UsageError: no such backend, or it is not available here (with the reason).
     """
-    global _forced
-    if name not in BACKENDS:
-        raise unknown_name("bimamba backend", name, BACKENDS)
-    row = next(r for r in backend_info() if r.name == name)
-    if not row.available:
-        raise UsageError(f"bimamba backend {name!r} is not available: {row.reason}")
-    before, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = before
+    return _chooser.use(name, backend_info)
 
 
 def _lean() -> bool:
     return torch.compiler.is_exporting() or os.environ.get("VTR_BIMAMBA_LEAN", "") not in ("", "0")
 
 
-def _fall_back(reason: str) -> str:
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"bimamba runs in plain torch, many times slower: {reason}", RuntimeWarning, stacklevel=2)
-    return "eager"
-
-
 def _choose(tensors: Sequence[Tensor]) -> str:
-    forced, by = _override()
+    forced = _chooser.forced()
     device = tensors[0].device
     if forced == "eager" or eager.compute_dtype(*tensors) == torch.float64:
         return "eager"
@@ -136,8 +103,8 @@ def _choose(tensors: Sequence[Tensor]) -> str:
     if there:
         return name
     if forced == name:
-        raise UsageError(f"bimamba backend {name!r} (by {by}) is not available: {reason}")
-    return _fall_back(reason)
+        raise _chooser.missing(name, reason)
+    return _chooser.plain(reason)
 
 
 def _check(tensors: Sequence[Tensor]) -> None:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,7 +136,7 @@ class _State:
     """The tensors behind a job: whatever a pointer refers to is kept alive here."""
 
     job: _Job
-    keep: list[Any] = field(default_factory=list)
+    keep: list[Tensor | Sequence[Tensor]] = field(default_factory=list)
 
     def point(self, **tensors: Tensor | Sequence[Tensor]) -> None:
         """One tensor, or one of each direction, by the names of job_t."""
@@ -197,7 +196,7 @@ def kept_numel(tensors: Sequence[Tensor]) -> int:
     return sum(_aligned(count) for count in _Sizes.of(tensors).kept().values())
 
 
-def _split(kept: Tensor, sizes: _Sizes) -> dict[str, Any]:
+def _split(kept: Tensor, sizes: _Sizes) -> dict[str, Tensor | Sequence[Tensor]]:
     """Views of it by their names in job_t."""
     parts, start = {}, 0
     for name, count in sizes.kept().items():

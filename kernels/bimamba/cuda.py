@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.files import package_file
 from vtr.kernels import nvrtc
 from vtr.kernels.bimamba.sizes import Sizes
 from vtr.kernels.nvrtc import Launch
@@ -27,7 +27,7 @@ MAX_TAPS = 16  # the convolution keeps its window in registers
 KEEP, ADJOINT = 1, 2  # flags of scan.cu
 
 UNIT = nvrtc.Unit(
-    source=Path(__file__).with_name("scan.cu"),
+    source=package_file("vtr.kernels", "bimamba", "scan.cu"),
     threads={
         "conv_forward_4": 64,
         "conv_forward_1": 64,
@@ -86,7 +86,7 @@ class Cut:
     """How a call is cut into blocks.
 
     A warp issues one exp2 per lane every 8 cycles of a multiprocessor's quarter, and each thread has 16 of them at hand
-    per token, so about eight warps a multiprocessor keep its special-function units busy (KERNELS.md 1.3, 1.4).
+    per token, so about eight warps a multiprocessor keep its special-function units busy (docs/notes/kernels.md).
     """
 
     one_direction: bool  # a launch per direction, the second adds and gates; else both at once and a pass that does
@@ -163,7 +163,7 @@ def _split(kept: Tensor, sizes: Sizes, dtype: torch.dtype) -> dict[str, Tensor]:
     return parts
 
 
-def _pointers(pair: Sequence[Tensor]) -> Any:
+def _pointers(pair: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return _PAIR(*(t.data_ptr() for t in pair))
 
 
@@ -287,7 +287,7 @@ def defines(tensors: Sequence[Tensor]) -> dict[str, int]:
     return {"STORAGE": nvrtc.STORAGE[tensors[0].dtype], "TAPS": tensors[1].shape[1]}
 
 
-def _guard(tensor: Tensor) -> Any:
+def _guard(tensor: Tensor) -> AbstractContextManager[None]:
     return torch.cuda.device_of(tensor)  # does nothing for a tensor on the CPU (the tests' emulation)
 
 

@@ -5,16 +5,20 @@ Shapes: B batch, L tokens, E inner width, N state, R rank of delta, K conv taps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtr.errors import UsageError
+
+_Function = Callable[..., Tensor]
+
 
 @lru_cache(maxsize=1)
-def _package() -> tuple[Any, Any, str]:
+def _package() -> tuple[_Function | None, _Function | None, str]:
     """mamba-ssm's selective scan, causal-conv1d's convolution (or None), and why there is no scan."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
@@ -47,7 +51,9 @@ def bimamba(xz: Tensor, *params: Tensor) -> Tensor:
     Returns:
         (B, L, E) in the dtype of `xz`.
     """
-    scan, conv, _ = _package()
+    scan, conv, reason = _package()
+    if scan is None:
+        raise UsageError(reason)
     with torch.autocast(xz.device.type, enabled=False):
         x, z = xz.transpose(1, 2).chunk(2, dim=1)  # (B, E, L)
         outs = []

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import os
+import tarfile
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +37,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return Corpus(name="toy", members=(member,))
 
 
+def tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as out:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+
+
 def take(corpus: Corpus, count: int, settings: StreamSettings = SETTINGS, **more: object) -> list[Batch]:
     stream = Stream(corpus, settings, **more)  # type: ignore[arg-type]
     try:
@@ -52,8 +65,6 @@ def test_two_ranks_see_the_global_batches_of_one(corpus: Corpus) -> None:
 
 
 def test_workers_do_not_change_a_batch(corpus: Corpus) -> None:
-    from dataclasses import replace
-
     for plain, worked in zip(take(corpus, 3), take(corpus, 3, replace(SETTINGS, workers=2))):
         assert plain.keys == worked.keys
         assert (plain.frames == worked.frames).all()
@@ -102,8 +113,6 @@ def broken_corpus(folder: Path, bad: int, total: int = 64) -> Corpus:
 
 
 def test_a_bad_sample_is_dropped_and_named_not_replaced(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     batches = take(broken_corpus(tmp_path, 2), 4, replace(SETTINGS, block=1, max_bad_fraction=0.5))
     for batch in batches:
         assert all(f"caption {int(k.split('#')[1])}" == c for k, c in zip(batch.keys, batch.captions))
@@ -113,15 +122,103 @@ def test_a_bad_sample_is_dropped_and_named_not_replaced(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_samples_stop_the_stream_with_a_list(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     with pytest.raises(VtrError, match="can't be used"):
         take(broken_corpus(tmp_path, 30), 20, replace(SETTINGS, block=1))
 
 
-def test_settings_that_do_not_divide_are_refused(corpus: Corpus) -> None:
-    from dataclasses import replace
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_corpus_without_captions_is_refused_after_fifty_samples(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vtr.data.shard_reader import ShardCache
 
+    for shard in range(4):
+        tar(tmp_path / f"{shard}.tar", [(f"{shard}{i:05d}.mp4", b"0") for i in range(1000)])
+    reads: list[int] = []
+    read = ShardCache.read
+    monkeypatch.setattr(ShardCache, "read", lambda self, shard, index: reads.append(index) or read(self, shard, index))
+    settings = replace(SETTINGS, block=1, batch_size=400, streams=400, decode_threads=threads)
+    with pytest.raises(VtrError, match=r"50 of 50 samples can't be used.*no caption: its members are mp4.*\.txt"):
+        take(load_corpus(tmp_path), 1, settings, judge=False)
+    assert len(reads) < 400
+
+
+def test_samples_of_equal_keys_have_ids_of_their_own_and_all_others_keep_theirs(tmp_path: Path) -> None:
+    clips = [video_bytes(i) for i in range(8)]
+
+    def members(*keys: int) -> list[tuple[str, bytes]]:
+        return [m for i, k in enumerate(keys) for m in ((f"{k:04d}.mp4", clips[i]), (f"{k:04d}.txt", b"a clip %d" % i))]
+
+    tar(tmp_path / "a.tar", members(0, 1, 2, 3, 0))  # twice in a shard
+    tar(tmp_path / "b.tar", members(3, 4, 5, 5))  # in two shards; side by side
+    settings = replace(SETTINGS, block=1, batch_size=9, streams=9)
+    batch = take(load_corpus(tmp_path), 1, settings)[0]
+    assert len(batch.keys) == 9
+    assert len(set(batch.ids.tolist())) == 9
+    plain = {sample_id(tmp_path.name, f"{k:04d}") for k in (0, 1, 2, 4, 5)}
+    assert plain <= set(batch.ids.tolist())
+
+
+def test_one_of_several_captions_is_drawn_an_epoch(tmp_path: Path) -> None:
+    clip = video_bytes()
+    texts = [f"text {i}" for i in range(5)]
+    tar(
+        tmp_path / "lines.tar",
+        [m for i in range(4) for m in ((f"{i}.mp4", clip), (f"{i}.txt", "\n".join(texts).encode()))],
+    )
+    settings = replace(SETTINGS, block=1, batch_size=4)
+    drawn = [b.captions for b in take(load_corpus(tmp_path), 12, settings)]
+    assert {c for captions in drawn for c in captions} == set(texts)
+    assert drawn == [b.captions for b in take(load_corpus(tmp_path), 12, settings)]
+
+
+@pytest.mark.parametrize("caption", [7, {"en": "a dog"}, ["a dog", 3], [], True])
+def test_a_caption_that_is_no_text_is_a_bad_sample_not_a_crash(caption: object, tmp_path: Path) -> None:
+    clip = video_bytes()
+    meta = [json.dumps({"caption": caption if i == 5 else f"clip {i}"}).encode() for i in range(12)]
+    tar(tmp_path / "a.tar", [m for i in range(12) for m in ((f"{i:02d}.mp4", clip), (f"{i:02d}.json", meta[i]))])
+    batches = take(load_corpus(tmp_path), 3, replace(SETTINGS, block=1, batch_size=4, max_bad_fraction=0.5))
+    bad = [line for b in batches for line in b.bad]
+    assert all("#05: " in line for line in bad)
+    assert bad
+
+
+def test_a_cut_off_video_is_dropped_in_every_container(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, 100) as writer:
+        for i in range(12):
+            data = video_bytes(i)
+            writer.write(f"{i:02d}", "mp4", data[: len(data) // 2] if i == 3 else data, f"clip {i}")
+    batches = take(load_corpus(tmp_path), 3, replace(SETTINGS, block=1, batch_size=4, max_bad_fraction=0.5))
+    assert {line.partition(": ")[2][:8] for b in batches for line in b.bad} == {"cut off:"}
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "braces", "colons", "list"])
+def test_a_corpus_is_whatever_holds_samples(form: str, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    with ShardWriter(folder, 4) as writer:
+        for i in range(8):
+            writer.write(f"{i}", "mp4", video_bytes(i), f"clip {i}")
+    paths = write_videos(tmp_path / "v", 8)
+    (tmp_path / "list.json").write_text(json.dumps({str(p): "a clip" for p in paths}))
+    spec = {
+        "folder": folder, "tar": folder / "000000.tar", "braces": f"{folder}/{{000000..000001}}.tar",
+        "colons": f"{folder}/000000.tar::{folder}/000001.tar", "list": tmp_path / "list.json",
+    }[form]  # fmt: skip
+    corpus = load_corpus(str(spec))
+    assert corpus.samples == (4 if form == "tar" else 8)
+    if form != "list":
+        assert corpus.members[0].name == "shards"  # the same member, and so the same ids
+    assert len(take(corpus, 1, replace(SETTINGS, block=1, batch_size=4))[0].captions) == 4
+
+
+def test_a_folder_of_folders_of_shards_says_where_they_are(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a" / "b", 4) as writer:
+        writer.write("0", "mp4", b"x", "y")
+    with pytest.raises(VtrError, match=r"shards lie in .*a/b: give those, joined by ::"):
+        load_corpus(tmp_path / "a")
+
+
+def test_settings_that_do_not_divide_are_refused(corpus: Corpus) -> None:
     with pytest.raises(VtrError, match="multiple"):
         Stream(corpus, replace(SETTINGS, batch_size=10))
     with pytest.raises(VtrError, match="ranks"):
@@ -142,8 +239,6 @@ def test_a_corpus_without_its_shards_says_where_it_looked(tmp_path: Path) -> Non
 def test_videos_without_captions_stream_from_a_folder_or_a_list_as_action_recognition_has_them(
     listed: bool, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     paths = write_videos(tmp_path / "k400", 8)
     source = tmp_path / "k400"
     if listed:
@@ -202,16 +297,12 @@ def test_real_image_shards_stream(shared: Path) -> None:
     shard = str(shared / "data" / "shards" / "cc12m-train-0000.tar")
     member = CorpusMember(name="cc12m", media="image", shards=(shard,), sizes=tuple(shard_sizes([shard])))
     corpus = Corpus(name="real", members=(member,))
-    from dataclasses import replace
-
     batch = take(corpus, 1, replace(SETTINGS, block=1, media_weights={"image": 1.0}))[0]
     assert batch.frames.shape == (8, 1, 3, 32, 32)
     assert all(batch.captions)
 
 
 def test_a_worker_that_is_killed_is_one_clear_error(corpus: Corpus) -> None:
-    from dataclasses import replace
-
     import psutil
 
     stream = Stream(corpus, replace(SETTINGS, workers=1))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vtr.errors import VtrError
 from vtr.eval.metrics import main, ranks, recalls, retrieval_metrics, tied_queries
@@ -83,3 +85,64 @@ def test_the_command_refuses_what_is_no_matrix(tmp_path: Path, capsys: pytest.Ca
     path.write_bytes(b"no")
     assert main([str(path)]) == 1
     assert "x.npy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.longdouble, np.int8, np.uint8, np.int64, np.bool_])
+def test_every_real_type_is_measured_as_its_numbers_are(kind: type) -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.integers(0, 120, (40, 40)).astype(kind)
+    assert retrieval_metrics(scores) == retrieval_metrics(scores.astype(float))
+
+
+def test_bfloat16_of_torch_is_measured_as_floats() -> None:
+    scores = torch.randn(30, 30, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert retrieval_metrics(scores.float().numpy()) == retrieval_metrics(scores)
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        (np.eye(3) * 1j, "complex numbers"),
+        (np.array([["a"]]), "<U1 values"),
+        (np.array([[None]]), "objects"),
+        (np.zeros((2, 2), "V2"), "save float32"),
+        ([[1.0], [1.0, 2.0]], "not a matrix of numbers"),
+        (np.zeros((0, 3)), "0x3 matrix has no scores"),
+        (np.zeros((2, 3)), "2x3 matrix is not square"),
+        (np.zeros(3), "two dimensions, this one 1"),
+    ],
+)
+def test_what_is_no_matrix_of_real_numbers_is_refused_in_one_line(scores: object, says: str) -> None:
+    with pytest.raises(VtrError, match=says) as error:
+        retrieval_metrics(scores)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("truth", "says"),
+    [([[0]], "1 queries for a matrix of 2"), ([[0], []], "query 1 has no"), ([[0], [3]], "no right answer 3 among 3")],
+)
+def test_right_answers_that_do_not_fit_are_refused(truth: list[list[int]], says: str) -> None:
+    with pytest.raises(VtrError, match=says):
+        ranks(np.zeros((2, 3)), truth)
+
+
+def test_the_command_takes_the_right_columns_of_a_matrix_that_is_not_square(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = np.repeat(np.eye(3), 5, 0)[:, [0, 1, 2, 0]] + np.array([0, 0, 0, -0.5])
+    np.save(tmp_path / "m.npy", scores)
+    (tmp_path / "truth.json").write_text(json.dumps([i // 5 for i in range(15)]))
+    assert main([str(tmp_path / "m.npy")]) == 1
+    assert "--truth FILE.json" in capsys.readouterr().err
+    assert main([str(tmp_path / "m.npy"), "--truth", str(tmp_path / "truth.json"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows_to_columns"]["r1"], found["columns_to_rows"]["r1"]) == (100, 100)
+    (tmp_path / "truth.json").write_text("{")
+    assert main([str(tmp_path / "m.npy"), "--truth", str(tmp_path / "truth.json")]) == 1
+
+
+def test_several_arrays_in_one_file_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "m.npz", first=np.eye(2), second=np.eye(3))
+    assert main([str(tmp_path / "m.npz")]) == 1
+    assert "several arrays (first, second)" in capsys.readouterr().err

@@ -42,7 +42,7 @@ def benchmark_file(folder: Path, count: int = 4) -> Path:
 
 def test_rows_of_a_whole_evaluation_are_complete(tmp_path: Path) -> None:
     benchmark = load_benchmark(str(benchmark_file(tmp_path)), tmp_path)
-    result = evaluate(small_model(), benchmark, top=3)
+    result = evaluate(small_model(), benchmark, rerank=3)
     for direction in ("t2v", "v2t"):
         assert set(result[direction]) == {"embedding", "reranked", "combined"}
     assert (result["gallery"], result["chance_r1"], result["rerank"]) == (4, 25.0, 3)
@@ -109,6 +109,19 @@ def test_missing_videos_are_all_named_and_refused_unless_allowed(tmp_path: Path)
     assert (result["gallery"], result["queries"]) == (2, 2)
 
 
+def test_the_command_names_its_flag_and_python_its_parameter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_model().save_pretrained(tmp_path / "m")
+    path = benchmark_file(tmp_path)
+    (tmp_path / "deep" / "videos" / "clip1.mp4").unlink()
+    with pytest.raises(VtrError, match="allow_missing goes on without them"):
+        evaluate(small_model(), load_benchmark(str(path), tmp_path))
+    flags = ["--model", str(tmp_path / "m"), "--data-root", str(tmp_path), "--out", str(tmp_path / "results")]
+    assert main([*flags, "--data", str(path)]) == 1
+    assert "--allow-missing goes on without them" in capsys.readouterr().err
+
+
 def test_broken_videos_are_all_named_and_refused_unless_allowed(tmp_path: Path) -> None:
     path = benchmark_file(tmp_path)
     for name in ("clip1.mp4", "clip3.mp4"):
@@ -159,7 +172,7 @@ def test_one_and_two_ranks_give_identical_results(tmp_path: Path, repo: Path) ->
 def test_a_stopped_evaluation_continues_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
     benchmark = load_benchmark(str(benchmark_file(tmp_path, 20)), tmp_path)
-    whole = evaluate(model, benchmark, top=4)
+    whole = evaluate(model, benchmark, rerank=4)
     encode, seen = model.encode_video, []
 
     def stops(frames: torch.Tensor) -> object:
@@ -170,9 +183,9 @@ def test_a_stopped_evaluation_continues_with_what_it_has(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(model, "encode_video", stops)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, benchmark, top=4, work=tmp_path / "work")
+        evaluate(model, benchmark, rerank=4, work=tmp_path / "work")
     monkeypatch.setattr(model, "encode_video", lambda frames: seen.append(len(frames)) or encode(frames))
-    assert evaluate(model, benchmark, top=4, work=tmp_path / "work") == whole
+    assert evaluate(model, benchmark, rerank=4, work=tmp_path / "work") == whole
     assert seen == [16, 4]  # the first batch was not encoded again
 
 
@@ -189,9 +202,9 @@ def test_a_video_that_has_changed_is_encoded_again(tmp_path: Path) -> None:
 def test_too_little_space_is_said_before_anything_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = load_benchmark(str(benchmark_file(tmp_path)), tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(VtrError, match="--work names another folder"):
+    with pytest.raises(VtrError, match="work names another folder, rerank=0 does without"):
         evaluate(small_model(), benchmark)
-    assert "combined" not in evaluate(small_model(), benchmark, top=0)["t2v"]
+    assert "combined" not in evaluate(small_model(), benchmark, rerank=0)["t2v"]
 
 
 def test_an_untrained_model_is_said_to_be_at_chance_in_words(
@@ -280,11 +293,11 @@ def test_compat_switches_change_what_they_name(tmp_path: Path) -> None:
     (tmp_path / "clip1.mp4").write_bytes((tmp_path / "clip0.mp4").read_bytes())  # equal videos: every score is a tie
     path.write_text(json.dumps([{"video": f"clip{i}.mp4", "caption": ["a dog", WORDS[i]]} for i in range(2)]))
     benchmark = load_benchmark(str(path), tmp_path)
-    assert evaluate(small_model(), benchmark, top=0)["t2v"]["embedding"]["r1"] == 50.0
-    assert evaluate(small_model(), benchmark, top=0, compat=("ties-won",))["t2v"]["embedding"]["r1"] == 100.0
+    assert evaluate(small_model(), benchmark, rerank=0)["t2v"]["embedding"]["r1"] == 50.0
+    assert evaluate(small_model(), benchmark, rerank=0, compat=("ties-won",))["t2v"]["embedding"]["r1"] == 100.0
     joined = load_benchmark(str(path), tmp_path, paragraph=True)
     assert joined.captions == (f"a dog {WORDS[0]}", f"a dog {WORDS[1]}")
-    small, sharp = (evaluate(small_model(), benchmark, top=0, compat=c) for c in ((), ("antialias",)))
+    small, sharp = (evaluate(small_model(), benchmark, rerank=0, compat=c) for c in ((), ("antialias",)))
     assert (small["antialias"], sharp["antialias"]) == (False, True)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.kernels.cases import assert_close
 from tests.kernels.emulation import Emulator, needs_gxx
+from vtr.errors import UsageError
 from vtr.kernels import add_norm as module
 from vtr.kernels import nvrtc
 from vtr.kernels.add_norm import add_norm
@@ -107,6 +111,38 @@ def test_the_operator_with_the_kernel_agrees_with_float64_and_compiles(dtype, mo
         d_residual, d_hidden = torch.autograd.grad((x * grads[1]).sum(), leaves[:2])  # the sum alone
         assert torch.equal(d_residual, grads[1])
         assert_close([d_hidden], [grads[1] * scale[:, None, None]], torch.finfo(dtype).eps)
+
+
+def test_asking_for_the_kernel_does_not_break_a_compiled_graph(monkeypatch):
+    lock = threading.Lock()
+
+    def kernels(*_):
+        with lock:
+            return {}
+
+    there = SimpleNamespace(is_available=lambda: True, get_device_name=lambda _: "a GPU")
+    monkeypatch.setattr(module, "torch", SimpleNamespace(cuda=there))
+    monkeypatch.setattr(nvrtc, "kernels", kernels)
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def call(x):
+        return x + 1 if module._has_cuda(x.device, x.dtype)[0] else x
+
+    assert torch.equal(call(torch.zeros(2)), torch.ones(2))
+
+
+def test_what_computes_it_is_told_and_can_be_chosen(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    monkeypatch.delenv("VTR_ADD_NORM", raising=False)
+    cuda, plain = module.add_norm_info()
+    assert (cuda.available, cuda.chosen_for, plain.chosen_for) == (False, "", "everything")
+    assert "no CUDA device" in cuda.reason
+    monkeypatch.setenv("VTR_ADD_NORM", "torch")
+    assert module.add_norm_info()[1].chosen_for == "everything, by VTR_ADD_NORM"
+    monkeypatch.setenv("VTR_ADD_NORM", "c")
+    with pytest.raises(UsageError, match="VTR_ADD_NORM 'c': expected cuda or torch"):
+        module.add_norm_info()
 
 
 @pytest.mark.gpu

@@ -319,7 +319,7 @@ def fresh_library(monkeypatch, tmp_path):
     """As in a new process with an empty cache."""
     monkeypatch.setattr(c, "_library", None)
     monkeypatch.setattr(c, "_failure", None)
-    monkeypatch.setattr("vtr.kernels.bimamba._warned", set())
+    monkeypatch.setattr("vtr.kernels.bimamba._chooser.warned", set())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("VTR_BIMAMBA", raising=False)

@@ -14,7 +14,7 @@ from vtr.errors import UsageError, VtrError
 from vtr.library import Library
 from vtr.library.where import parse
 
-pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'vtr[milvus]'")
+pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install -e '.[milvus]'")
 pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed: pip install 'pymilvus[milvus-lite]'")
 
 from vtr.library.milvus import MilvusLibrary, _parsed, is_address, push, to_milvus

@@ -26,6 +26,7 @@ from tests.helpers import small_model, video_bytes, write_videos
 from tests.library.serving import make_library, running
 from vtr import cli
 from vtr.errors import VtrError
+from vtr.files import install_command
 from vtr.library import Library, encode
 
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
@@ -729,7 +730,7 @@ def test_without_a_package_it_says_how_to_install_it(
     monkeypatch.delattr("vtr.library.serve", raising=False)
     monkeypatch.setitem(sys.modules, name, None)
     assert cli.main(["serve", "any.library"]) == 1
-    assert capsys.readouterr().err == f"vtr: vtr serve needs {name}: pip install 'vtr[serve]'\n"
+    assert capsys.readouterr().err == f"vtr: vtr serve needs {name}: {install_command('serve')}\n"
 
 
 def test_a_public_address_gets_a_token_without_being_asked(made: Path, tmp_path: Path) -> None:

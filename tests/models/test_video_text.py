@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import vtr.models.load
-from tests.helpers import WORDS, small_model
+from tests.helpers import WORDS, small_model, write_videos
 from vtr.encoders.clip_teacher import ClipTeacher
-from vtr.errors import VtrError
+from vtr.errors import UsageError, VtrError
+from vtr.eval.features import EncodeSettings, load_clip
+from vtr.models.base import combined_scores
 
 
 def frames(batch: int = 2, count: int = 4) -> torch.Tensor:
@@ -57,6 +59,70 @@ def test_loading_draws_no_random_numbers_and_sets_every_weight(tmp_path: Path) -
     saved = small_model(seed=3).state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
     assert float(torch.nn.Linear(50, 50).weight.detach().std()) > 0.01  # elsewhere they are drawn
+
+
+@torch.no_grad()
+def test_one_string_is_one_text_and_is_cleaned_as_in_training() -> None:
+    model = small_model()
+    one = model.encode_text("A dog, running!")
+    assert one.embedding.shape == (1, 16)
+    assert torch.equal(one.embedding, model.encode_text(["a dog running"]).embedding)
+
+
+@torch.no_grad()
+def test_a_path_or_paths_are_read_as_the_library_reads_them(tmp_path: Path) -> None:
+    model = small_model()
+    paths = write_videos(tmp_path, 3)
+    settings = EncodeSettings(frames=4, antialias=False, max_text_tokens=32)
+    expected = model.encode_video(torch.stack([load_clip(p, model, settings) for p in paths])).embedding
+    assert torch.equal(model.encode_video(paths).embedding, expected)
+    assert torch.equal(model.encode_video([str(p) for p in paths]).embedding, expected)
+    torch.testing.assert_close(model.encode_video(paths[1]).embedding, expected[1:2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (torch.zeros(4, 3, 32, 32), r"expected frames \(B, T, 3, H, W\), got a tensor \(4, 3, 32, 32\)"),
+        ([], "a list of paths"),
+        ([3], "a list of paths"),
+        ("nothing.mp4", "nothing.mp4"),
+    ],
+)
+def test_what_is_no_video_is_one_line_in_the_words_of_python(wrong: object, says: str) -> None:
+    with pytest.raises(VtrError, match=says) as error:
+        small_model().encode_video(wrong)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+    assert "--" not in str(error.value)
+
+
+@torch.no_grad()
+def test_videos_are_ranked_by_what_search_ranks_them_by(tmp_path: Path) -> None:
+    model = small_model()
+    paths = [*write_videos(tmp_path, 10), *write_videos(tmp_path / "more", 1)]
+    found = model.rank("a dog", paths)
+    text, seen = model.encode_text("a dog"), model.encode_video(paths)
+    cosines = (seen.embedding @ text.embedding.T)[:, 0]
+    both = [
+        combined_scores(cosines[i], model.match(text.tokens, text.mask, seen.tokens[i : i + 1])[0], 0.07).item()
+        for i in range(11)
+    ]
+    assert [f.video for f in found] == [str(paths[i]) for i in sorted(range(11), key=lambda i: -both[i])]
+    assert found[0].score == pytest.approx(max(both), abs=1e-4)
+    alone = model.rank("a dog", paths, rerank=False)
+    assert alone[0].score == pytest.approx(float(cosines.max()), abs=1e-5)
+
+
+@pytest.mark.parametrize(("text", "videos"), [("", ["a.mp4"]), ("a dog", "a.mp4")])
+def test_a_ranking_of_nothing_is_refused(text: str, videos: list[str]) -> None:
+    with pytest.raises(UsageError, match="rank: expected"):
+        small_model().rank(text, videos)
+
+
+def test_a_model_says_in_one_line_what_it_holds() -> None:
+    assert repr(small_model()) == (
+        "VideoTextModel(VideoMamba 2x32, 4 frames of 32 px, 3 text layers, 49 words, 0.1 M parameters, on cpu)"
+    )
 
 
 def test_another_weight_is_another_fingerprint() -> None:

@@ -11,9 +11,12 @@ import torch
 from tests.helpers import recognition_data
 from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMamba, VideoMambaConfig
 from vtr.errors import UsageError, VtrError
-from vtr.pretrain.finetune import TuneSettings, build_model, initial_weights, load_initial, main, resolve, tune
-from vtr.pretrain.layer_decay import layer_number, parameter_groups
-from vtr.pretrain.tasks import differences, load_task, task_names, tune_recipe
+from vtr.pretrain.finetune import main
+from vtr.pretrain.recognition.initial import build_model, initial_weights, load_initial
+from vtr.pretrain.recognition.layer_decay import layer_number, parameter_groups
+from vtr.pretrain.recognition.settings import TuneSettings
+from vtr.pretrain.recognition.tasks import differences, load_task, task_names, tune_recipe
+from vtr.pretrain.recognition.tune import resolve, tune
 
 SMALL = ("frames=2", "pixels=32", "batch_size=4", "views=[2,1]", 'augment=""', "mixup=0.0")
 
@@ -154,14 +157,14 @@ def test_weights_are_found_in_runs_model_folders_and_checkpoint_files(tmp_path: 
 def test_layer_decay_falls_with_depth_and_the_released_rule_only_freezes_the_embeddings() -> None:
     with torch.device("meta"):
         encoder = VideoMamba(VIDEOMAMBA_SIZES["tiny"])
-    groups = parameter_groups(encoder, depth=24, weight_decay=0.05, layer_decay=0.75, rule="right")
+    groups = parameter_groups(encoder, weight_decay=0.05, layer_decay=0.75, rule="right")
     assert min(g["scale"] for g in groups) == pytest.approx(0.75**25)
     assert len({g["scale"] for g in groups}) == 26
     assert sum(len(g["params"]) for g in groups) == len(list(encoder.parameters()))
-    released = parameter_groups(encoder, depth=24, weight_decay=0.05, layer_decay=0.75, rule="released")
+    released = parameter_groups(encoder, weight_decay=0.05, layer_decay=0.75, rule="released")
     assert {g["scale"] for g in released} == {0.75**25, 1.0}
-    assert layer_number("layers.3.mixer.D", 24, "right") == 4
-    assert layer_number("temporal_pos_embedding", 24, "released") == 25
+    assert layer_number(encoder, "layers.3.mixer.D", "right") == 4
+    assert layer_number(encoder, "temporal_pos_embedding", "released") == 25
 
 
 def test_recipes_are_the_papers_and_the_scripts_where_they_differ() -> None:

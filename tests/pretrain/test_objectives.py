@@ -6,7 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vtr.pretrain import objectives as obj
+from vtr.encoders.distill import alignment_loss
+from vtr.encoders.losses import contrastive_loss, language_loss
+from vtr.pretrain.objectives.language import mask_tokens
+from vtr.pretrain.objectives.matching import hard_negatives
+from vtr.pretrain.objectives.text_pair import text_pair_loss
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -15,7 +19,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_contrastive_loss_of_distinct_ids_is_the_symmetric_cross_entropy() -> None:
     video, text = unit(5, 1, 8), unit(5, 8, seed=1)
-    loss = obj.contrastive_loss(video.float(), text.float(), torch.arange(5), torch.tensor(0.1))
+    loss = contrastive_loss(video.float(), text.float(), torch.arange(5), torch.tensor(0.1))
     logits = (video[:, 0] @ text.T / 0.1).float()
     labels = torch.arange(5)
     expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
@@ -24,7 +28,7 @@ def test_contrastive_loss_of_distinct_ids_is_the_symmetric_cross_entropy() -> No
 
 def test_contrastive_loss_averages_the_cosine_over_frames() -> None:
     video, text = unit(4, 3, 8), unit(4, 8, seed=1)
-    loss = obj.contrastive_loss(video.float(), text.float(), torch.arange(4), torch.tensor(0.5))
+    loss = contrastive_loss(video.float(), text.float(), torch.arange(4), torch.tensor(0.5))
     cosine = torch.einsum("vfc,tc->vft", video, text).mean(1).float() / 0.5
     labels = torch.arange(4)
     torch.testing.assert_close(
@@ -39,18 +43,18 @@ def test_equal_ids_share_the_target() -> None:
     target = torch.tensor([[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]])
     rows = -(target * logits.log_softmax(1)).sum(1).mean()
     columns = -(target * logits.T.log_softmax(1)).sum(1).mean()
-    loss = obj.contrastive_loss(video, text, ids, torch.tensor(1.0))
+    loss = contrastive_loss(video, text, ids, torch.tensor(1.0))
     torch.testing.assert_close(loss, (rows + columns) / 2)
 
 
 def test_a_sibling_caption_is_one_more_negative_and_absent_ones_change_nothing() -> None:
     video, text, sibling = unit(4, 1, 8).float(), unit(4, 8, seed=1).float(), unit(4, 8, seed=2).float()
     ids, temperature = torch.arange(4), torch.tensor(0.1)
-    plain = obj.contrastive_loss(video, text, ids, temperature)
-    none = obj.contrastive_loss(
+    plain = contrastive_loss(video, text, ids, temperature)
+    none = contrastive_loss(
         video, text, ids, temperature, siblings=sibling, sibling_mask=torch.zeros(4, dtype=torch.bool)
     )
-    some = obj.contrastive_loss(
+    some = contrastive_loss(
         video, text, ids, temperature, siblings=sibling, sibling_mask=torch.ones(4, dtype=torch.bool)
     )
     torch.testing.assert_close(plain, none)
@@ -63,7 +67,7 @@ def test_hard_negatives_are_never_a_right_answer_even_when_the_softmax_underflow
     ids = torch.tensor([0, 1, 2, 0, 4, 5])
     allowed = ids[:, None] != ids[None]
     for draw in torch.linspace(0, 1, 41):
-        drawn = obj.hard_negatives(similarity, allowed, draw.expand(6))
+        drawn = hard_negatives(similarity, allowed, draw.expand(6))
         assert (ids[drawn] != ids).all()
 
 
@@ -71,7 +75,7 @@ def test_hard_negatives_are_drawn_in_proportion_to_the_softmax() -> None:
     similarity = torch.tensor([[9.0, 2.0, 1.0, 0.0]])
     allowed = torch.tensor([[False, True, True, True]])
     draws = (torch.arange(10_000) + 0.5) / 10_000
-    drawn = obj.hard_negatives(similarity.expand(10_000, 4), allowed.expand(10_000, 4), draws)
+    drawn = hard_negatives(similarity.expand(10_000, 4), allowed.expand(10_000, 4), draws)
     share = torch.bincount(drawn, minlength=4) / 10_000
     expected = torch.tensor([0.0, *torch.tensor([2.0, 1.0, 0.0]).softmax(0)])
     torch.testing.assert_close(share, expected, atol=1e-3, rtol=0)
@@ -79,7 +83,7 @@ def test_hard_negatives_are_drawn_in_proportion_to_the_softmax() -> None:
 
 def test_hard_negatives_of_a_batch_with_one_id_are_refused() -> None:
     with pytest.raises(ValueError, match="two different samples"):
-        obj.hard_negatives(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2))
+        hard_negatives(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2))
 
 
 def test_masking_leaves_padding_and_cls_alone_and_labels_only_what_it_chose() -> None:
@@ -87,9 +91,7 @@ def test_masking_leaves_padding_and_cls_alone_and_labels_only_what_it_chose() ->
     ids[:, 0] = 1
     mask = torch.ones_like(ids)
     mask[:, 15:] = 0
-    masked, labels = obj.mask_tokens(
-        ids, mask, probability=0.5, cls_id=1, mask_id=3, vocab_size=50, seeds=torch.arange(64)
-    )
+    masked, labels = mask_tokens(ids, mask, probability=0.5, cls_id=1, mask_id=3, vocab_size=50, seeds=torch.arange(64))
     chosen = labels != -100
     assert not chosen[:, 0].any()
     assert not chosen[:, 15:].any()
@@ -104,23 +106,23 @@ def test_masking_leaves_padding_and_cls_alone_and_labels_only_what_it_chose() ->
 def test_masking_of_a_row_does_not_depend_on_its_padding_or_its_neighbours() -> None:
     ids = torch.randint(10, 50, (8, 20), generator=torch.Generator().manual_seed(0))
     more: dict = {"probability": 0.5, "cls_id": 1, "mask_id": 3, "vocab_size": 50}
-    whole, _ = obj.mask_tokens(ids, torch.ones_like(ids), seeds=torch.arange(8), **more)
-    part, _ = obj.mask_tokens(ids[3:5, :12], torch.ones(2, 12), seeds=torch.arange(3, 5), **more)
+    whole, _ = mask_tokens(ids, torch.ones_like(ids), seeds=torch.arange(8), **more)
+    part, _ = mask_tokens(ids[3:5, :12], torch.ones(2, 12), seeds=torch.arange(3, 5), **more)
     assert torch.equal(part, whole[3:5, :12])
 
 
 def test_language_loss_without_chosen_tokens_is_zero_not_nan() -> None:
-    loss = obj.language_loss(torch.randn(2, 3, 5), torch.full((2, 3), -100))
+    loss = language_loss(torch.randn(2, 3, 5), torch.full((2, 3), -100))
     assert loss.item() == 0
 
 
 def test_alignment_loss_is_zero_for_equal_directions_and_four_for_opposite_ones() -> None:
     x = unit(1, 2, 3, 4)
-    assert obj.alignment_loss(x, 5 * x).item() == pytest.approx(0, abs=1e-6)
-    assert obj.alignment_loss(x, -x).item() == pytest.approx(4, abs=1e-6)
+    assert alignment_loss(x, 5 * x).item() == pytest.approx(0, abs=1e-6)
+    assert alignment_loss(x, -x).item() == pytest.approx(4, abs=1e-6)
 
 
 def test_text_pair_loss_ignores_absent_swapped_captions() -> None:
     a, p, n = unit(4, 8).float(), unit(4, 8, seed=1).float(), unit(4, 8, seed=2).float()
-    absent = obj.text_pair_loss(a, p, n, torch.zeros(4, dtype=torch.bool), 0.1)
+    absent = text_pair_loss(a, p, n, torch.zeros(4, dtype=torch.bool), 0.1)
     torch.testing.assert_close(absent, F.cross_entropy(a @ p.T / 0.1, torch.arange(4)), rtol=1e-5, atol=1e-5)

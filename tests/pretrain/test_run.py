@@ -11,27 +11,8 @@ from pathlib import Path
 import pytest
 
 from vtr.cli import main
-from vtr.data.demo import ensure_demo_corpus
-from vtr.data.manifests import load_corpus
-from vtr.data.stream import Stream, StreamSettings
-from vtr.pretrain.build import build_model
-from vtr.pretrain.recipes import recipe
-from vtr.pretrain.teacher import ensure_demo_teacher
 
 SMALL = ("--demo-clips", "96", "--demo-images", "48")
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    ensure_demo_corpus(root / "demo", clips=96, images=48, progress=False)
-    # The demo's teacher, hardly trained: the runs find it there.
-    model = build_model("demo", load_corpus("demo", root / "demo"), root, recipe("clean", "demo"))
-    settings = StreamSettings(size=64, batch_size=8, streams=8, workers=0, crop_scale=None, flip=False)
-    stream = Stream(load_corpus("demo", root / "demo"), settings)
-    ensure_demo_teacher(root / "demo" / "teacher", iter(stream), model, steps=3)
-    stream.close()
-    return root
 
 
 def pretrain(repo: Path, *flags: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -46,10 +27,10 @@ def demo_flags(data_root: Path, out: Path, *more: object) -> tuple[object, ...]:
 
 
 @pytest.mark.slow
-def test_all_three_stages_run_and_leave_a_model_that_loads(repo: Path, data_root: Path, tmp_path: Path) -> None:
+def test_all_three_stages_run_and_leave_a_model_that_loads(repo: Path, demo_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     watched = ("--validate-every", 2, "--validate-samples", 8)
-    done = pretrain(repo, "--steps", 2, "--log-every", 1, *watched, *demo_flags(data_root, out))
+    done = pretrain(repo, "--steps", 2, "--log-every", 1, *watched, *demo_flags(demo_root, out))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     validations = [r["validation"] for r in rows if "validation" in r]
@@ -70,8 +51,8 @@ def test_all_three_stages_run_and_leave_a_model_that_loads(repo: Path, data_root
 
 
 @pytest.mark.slow
-def test_a_dry_run_counts_plans_measures_and_writes_nothing(repo: Path, data_root: Path, tmp_path: Path) -> None:
-    done = pretrain(repo, "--dry-run", "--stage", "masked", "--steps", 50, *demo_flags(data_root, tmp_path / "dry"))
+def test_a_dry_run_counts_plans_measures_and_writes_nothing(repo: Path, demo_root: Path, tmp_path: Path) -> None:
+    done = pretrain(repo, "--dry-run", "--stage", "masked", "--steps", 50, *demo_flags(demo_root, tmp_path / "dry"))
     assert done.returncode == 0, done.stderr
     assert "demo-video" in done.stdout
     assert "masked: 50 steps on every rank" in done.stdout
@@ -81,9 +62,9 @@ def test_a_dry_run_counts_plans_measures_and_writes_nothing(repo: Path, data_roo
 
 
 @pytest.mark.slow
-def test_two_ranks_on_a_cpu_hold_equal_weights(repo: Path, data_root: Path, tmp_path: Path) -> None:
+def test_two_ranks_on_a_cpu_hold_equal_weights(repo: Path, demo_root: Path, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541")
-    flags = ("--stage", "unmasked", "--steps", 2, *demo_flags(data_root, tmp_path / "two"))
+    flags = ("--stage", "unmasked", "--steps", 2, *demo_flags(demo_root, tmp_path / "two"))
     done = pretrain(repo, *flags, launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert "2 ranks hold equal weights" in done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vtr.errors import VtrError
-from vtr.files import write_atomically
+from vtr.files import install_command, write_atomically
 from vtr.library.library import Library
 from vtr.library.rows import SegmentRow
 from vtr.library.store import day_of
@@ -37,7 +37,7 @@ def export(library: Library, out: Path) -> int:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise VtrError("Parquet needs pyarrow: pip install 'vtr[parquet]'") from error
+        raise VtrError(f"Parquet needs pyarrow: {install_command()}") from error
     width = library.settings.width
     schema = pa.schema(
         [

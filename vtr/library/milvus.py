@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vtr.errors import UsageError, VtrError
+from vtr.files import install_command
 from vtr.library.export import segments
 from vtr.library.found import Found
 from vtr.library.library import Library
@@ -61,7 +62,7 @@ def _connected(uri: str) -> Any:
     try:
         from pymilvus import MilvusClient
     except ImportError as error:
-        raise VtrError("Milvus needs pymilvus: pip install 'vtr[milvus]'") from error
+        raise VtrError(f"Milvus needs pymilvus: {install_command('milvus')}") from error
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # errors are said here, in one line
     if uri.startswith("/") and not Path(uri).parent.is_dir():
         raise VtrError(f"{uri}: the folder {Path(uri).parent} does not exist")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import os
 import shutil
 import sqlite3
@@ -17,9 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from vtr.errors import VtrError
 from vtr.library.records import LATER, SCHEMA, Records
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _ROOM = 64 << 10  # bytes that SQLite needs for the locks beside a database
 
@@ -366,6 +371,14 @@ def _locked(folder: Path) -> Iterator[None]:
         file = (folder / "lock").open("w")
     except OSError as error:
         raise VtrError(f"{folder}: the library cannot be written ({error.strerror})") from error
+    if fcntl is None:
+        file.close()
+        try:
+            with FileLock(folder / "lock.held", timeout=0):
+                yield
+        except Timeout as error:
+            raise VtrError(f"{folder}: another process is writing to this library; wait for it to end") from error
+        return
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

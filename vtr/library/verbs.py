@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtr.errors import UsageError, VtrError
+from vtr.files import install_command
 from vtr.library.commands import (
     AddSettings,
     BuildSettings,
@@ -244,7 +245,7 @@ def serve(settings: ServeSettings) -> int:
     try:
         from vtr.library.serve import server
     except ModuleNotFoundError as error:
-        raise VtrError(f"vtr serve needs {error.name}: pip install 'vtr[serve]'") from error
+        raise VtrError(f"vtr serve needs {error.name}: {install_command('serve')}") from error
     token = os.environ.get("VTR_TOKEN") if settings.token is None else settings.token
     return server.serve(
         settings.library,

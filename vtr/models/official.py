@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 from filelock import FileLock
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from vtr.data.text import Tokenizer
@@ -22,14 +22,15 @@ from vtr.encoders.official import describe, load_official, read_checkpoint, to_o
 from vtr.encoders.videomamba import VIDEOMAMBA_SIZES
 from vtr.errors import VtrError
 from vtr.files import write_atomically
-from vtr.models.hub import reach_hub
+from vtr.models.bert import DEFAULT, names_of
+from vtr.models.hub import cached, reach_hub
 from vtr.models.recognition import RecognitionConfig, RecognitionModel
 from vtr.models.registry import Checkpoint, cache_folder, find, source_of, table
 from vtr.models.video_text import ModelConfig, VideoTextModel
 
 OfficialModel: TypeAlias = "VideoTextModel | RecognitionModel"
 
-_VOCABULARY = "google-bert/bert-base-uncased"  # the text tower's words; on the hub
+_VOCABULARY = DEFAULT  # the text tower's words; on the hub
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "bert-base-uncased_tokenizer.json", "bert-base-uncased_vocab.txt")
 _ALIGN_DIM = 512  # of the CLIP teacher that masked and multimodal files are aligned with
 
@@ -179,10 +180,10 @@ def _fetched(repository: str, file: str, checkpoint: Checkpoint) -> Path:
     by_hand = cache_folder() / file
     if by_hand.is_file():
         return by_hand
-
-    cached = try_to_load_from_cache(repository, file)
-    if isinstance(cached, str):
-        return Path(cached)
+    for name in names_of(repository) if repository == _VOCABULARY else (repository,):
+        found = cached(name, file)
+        if found is not None:
+            return found
     try:
         reach_hub()  # the library would try for half a minute
         return Path(hf_hub_download(repository, file, etag_timeout=10))

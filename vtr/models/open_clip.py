@@ -25,6 +25,7 @@ from vtr.encoders.bert import KeysValues
 from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.models import hub
 from vtr.models.base import Model, TextFeatures, Texts, VideoFeatures, Videos
+from vtr.models.rank import Ranked, rank
 from vtr.models.registry import OPEN_CLIP
 
 _FRAMES = 8  # as many as the published retrieval models see
@@ -162,6 +163,10 @@ class OpenClipModel(Model):
     def match(self, text_tokens: Tensor, text_mask: Tensor, visual: Tensor | list[KeysValues]) -> Tensor:
         """Refused: there is no cross-modal decoder."""
         raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
+
+    def rank(self, text: str, videos: Sequence[str | Path], rerank: bool = True) -> list[Ranked]:
+        """Videos, best first, by cosine; see `vtr.models.rank.rank`."""
+        return rank(self, text, videos, rerank)
 
     def _identity(self) -> str:
         return self.name

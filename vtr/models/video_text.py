@@ -21,6 +21,7 @@ from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.models.base import IMAGENET_MEAN, IMAGENET_STD, TextFeatures, Texts, VideoFeatures, Videos, encoder_facts
 from vtr.models.folder import SavedModel
+from vtr.models.rank import Ranked, rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,14 @@ class VideoTextModel(SavedModel, VideoTextNetwork):
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
         """Cosine similarities (texts, videos), averaged over a video's pooled vectors; temperature 1."""
         return text.embedding @ video.embedding.T
+
+    def rank(self, text: str, videos: Sequence[str | Path], rerank: bool = True) -> list[Ranked]:
+        """Videos, best first; see `vtr.models.rank.rank`.
+
+        >>> model.rank("a dog", ["a.mp4", "b.mp4"])  # doctest: +SKIP
+        [Ranked(video='b.mp4', score=3.1), Ranked(video='a.mp4', score=-2.4)]
+        """
+        return rank(self, text, videos, rerank)
 
     def _values(self) -> dict[str, object]:
         return self.config.to_dict()

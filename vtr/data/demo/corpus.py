@@ -25,6 +25,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock
+
 from vtr.data.demo import build
 from vtr.errors import UsageError, VtrError
 from vtr.files import import_root
@@ -111,7 +113,7 @@ def ensure_demo_corpus(
         return found
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(root.parent / f".{root.name}.lock"):
+        with FileLock(root.parent / f".{root.name}.lock"):  # of several ranks one makes the corpus, the others wait
             found = _complete(root, settings)  # another process may have made it while this one waited
             if found is not None:
                 return found
@@ -277,13 +279,3 @@ def _worker(root: Path, seed: int) -> Iterator[Callable[[str], str | None]]:
                 requests.close()  # the worker ends at the end of its input
             answers.close()
             process.wait()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold `path` for this process alone: of several ranks one makes the corpus and the others wait."""
-    import fcntl
-
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -20,6 +20,7 @@ from starlette.formparsers import MultiPartParser
 import vtr
 from vtr.data.decode import DecodeError
 from vtr.errors import HTTP, UsageError, VtrError
+from vtr.files import package_file
 from vtr.library.serve import queries
 from vtr.library.serve.engine import UPLOADS, Engine, ServerOptions
 from vtr.library.serve.guard import FAULT, Guard
@@ -113,7 +114,7 @@ def _status(error: Exception) -> int:
 
 
 def _page(app: FastAPI) -> None:
-    html = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    html = package_file("vtr.library.serve", "page.html").read_text(encoding="utf-8")
     allowed = {
         tag: " ".join(
             f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

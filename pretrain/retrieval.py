@@ -5,9 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from vtr.errors import UsageError, VtrError, unknown_name
+from vtr.eval import zero_shot
+from vtr.eval.annotations import read_annotations
+from vtr.eval.benchmarks import RootIndex, VideoFinder, load_protocol
+from vtr.eval.zero_shot import ZeroShotSettings
+from vtr.files import write_atomically
+from vtr.pretrain.dry_run import dry_run
+from vtr.pretrain.recognition.settings import TuneSettings
+from vtr.pretrain.settings import RunSettings
+from vtr.pretrain.state import check_out
+from vtr.pretrain.train import trained
+from vtr.pretrain.watch import Watch
+from vtr.ranks import Ranks
 
 # Training annotations as the official code's data release, the data sets themselves and CLIP4Clip name them; the split
 # of files that hold several, the captions that make one query, and lists of ids where the split is one.
@@ -37,9 +48,6 @@ def training_pairs(
     Raises:
         VtrError: There is no training annotation.
     """
-    from vtr.eval.annotations import read_annotations
-    from vtr.eval.benchmarks import RootIndex, VideoFinder, load_protocol
-
     if name not in _SOURCES:
         raise unknown_name("benchmark to fine-tune on", name, _SOURCES)
     protocol = load_protocol(name)
@@ -68,10 +76,12 @@ def training_pairs(
     return pairs, missing, file
 
 
-def tune_retrieval(settings: Any) -> int:
-    """Write the training pairs as a corpus, run the unmasked stage on it, evaluate; returns the exit code."""
-    from vtr.pretrain import run
+def tune_retrieval(settings: TuneSettings, watch: Watch | None = None) -> None:
+    """Write the training pairs as a corpus, run the unmasked stage on it, evaluate.
 
+    Raises:
+        VtrError: Training videos are missing, or what a pretraining or an evaluation raises.
+    """
     name = settings.data
     if name is None:
         raise UsageError(f"--task retrieval needs --data: {', '.join(_SOURCES)}")
@@ -86,36 +96,56 @@ def tune_retrieval(settings: Any) -> int:
     if settings.init is None and not settings.scratch and settings.resume is None:
         raise UsageError("fine-tuning for retrieval starts from a pretrained model: give it with --init")
     out = settings.out or Path("runs") / f"retrieval-{name}"
-    run._check_out(out)
+    check_out(out)
     corpus = out / f"{name}.jsonl"
     lines = [json.dumps({"video": str(path.resolve()), "caption": caption}) for path, caption in pairs]
-    corpus.write_text("\n".join(lines) + "\n")
-    flags = ["--corpus", str(corpus), "--stage", "unmasked", "--out", str(out), "--data-root", str(settings.data_root)]
-    flags += ["--workers", str(settings.workers), "--precision", settings.precision]
-    flags += [
-        "--save-every",
-        str(settings.save_every),
-        "--keep",
-        str(settings.keep),
-        "--log-every",
-        str(settings.log_every),
-    ]
-    flags += ["--model", settings.model] if settings.model else []
-    for flag in ("init", "resume", "steps", "seed"):
-        if getattr(settings, flag) is not None:
-            flags += [f"--{flag}", str(getattr(settings, flag))]
-    for flag in ("dry_run", "accept_changes", "checkpointing"):
-        flags += [f"--{flag.replace('_', '-')}"] if getattr(settings, flag) else []
-    flags += ["--micro-batch", str(settings.micro_batch)] if settings.micro_batch else []
-    flags += ["--set", *settings.set] if settings.set else []
+    with write_atomically(corpus) as partial:
+        partial.write_text("\n".join(lines) + "\n")
+    ranks = None
     if not settings.test_only:
-        code = run.main(flags)
-        if code or settings.dry_run:
-            return code
-    from vtr.eval import zero_shot
+        chosen = training_settings(settings, corpus, out)
+        if settings.dry_run:
+            dry_run(chosen, watch)
+            return
+        ranks = trained(chosen, watch).ranks
+    evaluation = ZeroShotSettings(
+        model=str(out) if not settings.test_only or settings.init is None else settings.init,
+        data=(name if settings.test is None else f"{name}={settings.test}",),
+        data_root=settings.data_root,
+        out=out / "results",
+        allow_missing=settings.allow_missing,
+    )
+    if ranks is None:
+        ranks = Ranks.join()
+        if watch is not None:
+            watch.start()
+    zero_shot.run(evaluation, ranks)
+    if watch is not None:
+        watch.stop()
+    ranks.end()
 
-    model = str(out) if not settings.test_only or settings.init is None else settings.init
-    flags = ["--model", model, "--data", name if settings.test is None else f"{name}={settings.test}"]
-    flags += ["--data-root", str(settings.data_root), "--out", str(out / "results")]
-    flags += ["--allow-missing"] if settings.allow_missing else []
-    return zero_shot.main(flags)
+
+def training_settings(settings: TuneSettings, corpus: Path, out: Path) -> RunSettings:
+    """The pretraining that a fine-tuning for retrieval is: the unmasked stage on the training pairs."""
+    return RunSettings(
+        corpus=str(corpus),
+        stage="unmasked",
+        out=out,
+        data_root=settings.data_root,
+        model=settings.model,
+        init=settings.init,
+        resume=settings.resume,
+        accept_changes=settings.accept_changes,
+        dry_run=settings.dry_run,
+        steps=settings.steps,
+        micro_batch=settings.micro_batch,
+        checkpointing=settings.checkpointing,
+        precision=settings.precision,
+        workers=settings.workers,
+        seed=settings.seed,
+        log_every=settings.log_every,
+        save_every=settings.save_every,
+        keep=settings.keep,
+        report_to=settings.report_to,
+        set=settings.set,
+    )

@@ -12,7 +12,7 @@ from vtr.data.manifests import load_corpus
 from vtr.data.shard_reader import FILES, FileList
 from vtr.errors import VtrError
 from vtr.pretrain.finetune import main
-from vtr.pretrain.tune_retrieval import training_pairs
+from vtr.pretrain.retrieval import training_pairs
 
 
 def test_training_pairs_are_every_caption_or_a_paragraph_as_the_protocol_has_it(tmp_path: Path) -> None:

@@ -1,0 +1,441 @@
+"""A pretraining: corpus, model and teacher made ready, then stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import set_seed
+from torch import nn
+
+import vtr.settings
+from vtr.data.manifests import Corpus
+from vtr.data.stream import Batch, Positions, Stream, StreamSettings, check_bad, merge_positions
+from vtr.encoders.base import EncoderConfig
+from vtr.errors import UsageError, VtrError
+from vtr.models.base import load_strictly
+from vtr.models.video_text import VideoTextModel
+from vtr.pretrain import build, sharding
+from vtr.pretrain.export import initial_model, initial_weights
+from vtr.pretrain.join import call_facts, check_joining, join, trackers_begin
+from vtr.pretrain.loop import Bench, Loop, Schedule, batch_digest
+from vtr.pretrain.objectives import objectives_of
+from vtr.pretrain.optim import build_optimizer, learning_rate
+from vtr.pretrain.plan import check_stages, stage_steps
+from vtr.pretrain.recipes import STAGES, Recipe, Stage, check, recipe
+from vtr.pretrain.settings import RunSettings
+from vtr.pretrain.state import Progress, RunLog, State, check_out, check_same_run, to_continue, write_record
+from vtr.pretrain.step import PretrainStep
+from vtr.pretrain.stop import Stop
+from vtr.pretrain.teacher import Teacher, stage_teacher
+from vtr.pretrain.validation import Validation
+from vtr.pretrain.warmup import warm_up
+from vtr.pretrain.watch import Watch
+from vtr.ranks import Ranks
+
+
+def train(settings: RunSettings, watch: Watch | None = None) -> Path:
+    """Run the stages; returns the folder of the final model."""
+    run = trained(settings, watch)
+    if watch is not None:
+        watch.stop()
+    run.ranks.end()
+    return run.out / "model"
+
+
+def trained(settings: RunSettings, watch: Watch | None = None) -> Run:
+    """Run the stages and write the final model; the ranks stay together for what comes after."""
+    chosen, stages = resolve(settings)
+    out = run_folder(settings)
+    check_out(out)
+    run = Run(settings, chosen, stages, out, join_ranks(settings, out, watch), watch.request if watch else Stop())
+    run.prepare_corpus()
+    if run.ranks.main:
+        print(run.corpus.table(), file=sys.stderr)
+    resumed = run.prepare_model()
+    run.begin(resumed)
+    done_before = 0
+    for index, name in enumerate(stages):
+        steps = stage_steps(getattr(chosen, name), run.corpus)
+        if resumed is None or index >= resumed["stage_index"]:
+            run.stage(Place(name, index, steps, done_before), resumed)
+            resumed = None
+        done_before += steps
+    run.finish()
+    return run
+
+
+def resolve(settings: RunSettings) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with all overrides, and the stages to run.
+
+    Raises:
+        UsageError: A name or value that means nothing.
+    """
+    check_joining(settings)
+    build.check_names(settings.model, settings.text)
+    chosen = recipe(settings.recipe, settings.corpus)
+    for text in settings.set:
+        # A key without a stage (optim.lr) goes to every stage.
+        names = [f.name for f in dataclasses.fields(Stage)]
+        if text.split("=")[0].split(".")[0].replace("-", "_") in names:
+            chosen = vtr.settings.apply_overrides(chosen, [f"{s}.{text}" for s in STAGES])
+        else:
+            chosen = vtr.settings.apply_overrides(chosen, [text])
+    if settings.seed is not None:
+        chosen = dataclasses.replace(chosen, seed=settings.seed)
+    if settings.steps is not None:
+        if settings.steps < 1:
+            raise UsageError(f"--steps {settings.steps}: expected a positive number")
+        chosen = dataclasses.replace(
+            chosen, **{s: dataclasses.replace(getattr(chosen, s), steps=settings.steps) for s in STAGES}
+        )
+    stages = (settings.stage,) if settings.stage else STAGES
+    check(chosen, stages)
+    return chosen, stages
+
+
+def run_folder(settings: RunSettings) -> Path:
+    """Where the run is kept."""
+    return settings.out or Path("runs") / Path(settings.corpus).stem
+
+
+def join_ranks(settings: RunSettings, out: Path, watch: Watch | None) -> Ranks:
+    """Join the other ranks, and watch them."""
+    ranks = join(settings, out)
+    if watch is not None:
+        watch.start()
+    return ranks
+
+
+class Place(NamedTuple):
+    """A stage of a run."""
+
+    name: str
+    number: int
+    steps: int
+    before: int  # steps of earlier stages
+
+
+class Run:
+    """What the stages of a run share.
+
+    Attributes:
+        corpus: After `prepare_corpus`.
+        model: After `prepare_model`, on its device, equal on all ranks.
+    """
+
+    corpus: Corpus
+    model: VideoTextModel
+
+    def __init__(
+        self, settings: RunSettings, chosen: Recipe, stages: tuple[str, ...], out: Path, ranks: Ranks, stop: Stop
+    ) -> None:
+        self.settings, self.recipe, self.stages, self.out, self.ranks, self.stop = (
+            settings, chosen, stages, out, ranks, stop,
+        )  # fmt: skip
+        self.log = RunLog(out / "log.jsonl" if ranks.main and not settings.dry_run else None)
+        self.progress = Progress()
+
+    def prepare_corpus(self) -> None:
+        """Find the corpus; the demo's is made first."""
+        self.corpus = build.prepare_corpus(
+            self.settings.corpus,
+            self.settings.data_root,
+            self.ranks,
+            demo_clips=self.settings.demo_clips,
+            demo_images=self.settings.demo_images,
+        )
+
+    @property
+    def identity(self) -> State:
+        """What makes the run this run."""
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "corpus": self.corpus.fingerprint(),
+            "model": self.model.config.to_dict(),
+        }
+
+    def prepare_model(self) -> State | None:
+        """Build the model or load it, the same on all ranks to the last bit; the checkpoint to continue from."""
+        settings, ranks = self.settings, self.ranks
+        check_stages(self.corpus, self.recipe, self.stages, ranks.size)
+        set_seed(self.recipe.seed)
+        own = initial_model(settings.init) if settings.init and settings.model is None else None
+        size = settings.model or ("demo" if settings.corpus == "demo" else "middle")
+        self.model = own or build.build_model(size, self.corpus, settings.data_root, self.recipe, settings.text)
+        resumed = None if settings.dry_run else self._resumed()
+        if settings.init and own is None:
+            load_strictly(self.model, initial_weights(settings.init), settings.init)
+        if settings.init_vision:
+            found = initial_weights(settings.init_vision)
+            vision = {k.removeprefix("vision_encoder."): v for k, v in found.items() if k.startswith("vision_encoder.")}
+            load_strictly(self.model.vision_encoder, vision, settings.init_vision)
+        self.model.to(ranks.device)
+        if resumed is None and not settings.init:
+            warm_up(self.model, self.recipe)
+        if ranks.size > 1:
+            for value in self.model.state_dict().values():
+                dist.broadcast(value, 0)
+        self.model.vision_encoder.checkpointing = self.model.text_encoder.checkpointing = settings.checkpointing
+        if ranks.size > 1 and (settings.fsdp or ranks.sharding_asked_for):
+            sharding.shard_blocks(self.model, ranks.device, reshard=ranks.reshard)
+        return resumed
+
+    def _resumed(self) -> State | None:
+        found = to_continue(self.out, self.settings.resume, self.ranks)
+        if found is None:
+            return None
+        path, state = found
+        if state["stage"] not in self.stages:
+            raise VtrError(f"the checkpoint is of stage {state['stage']}, this run has only {', '.join(self.stages)}")
+        state["stage_index"] = self.stages.index(state["stage"])
+        check_same_run(path, state, self.identity, self.ranks, accept_changes=self.settings.accept_changes)
+        return state
+
+    def begin(self, resumed: State | None) -> None:
+        """Write down what the run is, and take over what a checkpoint carries."""
+        if self.ranks.main:
+            self._record()
+            self.model.tokenizer.save(self.out / "tokenizer.json")  # what `vtr export` needs beside a checkpoint
+        self.log.cut(resumed["log_bytes"] if resumed else 0)
+        if resumed:
+            self.progress = Progress(**{**resumed["progress"], "judged_seen": 0, "judged_bad": 0})
+        trackers_begin(self.ranks)
+
+    def _record(self) -> None:
+        """run.json: settings, recipe, what of the corpus was found, and each call that worked on the run."""
+        record = {
+            "settings": dataclasses.asdict(self.settings),
+            "recipe": dataclasses.asdict(self.recipe),
+            "corpus": [
+                {
+                    "member": m.name,
+                    "media": m.media,
+                    "shards": len(m.shards),
+                    "samples": m.samples,
+                    "published": m.published,
+                    "fraction": m.fraction,
+                    "licence": m.licence,
+                    "missing": len(m.missing),
+                    "missing_first": list(m.missing[:20]),
+                }
+                for m in (*self.corpus.members, *self.corpus.absent)
+            ],
+            "torch": torch.__version__,
+            "device": str(self.ranks.device),
+        }
+        call = {**call_facts(self.ranks), "workers": self.settings.workers}
+        write_record(self.out, record, call, resumed=self.settings.resume is not None)
+
+    def stage(self, place: Place, resumed: State | None, most: int = 0) -> tuple[float, int]:
+        """Run one stage, or what a checkpoint has left of it; returns (seconds, steps done).
+
+        Args:
+            most: Steps at most, without writing anything (a dry run); 0 = all.
+        """
+        loop = StageLoop.of(self, place, resumed, most)
+        if loop is None:
+            return 0.0, 0
+        try:
+            loop.run()
+        finally:
+            loop.close()
+        if self.ranks.accelerator is not None:
+            self.ranks.accelerator.free_memory()
+        return loop.seconds, loop.schedule.end - loop.schedule.first
+
+    def validation(self) -> Validation:
+        """Retrieval on held-out videos."""
+        settings = self.settings
+        name = settings.validate or ("demo" if settings.corpus == "demo" else None)
+        if name is None:
+            raise UsageError("--validate-every needs --validate: a benchmark name or an annotation file (.json, .csv)")
+        return Validation(self.model, name, settings.data_root, settings.validate_samples, self.ranks)
+
+    def finish(self) -> None:
+        """Write the final model."""
+        ranks, folder = self.ranks, self.out / "model"
+        ranks.wait()
+        model = sharding.portable(self.model)
+        ranks.main_only(lambda: model.save_pretrained(folder))
+        if ranks.main:
+            print(f"model: {folder}", file=sys.stderr)
+        if ranks.size > 1:
+            sums = ranks.gathered(model.fingerprint())
+            if ranks.main:
+                if len(set(sums)) > 1:
+                    raise VtrError(f"the ranks hold different weights: {sums}")
+                print(f"{len(sums)} ranks hold equal weights ({sums[0][:12]})", file=sys.stderr)
+        ranks.wait()
+
+
+class StageLoop(Loop[Batch]):
+    """One stage of a pretraining."""
+
+    def __init__(
+        self,
+        run: Run,
+        place: Place,
+        schedule: Schedule,
+        step: PretrainStep,
+        optimizer: torch.optim.Optimizer,
+        batches: Stream,
+        teacher: Teacher | None,
+    ) -> None:
+        bench = Bench(
+            ranks=run.ranks, log=run.log, progress=run.progress, folder=run.out / "checkpoints", stop=run.stop
+        )
+        super().__init__(schedule, bench, run.model, optimizer, step.stage.optim.clip_grad)
+        self._run, self._place, self._step, self._teacher = run, place, step, teacher
+        self._stage = step.stage
+        self._stream, self._batches = batches, iter(batches)
+        self._validation: Validation | None = None
+
+    @classmethod
+    def of(cls, run: Run, place: Place, resumed: State | None, most: int) -> StageLoop | None:
+        """The loop of a stage, in the state of a checkpoint; None when that has nothing left to do."""
+        settings, chosen, model, ranks = run.settings, run.recipe, run.model, run.ranks
+        stage: Stage = getattr(chosen, place.name)
+        teacher = None
+        if stage.uta > 0:
+            teacher = stage_teacher(settings, chosen, model, run.corpus, ranks)
+        step = PretrainStep(
+            model,
+            stage,
+            seed=chosen.seed,
+            gather_ranks=chosen.gather_ranks,
+            micro_batch=settings.micro_batch,
+            autocast=ranks.autocast,
+        )
+        model.vision_encoder.set_drop_path(stage.drop_path)
+        optimizer = build_optimizer(model, stage.optim)
+        first, positions = 0, None
+        if resumed is not None:
+            sharding.load_state(model, resumed["model"])
+            first = resumed["stage_step"]
+            if first:
+                positions = resumed["positions"]
+                sharding.load_optimizer(optimizer, resumed["optimizer"])
+        if first >= place.steps:
+            return None
+        schedule = Schedule(
+            name=place.name,
+            staged=True,
+            steps=place.steps,
+            first=first,
+            before=place.before,
+            log_every=settings.log_every,
+            save_every=settings.save_every,
+            validate_every=settings.validate_every if stage.vtc > 0 else 0,
+            most=most,
+            keep=settings.keep,
+        )
+        reading = stream_settings(chosen, stage, settings, model.config.video, chosen.seed + place.number)
+        stream = Stream(
+            run.corpus, reading, rank=ranks.rank, world=ranks.size, start=positions, first_step=first, judge=False
+        )
+        loop = cls(run, place, schedule, step, optimizer, stream, teacher)
+        if schedule.validate_every and not most:
+            loop._validation = run.validation()
+        return loop
+
+    def close(self) -> None:
+        """End the data workers."""
+        self._stream.close()
+
+    def next_batch(self) -> Batch:
+        return next(self._batches)
+
+    def counts(self, batch: Batch) -> list[float]:
+        return [float(batch.seen), float(len(batch.bad))]
+
+    def took(self, batch: Batch, sums: list[float]) -> None:
+        progress = self.progress
+        seen, bad = sums
+        progress.add(seen, bad, batch.bad)
+        check_bad(
+            progress.judged_seen,
+            progress.judged_bad,
+            self._run.recipe.max_bad_fraction,
+            progress.bad_lines or ["(on another rank)"],
+        )
+
+    def set_rate(self, step: int) -> float:
+        rate = learning_rate(step, self.schedule.steps, self._stage.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def losses(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+        device = self.ranks.device
+        return self._step(
+            batch.frames.to(device, non_blocking=True),
+            batch.captions,
+            batch.ids.to(device),
+            batch.meta,
+            self._teacher,
+            self.schedule.before + step,
+            self._stage.waiting(step, self.schedule.steps),
+        )
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self._step.parameters()
+
+    def samples(self, batch: Batch) -> list[str]:
+        return batch.keys
+
+    def facts(self, batch: Batch, step: int) -> dict[str, object]:
+        return {"media": batch.media, "batch": batch_digest(batch.ids.to(self.ranks.device))}
+
+    def state(self, done: int) -> State:
+        place, run = self._place, self._run
+        mine: Positions = self.last.positions if self.last is not None else {}
+        return {
+            "model": sharding.whole_state(run.model),
+            "optimizer": sharding.whole_optimizer(self.optimizer),
+            "step": place.before + done,
+            "stage": place.name,
+            "stage_index": place.number,
+            "stage_step": done,
+            "positions": merge_positions(self.ranks.gathered(mine)),
+            "world_size": self.ranks.size,
+            "progress": dataclasses.asdict(self.progress),
+            "log_bytes": self.log_file.size(),
+            "identity": run.identity,
+        }
+
+    def validate(self) -> dict[str, float]:
+        assert self._validation is not None
+        return self._validation()
+
+    def score(self, found: dict[str, float]) -> float:
+        return found["t2v_r1"] + found["v2t_r1"]
+
+
+def stream_settings(
+    recipe: Recipe, stage: Stage, settings: RunSettings, video: EncoderConfig, seed: int
+) -> StreamSettings:
+    """How a stage reads the corpus."""
+    share = stage.video_share
+    return StreamSettings(
+        frames=video.num_frames,
+        size=video.image_size,
+        batch_size=stage.batch_size,
+        streams=recipe.streams,
+        workers=settings.workers,
+        decode_threads=settings.decode_threads,
+        block=stage.block,
+        seed=seed,
+        crop_scale=recipe.crop_scale if recipe.crop_scale != (1.0, 1.0) else None,
+        flip=recipe.flip,
+        official_frames=recipe.official_frames,
+        captions=any(o.needs_text for o in objectives_of(stage).values()),
+        max_bad_fraction=recipe.max_bad_fraction,
+        media_weights={"video": share, "image": 1 - share} if share else None,
+        cache=str(settings.cache) if settings.cache else None,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,206 @@
+"""Lists: columns by any of their names, captions and ids as the field has them; what is none is named with its line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vtr.data.lists import Entry, read_list
+from vtr.errors import VtrError
+
+
+def entries(folder: Path, name: str, content: str | bytes | object, split: str | None = None) -> tuple[Entry, ...]:
+    path = folder / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return read_list(path, split=split).entries
+
+
+def pairs(found: tuple[Entry, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    return [(e.videos[0], e.captions) for e in found]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["video,caption", "path,text", "file,sentence", "Video,Caption", "VIDEO ID,Title", "video_id,description", "Image,TEXT",
+     "filename,caption", "clip,text", "file_name,captions", "videoid,name", "name,caption", "id,caption", "url,caption"],
+)  # fmt: skip
+def test_a_column_is_known_by_any_of_its_names(header: str, tmp_path: Path) -> None:
+    assert pairs(entries(tmp_path, "a.csv", f"{header}\na.mp4,A dog\n")) == [("a.mp4", ("A dog",))]
+    video, caption = header.split(",")
+    row = {caption: "A dog", video: "a.mp4"}
+    for name, content in (
+        ("a.json", json.dumps([row])),
+        ("a.jsonl", json.dumps(row)),
+        ("b.jsonl", f"{json.dumps(row)}\n" * 2),
+    ):
+        assert pairs(entries(tmp_path, name, content))[0] == ("a.mp4", ("A dog",))
+
+
+def test_a_file_and_a_caption_win_over_weaker_names_of_the_same(tmp_path: Path) -> None:
+    text = "id,name,title,caption,video_id,video\n1,n,t,A dog,v7,a.mp4\n"
+    found = entries(tmp_path, "a.csv", text)[0]
+    assert (found.videos, found.captions, found.key) == (("a.mp4",), ("A dog",), "1")
+    assert found.more == {"id": "1", "name": "n", "title": "t", "caption": "A dog", "video_id": "v7"}
+
+
+@pytest.mark.parametrize(
+    ("caption", "says"),
+    [
+        (None, "the caption is null, not text"),
+        (float("nan"), "the caption is NaN, not text"),
+        (7, "the caption is the number 7, not text"),
+        (True, "the caption is true, not text"),
+        ({"en": "a dog"}, "the caption is an object, not text"),
+        ("", "it is empty"),
+        ("  ", "it is empty"),
+        ("...", "no letter or digit"),
+        ("nan", "a value that is missing"),
+        ("None", "a value that is missing"),
+        ([], "an empty list"),
+        (["a dog", None], "caption 2 of 2 is null"),
+        (["a dog", ""], "caption 2 of 2: no caption"),
+        ([["a dog"]], "caption 1 of 1 is a list"),
+    ],
+)
+def test_a_caption_that_is_no_text_is_named_with_its_line(caption: object, says: str, tmp_path: Path) -> None:
+    rows = [{"video": "a.mp4", "caption": "fine"}, {"video": "b.mp4", "caption": caption}]
+    found = entries(tmp_path, "a.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    assert found[0].bad == ""
+    assert says in found[1].bad
+    assert found[1].place == "line 2"
+    assert found[1].captions == ()
+
+
+def test_words_of_every_script_and_emoji_are_captions(tmp_path: Path) -> None:
+    texts = ["一个男人在遛狗", "🐶🐱", "café", "3", "[music]", "['twas night"]
+    found = entries(tmp_path, "a.json", [{"video": f"{i}.mp4", "caption": t} for i, t in enumerate(texts)])
+    assert [e.captions for e in found] == [(t,) for t in texts]
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [(0, "0"), (7, "7"), ("007", "007"), ("7", "7"), ("a" * 200, "a" * 200), ("a.b", "a.b"), (" x ", "x")],
+)
+def test_ids_are_texts_or_whole_numbers_as_they_are_written(value: object, key: str, tmp_path: Path) -> None:
+    assert entries(tmp_path, "a.json", [{"id": value, "video": "v.mp4", "caption": "A dog"}])[0].key == key
+    assert entries(tmp_path, "b.json", [{"video": value, "caption": "A dog"}])[0].videos == (key,)
+
+
+@pytest.mark.parametrize("value", [None, "", " ", 1.5, True, [1], {"a": 1}])
+def test_an_id_that_is_none_is_named_with_its_line(value: object, tmp_path: Path) -> None:
+    rows = [{"id": 1, "video": "v.mp4", "caption": "A dog"}, {"id": value, "video": "w.mp4", "caption": "A cat"}]
+    found = entries(tmp_path, "a.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    assert found[0].bad == ""
+    assert "id of this row" in found[1].bad
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list of texts", [{"video": "a", "caption": ["x", "y"]}]),
+        ("list of texts in a cell", "video,caption\na,\"['x', 'y']\"\n"),
+        ("JSON list in a cell", 'video,caption\na,"[""x"", ""y""]"\n'),
+        ("numbered columns", "video,caption1,caption2,caption3\na,x,y,\n"),
+        ("VATEX", [{"videoID": "a", "enCap": ["x", "y"], "chCap": ["甲"]}]),
+        ("MSVD captions", {"a": ["x", "y"]}),
+        ("ActivityNet Captions", {"a": {"duration": 9.0, "timestamps": [[0, 1], [2, 3]], "sentences": ["x", "y"]}}),
+        ("MSR-VTT", {"videos": [{"video_id": "a", "id": 0}],
+                     "sentences": [{"video_id": "a", "caption": "x"}, {"video_id": "a", "caption": "y"}]}),
+        ("COCO", {"info": {}, "images": [{"id": 5, "file_name": "a"}],
+                  "annotations": [{"image_id": 5, "caption": "x", "id": 1}, {"image_id": 5, "caption": "y", "id": 2}]}),
+        ("Karpathy", {"dataset": "flickr30k", "images": [{"filename": "a", "split": "test",
+                      "sentences": [{"raw": "x", "tokens": ["x"]}, {"raw": "y", "tokens": ["y"]}]}]}),
+        ("YouCook2", {"database": {"a": {"subset": "training", "annotations": [
+            {"segment": [0, 1], "sentence": "x"}, {"segment": [1, 2], "sentence": "y"}]}}}),
+    ],
+)  # fmt: skip
+def test_several_captions_of_a_video_are_read_as_the_field_has_them(name: str, content: object, tmp_path: Path) -> None:
+    assert pairs(entries(tmp_path, "a.csv" if isinstance(content, str) else "a.json", content)) == [("a", ("x", "y"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("DiDeMo", [{"video": "a", "description": "x", "times": [[0, 1]]}, {"video": "a", "description": "y"}]),
+        ("rows", "video,caption\na,x\na,y\n"),
+        ("MSVD table", "VideoID,Start,End,Language,Description\na,0,5,English,x\na,0,5,French,z\na,0,5,English,y\n"),
+        ("MSVD release", "# comment\nabcdefghijk_0_5 x\nabcdefghijk_0_5 y\n"),
+        ("LSMDC", "a\t0\t1\t0\t1\tx\na\t0\t1\t0\t1\ty\n"),
+    ],
+)
+def test_captions_of_one_video_may_stand_apart(name: str, content: object, tmp_path: Path) -> None:
+    found = entries(tmp_path, "a.txt" if isinstance(content, str) else "a.json", content)
+    assert [e.captions for e in found] == [("x",), ("y",)]
+    assert len({e.videos for e in found}) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"v/a.mp4": "A dog"}, {"annotations": [{"video": "v/a.mp4", "caption": "A dog"}]}, {"test": {"v/a.mp4": ["A dog"]}},
+     {"data": [{"path": "v/a.mp4", "text": "A dog"}], "version": 2}],
+)  # fmt: skip
+def test_an_object_around_the_list_is_seen_through(content: object, tmp_path: Path) -> None:
+    assert pairs(entries(tmp_path, "a.json", content)) == [("v/a.mp4", ("A dog",))]
+
+
+def test_one_split_of_several_has_to_be_said(tmp_path: Path) -> None:
+    both = {"train": [{"video": "a", "caption": "x"}], "test": [{"video": "b", "caption": "y"}]}
+    assert pairs(entries(tmp_path, "a.json", both, "test")) == [("b", ("y",))]
+    with pytest.raises(VtrError, match="has no split, only test, train"):
+        entries(tmp_path, "a.json", both)
+    with pytest.raises(VtrError, match="has no split 'val', only test, train"):
+        entries(tmp_path, "a.json", both, "val")
+
+
+def test_empty_rows_at_the_end_of_a_spreadsheet_are_none_and_one_in_the_middle_is_named(tmp_path: Path) -> None:
+    found = entries(tmp_path, "a.csv", "video;caption\na.mp4;x\n;\nb.mp4;y\n;\n;\n")
+    assert [e.bad for e in found] == ["", "video is empty", ""]
+
+
+def test_a_header_that_stands_once_more_is_named(tmp_path: Path) -> None:
+    found = entries(tmp_path, "a.csv", "video,caption\na.mp4,x\nvideo,caption\nb.mp4,y\n")
+    assert [e.bad for e in found] == ["", "the header once more", ""]
+
+
+def test_rows_with_other_keys_than_the_rest_are_named(tmp_path: Path) -> None:
+    found = entries(tmp_path, "a.json", [{"video": "a", "caption": "x"}, {"video": "b"}, {"caption": "z"}])
+    assert ["not as the others" in e.bad for e in found] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "film,plot\na,b\n", "line 1: found columns film, plot; expected columns named in the first line"),
+        ("a.csv", "film,title\na,b\n", "columns film, title; expected"),
+        ("a.csv", "a.mp4,A dog\nb.mp4,A cat\n", "line 1: found columns a.mp4, A dog; expected"),
+        ("a.json", [{"film": "a", "plot": "b"}], "its entries have film, plot; expected"),
+        ("a.json", {}, "an empty object"),
+        ("a.json", "video,caption\n", "not JSON"),
+        ("a.csv", "video,caption\n", "no rows"),
+    ],
+)
+def test_a_list_without_the_columns_says_what_it_has_and_what_was_expected(
+    name: str, content: object, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(VtrError, match=says):
+        entries(tmp_path, name, content)
+
+
+def test_a_list_without_captions_says_so_where_they_are_needed(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('["a.mp4", "b.mp4"]')
+    with pytest.raises(VtrError, match="without captions"):
+        read_list(tmp_path / "a.json").need_captions()
+
+
+def test_the_other_columns_come_along_for_metadata(tmp_path: Path) -> None:
+    found = entries(tmp_path, "a.csv", "path,year,title\nx/a.mp4,1999,A film\n")[0]
+    assert (found.videos[0], dict(found.more), found.place) == (
+        "x/a.mp4",
+        {"year": "1999", "title": "A film"},
+        "line 2",
+    )
