@@ -112,7 +112,7 @@ class Difference:
     setting: str = ""  # the key of `Recipe` that decides, "" where both recipes do the same
 
 
-# `official` reproduces the released scripts (VIDEOMAMBA.md 1.7, 1.10, 4.1, 5.3 to 5.10, 7.3) with the hyperparameters of
+# `official` reproduces the released scripts (docs/notes/videomamba.md) with the hyperparameters of
 # the paper's Table II; this table is the one place that says where `clean` departs from it, and why.
 DIFFERENCES = (
     Difference(

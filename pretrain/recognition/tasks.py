@@ -25,7 +25,7 @@ class TuneRecipe:
         order: "augment first" (video scripts) or "crop first" (image scripts).
         sampling: "segments" (Kinetics) or "ssv2".
         decay_rule: "right": layer decay by depth; "released": only the embeddings decay, the layers do not
-            (VIDEOMAMBA.md 4.3).
+            (docs/notes/videomamba.md, "Layer decay").
         views: Segments x crops of the test.
         window, window_stride: Seconds; long videos are cut into windows (LVU), 0 = whole.
         crop_ratio: Images: share of the resized short side that the test crop covers.

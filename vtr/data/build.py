@@ -281,10 +281,10 @@ def _made(row: Row, short_side: int, gop: int) -> tuple[str, bytes, str]:
             f"{row.source[:80]} is a URL: download it first (video2dataset, img2dataset), and list the files",
         )
     try:
-        info = probe(row.path)
         why = cut_off(row.path)
         if why:
             return "", b"", f"{row.path}: {why}"
+        info = probe(row.path)
         if short_side and info.kind == "video":
             return "mp4", reencode(row.path, short_side, gop), ""
     except (VtrError, OSError) as error:

@@ -410,7 +410,7 @@ def _with_missing(split: Split) -> Split:
 
 
 def windows(item: Item, length: float, stride: float) -> list[Item]:
-    """A long video in windows (VIDEOMAMBA.md 4.7): the last ones are kept if at least half a window remains."""
+    """A long video in windows (docs/notes/videomamba.md): the last ones are kept if at least half a window remains."""
     duration = item.duration
     if length <= 0 or duration is None or duration < length:
         return [item]
