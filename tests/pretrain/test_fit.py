@@ -9,6 +9,7 @@ from vtr.errors import UsageError
 from vtr.pretrain.fit import fit_line, fitted, given_keys, is_fitted
 from vtr.pretrain.plan import check_stages, published_corpus, stage_steps
 from vtr.pretrain.recipes import STAGES, Recipe, recipe
+from vtr.settings import apply_overrides
 
 
 def corpus(**media: int) -> Corpus:
@@ -54,11 +55,11 @@ def test_more_data_than_the_papers_largest_is_read_as_much_as_that() -> None:
 
 
 def test_what_the_user_sets_is_kept_and_the_rest_goes_with_it() -> None:
-    base = recipe("clean", "mine.csv")
-    data = corpus(auto=70)
-    chosen = fitted(base, data, STAGES, given_keys(["streams=10", "multimodal.epochs=3"], steps=None))
-    assert (chosen.streams, chosen.multimodal.epochs) == (1024, 10)  # as they stand in the recipe
-    assert chosen.multimodal.batch_size in (8, 16)
+    sets = ["streams=10", "multimodal.epochs=3", "unmasked.steps=7"]
+    base = apply_overrides(recipe("clean", "mine.csv"), sets)
+    chosen = fitted(base, corpus(auto=70), STAGES, given_keys(sets))
+    assert (chosen.streams, chosen.multimodal.epochs, chosen.unmasked.steps) == (10, 3, 7)
+    assert chosen.multimodal.batch_size == 10
     assert given_keys(["batch-size=8"], steps=5) == {f"{s}.{k}" for s in STAGES for k in ("batch_size", "steps")}
 
 
