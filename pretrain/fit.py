@@ -75,7 +75,13 @@ def fitted(recipe: Recipe, corpus: Corpus, stages: tuple[str, ...], given: froze
     streams = recipe.streams
     if "streams" not in given:
         streams = _streams(min(smallest.values()), [s.batch_size for s in made.values()], streams)
-    return dataclasses.replace(recipe, streams=streams, **made)
+    return dataclasses.replace(
+        recipe,
+        streams=streams,
+        masked=made.get("masked", recipe.masked),
+        multimodal=made.get("multimodal", recipe.multimodal),
+        unmasked=made.get("unmasked", recipe.unmasked),
+    )
 
 
 def fit_line(recipe: Recipe, corpus: Corpus, stages: tuple[str, ...]) -> str:
