@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vtr.data.finder import RootIndex, VideoFinder
+from vtr.data.tables import TEXT_SUFFIXES
 from vtr.data.text import clean_caption
 from vtr.errors import VtrError, unknown_name
 from vtr.eval.annotations import Item, read_annotations, read_lines, without_extension
@@ -23,7 +24,7 @@ else:
 
 _FOLDER = manifest("benchmarks")
 _CAPTION_RULES = ("each", "paragraph", "shared", "choices", "class")
-_ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".txt", ".tsv", ".zip")
+_ANNOTATION_SUFFIXES = (*TEXT_SUFFIXES, ".zip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         UsageError: There is no such benchmark.
     """
-    if Path(name).suffix in _ANNOTATION_SUFFIXES:
+    if Path(name).suffix.lower() in _ANNOTATION_SUFFIXES:
         entry = AnnotationFile(file=str(Path(name).resolve()))
         return Protocol(name=Path(name).stem, annotation=(entry,))
     path = _FOLDER / f"{name}.toml"
