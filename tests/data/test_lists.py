@@ -162,6 +162,11 @@ def test_empty_rows_at_the_end_of_a_spreadsheet_are_none_and_one_in_the_middle_i
     assert [e.bad for e in found] == ["", "video is empty", ""]
 
 
+def test_a_header_that_stands_once_more_is_named(tmp_path: Path) -> None:
+    found = entries(tmp_path, "a.csv", "video,caption\na.mp4,x\nvideo,caption\nb.mp4,y\n")
+    assert [e.bad for e in found] == ["", "the header once more", ""]
+
+
 def test_rows_with_other_keys_than_the_rest_are_named(tmp_path: Path) -> None:
     found = entries(tmp_path, "a.json", [{"video": "a", "caption": "x"}, {"video": "b"}, {"caption": "z"}])
     assert ["not as the others" in e.bad for e in found] == [False, True, True]

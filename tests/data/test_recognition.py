@@ -42,6 +42,63 @@ def test_lists_are_read_with_every_separator_with_a_header_and_with_frame_counts
 
 
 @pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("a.mp4 0\r\nb.mp4 1\r\n", [("a.mp4", 0), ("b.mp4", 1)]),
+        ("a.mp4 0 \nb.mp4 1\t\n\n", [("a.mp4", 0), ("b.mp4", 1)]),
+        ("a.mp4   0\nb.mp4 1\n", [("a.mp4", 0), ("b.mp4", 1)]),
+        ('"a.mp4","0"\n"b, c.mp4","1"\n', [("a.mp4", 0), ("b, c.mp4", 1)]),
+        ("a, b.mp4 0\nc.mp4 1\n", [("a, b.mp4", 0), ("c.mp4", 1)]),
+        ("my clip 1.mp4 0\nmy clip 2.mp4 1\n", [("my clip 1.mp4", 0), ("my clip 2.mp4", 1)]),
+        ("a.mp4;0\nb.mp4;1\n", [("a.mp4", 0), ("b.mp4", 1)]),
+        ("path,label,duration\na.mp4,0,5\nb.mp4,1,5\n", [("a.mp4", 0), ("b.mp4", 1)]),
+        ("Duration, Label ,Video\n5,0,a.mp4\n6,1,b.mp4\n", [("a.mp4", 0), ("b.mp4", 1)]),
+        ("\ufeffpath;class\r\na.mp4;0\r\n", [("a.mp4", 0)]),
+        ('{"video": "a.mp4", "label": 0}\n{"video": "b\u2028.mp4", "label": 1}\n', [("a.mp4", 0), ("b\u2028.mp4", 1)]),
+    ],
+)
+def test_a_header_decides_what_a_column_is_and_blanks_do_not_matter(
+    text: str, rows: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(text.encode())
+    assert [(name, label) for name, label, _ in read_list(path)] == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a.mp4,cat\nb.mp4,dog\n", "line 1 is 'a.mp4,cat'; expected path and label"),
+        ("a.mp4 0\nb.mp4\n", "line 2 is 'b.mp4'"),
+        ("path,label\na.mp4,cat\n", "line 2: the label 'cat'; expected a class number"),
+        ("path,label\na.mp4\n", "line 2: 1 cells"),
+        ("path,length\na.mp4,3\n", "expected one for the class"),
+        ('[{"video": "a.mp4", "label": null}]', "entry 1: label is null"),
+        ("a.mp4 nan\n", "line 1"),
+    ],
+)
+def test_a_row_that_is_no_file_and_class_is_refused_with_its_line(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.csv" if not text.startswith("[") else tmp_path / "train.json"
+    path.write_text(text)
+    with pytest.raises(VtrError, match=says):
+        read_list(path)
+
+
+def test_classes_of_own_data_may_be_words_and_all_splits_number_them_alike(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").write_bytes(video_bytes())
+    (tmp_path / "train.csv").write_text("path,label\na.mp4,dog\nb.mp4,action\nc.mp4,zebra\n")
+    (tmp_path / "val.csv").write_text("a.mp4,zebra\nb.mp4,action\n")
+    train = load_split("own", tmp_path, "train")
+    assert (train.names, train.classes, [i.label for i in train.items]) == (("action", "dog", "zebra"), 3, [1, 0, 2])
+    val = load_split("own", tmp_path, "val", names=train.names)
+    assert [(i.name, i.label) for i in val.items] == [("a.mp4", 2), ("b.mp4", 0)]
+    (tmp_path / "val.csv").write_text("a.mp4,cow\n")
+    with pytest.raises(VtrError, match=r"line 1: the class 'cow'; expected one of the training list: action, dog"):
+        load_split("own", tmp_path, "val", names=train.names)
+
+
+@pytest.mark.parametrize(
     ("layout", "task", "train", "test", "classes"),
     [("imagenet", "imagenet", 4, 4, 2), ("k400", "k400", 4, 4, 2), ("ssv2", "ssv2", 4, 4, 2),
      ("coin", "coin", 4, 4, 3), ("breakfast", "breakfast", 4, 4, 10), ("lvu", "lvu-year", 4, 4, 0)],

@@ -247,6 +247,10 @@ def _build(todo: list[_Part], out: Path, workers: int, short_side: int, gop: int
                 writer.finish()
                 with write_atomically(record) as partial:
                     partial.write_text(json.dumps({"digest": part.digest, "samples": samples, "bad": bad}))
+    except OSError as error:
+        raise VtrError(
+            f"--out {out}: cannot be written ({error.strerror or error}); call this again: it goes on"
+        ) from error
     except BrokenProcessPool as error:
         raise VtrError(
             f"{out}: a worker process was ended from outside (memory?); lower --workers and call this again: it goes on"
@@ -281,10 +285,10 @@ def _made(row: Row, short_side: int, gop: int) -> tuple[str, bytes, str]:
             f"{row.source[:80]} is a URL: download it first (video2dataset, img2dataset), and list the files",
         )
     try:
-        info = probe(row.path)
         why = cut_off(row.path)
         if why:
             return "", b"", f"{row.path}: {why}"
+        info = probe(row.path)
         if short_side and info.kind == "video":
             return "mp4", reencode(row.path, short_side, gop), ""
     except (VtrError, OSError) as error:

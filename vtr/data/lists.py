@@ -238,7 +238,8 @@ def _filled(records: tuple[Record, ...]) -> tuple[Record, ...]:
 
 
 def _entry(record: Record, video: str, captions: Sequence[str], key: str | None) -> Entry:
-    cells, bad = record.cells, ""
+    cells = record.cells
+    bad = "the header once more" if all(v == k for k, v in cells.items()) else ""
     value = cells.get(video)
     videos: list[str] = []
     for one in value if isinstance(value, list) and value else [value]:
@@ -288,6 +289,9 @@ def _plain(table: Table) -> Listing:
     """A list of names, one a line, with a class number behind them or not; MSVD's release has captions there."""
     entries = []
     texts = [str(r.cells[""]) for r in table.records]
+    words = texts[0].split()
+    if len(words) > 1 and all(normal(word) in KNOWN for word in words):
+        raise refuse(table.path, table.records[0].place, f"columns {texts[0]!r} with blanks between", "commas or tabs")
     if all(re.fullmatch(r"[\w-]{11}_\d+_\d+ .*\S.*", t) for t in texts):
         for record, text in zip(table.records, texts):
             name, _, caption = text.partition(" ")

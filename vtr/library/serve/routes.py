@@ -229,7 +229,7 @@ def add_media(app: FastAPI, engine: Engine) -> None:
         operation_id="thumbnail",
     )
     async def thumbnail(segment: Id, of: Of = None) -> Response:
-        """The middle frame of a moment, at most 480 pixels wide."""
+        """What the player shows where a moment begins, at most 480 pixels wide."""
         return await picture(segment, of, 1, 480)
 
     @app.get(
