@@ -64,13 +64,14 @@ def training_pairs(
         raise VtrError(f"{name}: no training annotation under {data_root} (looked for {names}); give --train FILE")
     _, items = read_annotations(file, split="train", ids=ids)
     finder = VideoFinder(RootIndex(data_root), protocol.videos)
+    paths, notes = finder.find_all(video for item in items for video in item.videos)
     pairs, missing = [], []
     for item in items:
         captions = [" ".join(item.captions)] if protocol.captions == "paragraph" else list(item.captions)
         for video in item.videos:
-            path = finder.find(video)
+            path = paths[video]
             if path is None:
-                missing.append(video)
+                missing.append(f"{video} ({notes[video]})" if video in notes else video)
             else:
                 pairs += [(path, " ".join(caption.split())) for caption in captions]
     return pairs, missing, file

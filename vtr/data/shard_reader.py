@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.lists import Entry, read_list
 from vtr.data.media import MORE_VIDEO, VIDEO, ending
 from vtr.data.remote import open_remote
-from vtr.data.shards import Grouping, RawSample, members_of, sample_of, split_member
+from vtr.data.shards import Grouping, RawSample, iterate_samples, members_of, sample_of, split_member
 from vtr.errors import VtrError
 
 FILES = "files:"
@@ -160,6 +161,20 @@ def list_files(source: Path) -> list[Path]:
         VtrError: There is nothing, or the list cannot be meant.
     """
     return [path for path, _ in listed_files(source)]
+
+
+def captions_in(shard: str) -> Iterator[str]:
+    """The captions of a shard or a list, in order; its media are passed over.
+
+    Raises:
+        VtrError: It is damaged; captions before the damage have been yielded.
+    """
+    if shard.startswith(FILES):
+        for _, entry in listed_files(Path(shard.removeprefix(FILES))):
+            yield from entry.captions if entry is not None and not entry.bad else ()
+        return
+    for sample in iterate_samples(shard, only=("txt", "json")):
+        yield from sample.captions
 
 
 class ShardCache:
