@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vtr.data.demo import demo_texts, ensure_demo_corpus
 from vtr.data.manifests import Corpus, load_corpus
-from vtr.data.shards import iterate_samples
+from vtr.data.shard_reader import shard_captions
 from vtr.data.text import Tokenizer, clean_caption
 from vtr.encoders.base import EncoderConfig
 from vtr.encoders.bert import BertConfig
@@ -119,16 +119,21 @@ def _own_tokenizer(corpus: Corpus, data_root: Path) -> Tokenizer:
 
 
 def _captions(corpus: Corpus, most: int) -> list[str]:
-    """Up to `most` captions of a corpus, from its first shards."""
+    """Up to `most` captions of a corpus, from its first shards.
+
+    Raises:
+        VtrError: It has none.
+    """
     found: list[str] = []
     for member in corpus.members:
         for shard in member.shards:
             try:
-                for sample in iterate_samples(shard):
-                    if sample.caption:
-                        found.append(clean_caption(sample.caption))
+                for caption in shard_captions(shard):
+                    found.append(clean_caption(caption))
             except VtrError:
                 continue  # a damaged shard: the stream counts what it lacks
             if len(found) >= most:
                 return found[:most]
+    if not found:
+        raise VtrError(f"corpus {corpus.name}: no captions, which a text side from scratch makes its vocabulary of")
     return found

@@ -73,7 +73,8 @@ def training_data(name: str | None, data_root: Path, file: Path | None = None) -
     if name is not None and name not in _SOURCES:
         if not Path(name).suffix:
             raise unknown_name("benchmark to fine-tune on (or annotation file)", name, _SOURCES)
-        name, file = None, file or Path(name)
+        file = file or Path(name)
+        name = None
     if name is None and file is None:
         raise UsageError(f"--task retrieval needs --data: {', '.join(_SOURCES)}, or an annotation file of your own")
     protocol = load_protocol(name or str(file))
