@@ -94,14 +94,14 @@ def training_data(name: str | None, data_root: Path, file: Path | None = None) -
     _, items = read_annotations(file, split="train", ids=ids)
     beside = given.resolve().parent if given is not None else None
     listed_names = [video for item in items for video in item.videos]
-    found, _, searched = find_videos(listed_names, RootIndex(data_root), protocol.videos, beside)
+    found, notes, searched = find_videos(listed_names, RootIndex(data_root), protocol.videos, beside)
     pairs, missing = [], []
     for item in items:
         captions = [" ".join(item.captions)] if protocol.captions == "paragraph" else list(item.captions)
         for video in item.videos:
             path = found[video]
             if path is None:
-                missing.append(video)
+                missing.append(f"{video} ({notes[video]})" if video in notes else video)
             else:
                 pairs += [(path, " ".join(caption.split())) for caption in captions]
     return TrainingData(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import write_videos
 from vtr.data.manifests import Corpus, load_corpus
-from vtr.data.shard_reader import FILES, FileList, shard_captions
+from vtr.data.shard_reader import FILES, FileList, captions_in
 from vtr.errors import VtrError
 from vtr.pretrain.fit import fitted
 from vtr.pretrain.plan import check_stages
@@ -17,7 +17,7 @@ from vtr.pretrain.recipes import STAGES, recipe
 
 
 def captions(corpus: Corpus) -> list[str]:
-    return [c for m in corpus.members for s in m.shards for c in shard_captions(s)]
+    return [c for m in corpus.members for s in m.shards for c in captions_in(s)]
 
 
 def test_a_text_beside_a_file_is_its_caption_as_in_a_shard(tmp_path: Path) -> None:

@@ -112,7 +112,10 @@ class FileList:
     def captions(self) -> Iterator[str]:
         """Every caption, without reading media."""
         for path, entry in self.items:
-            yield from entry.captions if entry is not None else _beside(path, {}).captions
+            if entry is None:
+                yield from _beside(path, {}).captions
+            elif not entry.bad:
+                yield from entry.captions
 
     def read(self, index: int) -> RawSample | str:
         """File `index`, or why it can't be read. Captions of one video share its key, and so its sample id."""
@@ -140,19 +143,6 @@ def _beside(path: Path, group: dict[str, bytes]) -> RawSample:
 def has_captions(source: Path) -> bool:
     """Whether a folder or a list of media files has captions at all."""
     return next(FileList(FILES + str(source)).captions(), None) is not None
-
-
-def shard_captions(shard: str) -> Iterator[str]:
-    """Every caption of a shard, in order.
-
-    Raises:
-        VtrError: It is damaged; captions before the damage have been yielded.
-    """
-    if shard.startswith(FILES):
-        yield from FileList(shard).captions()
-        return
-    for sample in iterate_samples(shard):
-        yield from sample.captions
 
 
 def folder_list(folder: Path) -> Path | None:
@@ -210,6 +200,19 @@ def list_files(source: Path) -> list[Path]:
         VtrError: There is nothing, or the list cannot be meant.
     """
     return [path for path, _ in listed_files(source)]
+
+
+def captions_in(shard: str) -> Iterator[str]:
+    """The captions of a shard or a list, in order; its media are passed over.
+
+    Raises:
+        VtrError: It is damaged; captions before the damage have been yielded.
+    """
+    if shard.startswith(FILES):
+        yield from FileList(shard).captions()
+        return
+    for sample in iterate_samples(shard, only=("txt", "json")):
+        yield from sample.captions
 
 
 class ShardCache:
