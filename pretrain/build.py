@@ -122,7 +122,11 @@ def _own_tokenizer(corpus: Corpus, data_root: Path) -> Tokenizer:
 
 
 def _captions(corpus: Corpus, most: int) -> list[str]:
-    """Up to `most` captions of a corpus, from its first shards."""
+    """Up to `most` captions of a corpus, from its first shards.
+
+    Raises:
+        VtrError: It has none.
+    """
     found: list[str] = []
     for member in corpus.members:
         for shard in member.shards:
@@ -132,4 +136,6 @@ def _captions(corpus: Corpus, most: int) -> list[str]:
                 continue  # a damaged shard: the stream counts what it lacks
             if len(found) >= most:
                 return found[:most]
+    if not found:
+        raise VtrError(f"corpus {corpus.name}: no captions, which a text side from scratch makes its vocabulary of")
     return found

@@ -27,5 +27,5 @@ def test_the_streams_of_an_epoch_have_no_sample_in_common() -> None:
 
 
 def test_samples_that_do_not_fill_the_streams_say_how_many_streams_they_would() -> None:
-    with pytest.raises(VtrError, match="70 video samples do not fill 1024 streams.*lower `streams` to 64 or less"):
+    with pytest.raises(VtrError, match=r"70 video samples do not fill 1024 streams.*lower `streams` to 64 or less"):
         order(70, streams=1024)
