@@ -120,6 +120,10 @@ def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions
 
         return await _answer(shown(clip.filename or "clip")[:200], found)
 
+
+def add_moments(app: FastAPI, engine: Engine) -> None:
+    """Routes of one moment, and of those like it."""
+
     @app.get("/api/segments/{segment}", response_model=Answer, responses=problems(404, 409, 503), operation_id="moment")
     async def moment(segment: Id, of: Of = None) -> Answer:
         """One moment by its id."""
