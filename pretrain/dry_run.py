@@ -27,6 +27,7 @@ def dry_run(settings: RunSettings, watch: Watch | None = None) -> Path:
     if run.ranks.main:
         print(run.corpus.table())
     check_complete(run.corpus, allow_missing=settings.allow_missing)
+    chosen = run.recipe
     text = plan(run.corpus, chosen, stages, settings.plan_ranks or run.ranks.size, settings.workers)
     if run.ranks.main:
         print(text, flush=True)

@@ -22,6 +22,7 @@ from vtr.models.bert import locate_text
 from vtr.models.video_text import VideoTextModel
 from vtr.pretrain import build, sharding
 from vtr.pretrain.export import initial_model, initial_weights
+from vtr.pretrain.fit import FEW, fit_line, fitted, given_keys, is_fitted
 from vtr.pretrain.join import call_facts, join, more_ranks, say_how, trackers_begin
 from vtr.pretrain.loop import Bench, Loop, Schedule, batch_digest
 from vtr.pretrain.objectives import objectives_of
@@ -62,9 +63,9 @@ def trained(settings: RunSettings, watch: Watch | None = None) -> Run:
     run.begin(resumed)
     done_before = 0
     for index, name in enumerate(stages):
-        steps = stage_steps(getattr(chosen, name), run.corpus)
+        steps = stage_steps(getattr(run.recipe, name), run.corpus)
         if resumed is None or index >= resumed["stage_index"]:
-            if all(getattr(chosen, later).uta == 0 for later in stages[index:]):
+            if all(getattr(run.recipe, later).uta == 0 for later in stages[index:]):
                 run.teacher = None  # its memory is for others
             run.stage(Place(name, index, steps, done_before), resumed)
             resumed = None
@@ -113,7 +114,7 @@ class Run:
         self.progress = Progress()
 
     def prepare_corpus(self) -> None:
-        """Find the corpus; the demo's is made first."""
+        """Find the corpus, and fit the recipe to own data; the demo's is made first."""
         self.corpus = build.prepare_corpus(
             self.settings.corpus,
             self.settings.data_root,
@@ -121,6 +122,17 @@ class Run:
             demo_clips=self.settings.demo_clips,
             demo_images=self.settings.demo_images,
         )
+        if not is_fitted(self.settings.corpus, self.corpus):
+            return
+        self.recipe = fitted(self.recipe, self.corpus, self.stages, given_keys(self.settings.set, self.settings.steps))
+        if self.ranks.main:
+            print(fit_line(self.recipe, self.corpus, self.stages), file=sys.stderr)
+            if self.corpus.samples < FEW and not (self.settings.init or self.settings.resume):
+                print(
+                    f"note: {self.corpus.samples:,} samples teach a new model these videos, not others; --init MODEL starts "
+                    "from a trained one (vtr models)",
+                    file=sys.stderr,
+                )
 
     @property
     def identity(self) -> State:

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import video_bytes, write_videos
 from vtr.cli import main
 from vtr.data.build import build_shards, read_rows
-from vtr.data.shard_reader import TarIndex
+from vtr.data.shard_reader import FILES, TarIndex, captions_in
 from vtr.data.shards import (
     ShardWriter,
     count_samples,
@@ -386,3 +386,16 @@ def test_shards_of_the_earlier_writer_are_read_as_they_were(tmp_path: Path) -> N
     members = [("a.mp4", b"v"), ("a.txt", b"two\nlines"), ("a.json", json.dumps({"caption": "two\nlines"}).encode())]
     sample = next(iterate_samples(str(tar(tmp_path / "a.tar", members))))
     assert (sample.caption, sample.captions) == ("two\nlines", ("two\nlines",))
+
+
+def test_captions_of_shards_and_lists_are_read_without_their_media(tmp_path: Path) -> None:
+    members = [
+        ("a.mp4", b"v"),
+        ("a.txt", b"one\ntwo"),
+        ("b.mp4", b"v"),
+        ("b.json", b'{"caption": "three"}'),
+        ("c.mp4", b"v"),
+    ]
+    assert list(captions_in(str(tar(tmp_path / "a.tar", members)))) == ["one", "two", "three"]
+    path = listing(tmp_path, "video,caption\na.mp4,four\nb.mp4,nan\nc.mp4,five\n")
+    assert list(captions_in(FILES + str(path))) == ["four", "five"]

@@ -247,6 +247,10 @@ def _build(todo: list[_Part], out: Path, workers: int, short_side: int, gop: int
                 writer.finish()
                 with write_atomically(record) as partial:
                     partial.write_text(json.dumps({"digest": part.digest, "samples": samples, "bad": bad}))
+    except OSError as error:
+        raise VtrError(
+            f"--out {out}: cannot be written ({error.strerror or error}); call this again: it goes on"
+        ) from error
     except BrokenProcessPool as error:
         raise VtrError(
             f"{out}: a worker process was ended from outside (memory?); lower --workers and call this again: it goes on"

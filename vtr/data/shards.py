@@ -135,10 +135,13 @@ class Grouping:
         return new
 
 
-def iterate_samples(shard: str, start: int = 0, stop: int | None = None) -> Iterator[RawSample]:
+def iterate_samples(
+    shard: str, start: int = 0, stop: int | None = None, only: Sequence[str] | None = None
+) -> Iterator[RawSample]:
     """Samples `start … stop - 1` of a shard in the order of their keys' first members.
 
-    Members of one key stand next to each other, in any order. Skipped samples are not read.
+    Members of one key stand next to each other, in any order. Skipped samples are not read, nor members whose extensions
+    are not among `only`.
 
     Raises:
         VtrError: The tar is damaged; samples before the damage have been yielded.
@@ -159,7 +162,7 @@ def iterate_samples(shard: str, start: int = 0, stop: int | None = None) -> Iter
                     before, group, index = named[0], {}, index + 1
                     if stop is not None and index >= stop:
                         return
-                if index >= start:
+                if index >= start and (only is None or named[1] in only):
                     file = tar.extractfile(member)
                     group[named[1]] = file.read() if file else b""
         except (tarfile.TarError, OSError, EOFError) as error:

@@ -6,6 +6,7 @@ checks files asks here first: `vtr shards build` and `verify`, `vtr benchmarks c
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mmap
 
@@ -64,7 +65,9 @@ def _promised(data: bytes | mmap.mmap) -> tuple[int, bool]:
         return _ogg(data), True
     if head[:4] == b"GIF8":
         return _gif(data), True
-    return 0, not head.startswith(b"FLV")
+    if head[:3] == b"FLV":
+        return _flv(data), False
+    return 0, True
 
 
 def _ebml(data: bytes | mmap.mmap) -> tuple[int, bool]:
@@ -99,6 +102,14 @@ def _riff(data: bytes | mmap.mmap) -> int:
             return 0
         place += 8 + size
     return place
+
+
+def _flv(data: bytes | mmap.mmap) -> int:
+    """FLV: the end of the last tag; the duration is another matter."""
+    place = int.from_bytes(data[5:9], "big") + 4
+    while place + 11 <= len(data) and data[place] & 0x1F in (8, 9, 18):
+        place += 15 + int.from_bytes(data[place + 1 : place + 4], "big")
+    return place if place - len(data) > 4 else 0  # the last tag's own length, behind it, matters to nobody
 
 
 def _asf(data: bytes | mmap.mmap) -> int:
@@ -153,9 +164,10 @@ def _too_short(source: Source) -> str:
             named = file.duration / av.time_base
             begin = (file.start_time or 0) / av.time_base
             last = begin
-            for packet in file.demux():
-                if packet.pts is not None and packet.time_base is not None:
-                    last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            with contextlib.suppress(av.FFmpegError):  # what is there ends where reading does
+                for packet in file.demux():
+                    if packet.pts is not None and packet.time_base is not None:
+                        last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     except (av.FFmpegError, OSError, ValueError):
         return ""  # whoever decodes it says what is wrong
     there = last - begin

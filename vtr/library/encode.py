@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtr.data.decode import DecodeError, Window, read_frames, read_windows
-from vtr.data.sampling import middle_frames
+from vtr.data.decode import DecodeError, Window, Windows, read_moment, read_windows, reduced_to
 from vtr.data.text import clean_caption
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
@@ -72,7 +71,7 @@ def encoded_texts(model: VideoTextEncoder, texts: Sequence[str]) -> TextFeatures
         return model.encode_text(list(texts))
 
 
-def windows_of(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> Iterator[Window]:
+def windows_of(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> Windows:
     """The windows of a file, each with its frames uint8 (T, 3, S, S).
 
     Raises:
@@ -105,11 +104,11 @@ def embed_file(source: str | Path | bytes, settings: LibrarySettings, model: Vid
     Raises:
         DecodeError: The file gives no frames.
     """
-    windows = ((None, window) for window in windows_of(source, settings, model))
-    parts = [(span, vector) for _, span, vector in encode_windows(model, windows)]
+    windows = windows_of(source, settings, model)
+    parts = [(span, vector) for _, span, vector in encode_windows(model, ((None, window) for window in windows))]
     if not parts:
         raise DecodeError(str(source) if isinstance(source, str | Path) else "upload", "no frames")
-    return Embedded(spans=[s for s, _ in parts], vectors=np.stack([v for _, v in parts]))
+    return Embedded(spans=[s for s, _ in parts], vectors=np.stack([v for _, v in parts]), duration=windows.duration)
 
 
 def frames_of(
@@ -122,11 +121,13 @@ def frames_of(
     isolated: bool = False,
 ) -> Tensor:
     """The frames that stand for a video or an image, or for a part of it: uint8 (T, 3, S, S); see `Searcher.frames_of`."""
-    clip = read_frames(
+    size = model.config.video.image_size
+    clip = read_moment(
         source if isinstance(source, bytes) else media_source(str(source)),
-        lambda n: middle_frames(n, settings.frames),
+        settings.frames,
         start=start,
         end=end,
+        least=reduced_to(size),
         isolated=isolated,
     )
-    return eval_frames(clip.frames, model.config.video.image_size, antialias=model.config.antialias)
+    return eval_frames(clip.frames, size, antialias=model.config.antialias)

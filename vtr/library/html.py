@@ -13,8 +13,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from vtr.data.decode import read_frames
-from vtr.data.sampling import middle_frames
+from vtr.data.decode import read_moment
 from vtr.errors import VtrError
 from vtr.files import write_atomically
 from vtr.library.files import media_source, shown
@@ -110,11 +109,12 @@ def _frames(hit: Hit) -> list[str]:
     """The middle frame of the moment, then one before and one after it; data: addresses of JPEG pictures."""
     still = hit.end <= hit.start
     try:
-        clip = read_frames(
+        clip = read_moment(
             media_source(hit.path),
-            lambda n: middle_frames(n, 3),
+            3,
             start=None if still else hit.start,
             end=None if still else hit.end,
+            least=480,
         )
     except (VtrError, OSError, ValueError):
         return []

@@ -148,7 +148,9 @@ class Ingest:
         if not others:
             return False
         spans, rows = self.store.spans_of(others[0].id)
-        self._record(name, known, seen, Embedded(spans=spans, vectors=self.store.vectors()[rows]))
+        self._record(
+            name, known, seen, Embedded(spans=spans, vectors=self.store.vectors()[rows], duration=others[0].duration)
+        )
         self.report.known += 1
         return True
 
@@ -159,11 +161,14 @@ class Ingest:
         failure = found if isinstance(found, Failure) else None
         spans = [] if isinstance(found, Failure) else found.spans
         vectors = np.zeros((0, self.store.width), np.float32) if isinstance(found, Failure) else found.vectors
+        length = 0.0 if isinstance(found, Failure) else found.duration
         with self.store.change():
             if known:
                 self.store.delete_video(known.id)
             first = self.store.append(vectors) if len(vectors) else 0
-            self.store.insert_video(name, seen, spans, first, crc=checksum(vectors), failure=failure, metadata=metadata)
+            self.store.insert_video(
+                name, seen, spans, first, crc=checksum(vectors), duration=length, failure=failure, metadata=metadata
+            )
         if failure is None:
             self.report.added += 1
             self.report.segments += len(spans)

@@ -21,7 +21,7 @@ HASHED_UP_TO = 32 << 20  # bytes: smaller files are compared by content, larger 
 CACHE_BYTES = 64 << 20  # thumbnails kept in memory
 _FORGET = 60.0  # seconds after which a thumbnail that could not be made is tried again
 _SHARDS = 64  # whose lists of samples are kept
-_DECODE = 15.0  # seconds a thumbnail may take
+_DECODE = 15.0  # seconds without progress after which a thumbnail is given up
 
 # What a browser is told a file is. Anything else is only offered as a download, so that no file of the library, whatever
 # it holds, becomes a page of this server.
@@ -242,7 +242,7 @@ class Thumbnails:
         self._making: dict[tuple[int, int], threading.Lock] = {}
 
     def get(self, moment: Moment, frames: int, width: int) -> bytes:
-        """`frames` pictures of the moment side by side, each at most `width` x `width` pixels.
+        """The moment's first picture, or `frames` of them side by side, each at most `width` x `width` pixels.
 
         Raises:
             Refused: The file is gone or has changed, or gives no picture.
@@ -299,16 +299,17 @@ class Thumbnails:
 def _strip(source: Path | bytes, moment: Moment, count: int, width: int) -> bytes:
     from PIL import Image
 
-    from vtr.data.decode import read_frames
-    from vtr.data.sampling import middle_frames
+    from vtr.data.decode import read_moment
 
     still = moment.end <= moment.start
-    # In this process: the same bytes were decoded here when the file was indexed.
-    clip = read_frames(
+    # One picture is the one that the player shows when it begins there. In this process: the same bytes were decoded
+    # here when the file was indexed.
+    clip = read_moment(
         source,
-        lambda n: middle_frames(n, count),
+        count,
         start=None if still else moment.start,
-        end=None if still else moment.end,
+        end=None if still else moment.start if count == 1 else moment.end,
+        least=width,
         timeout=_DECODE,
         threads=1,
     )

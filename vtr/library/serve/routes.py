@@ -143,7 +143,7 @@ def add_media(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/api/segments/{segment}/thumbnail.jpg", response_class=Response, responses={**refusals, **PICTURE})
     async def thumbnail(segment: Id) -> Response:
-        """The middle frame of a moment, at most 480 pixels wide."""
+        """What the player shows where a moment begins, at most 480 pixels wide."""
         return await picture(segment, 1, 480)
 
     @app.get("/api/segments/{segment}/preview.jpg", response_class=Response, responses={**refusals, **PICTURE})

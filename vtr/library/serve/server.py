@@ -5,7 +5,7 @@ GET  /api/info                           what the library holds, and the limits
 GET  /api/search?q=…&minus=…&where=…      moments for texts
 POST /api/search/clip                    moments like an uploaded clip or image (multipart, field `clip`)
 GET  /api/segments/ID/similar            moments like one of the library
-GET  /api/segments/ID/thumbnail.jpg      its middle frame; preview.jpg: six frames side by side
+GET  /api/segments/ID/thumbnail.jpg      its first frame; preview.jpg: six frames side by side
 GET  /api/videos/ID/file                 the file itself, in byte ranges
 POST /api/login                          a token for a cookie, where the server has one
 """
