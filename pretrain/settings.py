@@ -34,7 +34,8 @@ class RunSettings:
     init_vision: str | None = None
     """Start the video side alone from this model, as the released recipe does from a masked Kinetics-400 run."""
     teacher: str | None = None
-    """CLIP teacher as open_clip ARCHITECTURE/PRETRAINED (default ViT-B-16/openai; the demo trains a small one)."""
+    """CLIP teacher as open_clip ARCHITECTURE/PRETRAINED (default ViT-B-16/openai; the demo trains a small one), or none:
+    the multimodal stage then runs without token alignment and masks, and there is no masked stage."""
     resume: str | None = None
     """`latest`, `best`, or a checkpoint file of this run; any number of ranks and workers may continue it."""
     accept_changes: bool = False

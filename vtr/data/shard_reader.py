@@ -49,7 +49,7 @@ class TarIndex:
         groups = Grouping()
         try:
             size = os.path.getsize(path)
-            for first, end, name in members_of(path):
+            for first, _, end, name in members_of(path):
                 named = split_member(name)
                 if named is None:
                     continue
@@ -204,16 +204,38 @@ def list_files(source: Path) -> list[Path]:
 
 
 def captions_in(shard: str) -> Iterator[str]:
-    """The captions of a shard or a list, in order; its media are passed over.
+    """The captions of a shard or a list, in order; the media of local shards are passed over.
 
     Raises:
         VtrError: It is damaged; captions before the damage have been yielded.
     """
     if shard.startswith(FILES):
         yield from FileList(shard).captions()
-        return
-    for sample in iterate_samples(shard, only=("txt", "json")):
-        yield from sample.captions
+    elif "://" in shard:
+        for sample in iterate_samples(shard):
+            yield from sample.captions
+    else:
+        yield from _local_captions(shard)
+
+
+def _local_captions(shard: str) -> Iterator[str]:
+    groups = Grouping()
+    texts: dict[str, bytes] = {}
+    try:
+        with open(shard, "rb") as file:
+            for _, first, end, name in members_of(shard):
+                named = split_member(name)
+                if named is None:
+                    continue
+                if groups.begins(*named) and texts:
+                    yield from sample_of("", texts).captions
+                    texts = {}
+                if named[1] in ("txt", "json"):
+                    file.seek(first)
+                    texts[named[1]] = file.read(end - first)
+            yield from sample_of("", texts).captions
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise VtrError(f"{shard}: not a readable tar ({error})") from error
 
 
 class ShardCache:

@@ -135,13 +135,10 @@ class Grouping:
         return new
 
 
-def iterate_samples(
-    shard: str, start: int = 0, stop: int | None = None, only: Sequence[str] | None = None
-) -> Iterator[RawSample]:
+def iterate_samples(shard: str, start: int = 0, stop: int | None = None) -> Iterator[RawSample]:
     """Samples `start … stop - 1` of a shard in the order of their keys' first members.
 
-    Members of one key stand next to each other, in any order. Skipped samples are not read, nor members whose extensions
-    are not among `only`.
+    Members of one key stand next to each other, in any order. Skipped samples are not read.
 
     Raises:
         VtrError: The tar is damaged; samples before the damage have been yielded.
@@ -162,7 +159,7 @@ def iterate_samples(
                     before, group, index = named[0], {}, index + 1
                     if stop is not None and index >= stop:
                         return
-                if index >= start and (only is None or named[1] in only):
+                if index >= start:
                     file = tar.extractfile(member)
                     group[named[1]] = file.read() if file else b""
         except (tarfile.TarError, OSError, EOFError) as error:
@@ -228,8 +225,8 @@ def _json_captions(value: object, fault: str) -> tuple[tuple[str, ...], str]:
     return captions, why and f"{why} (its .json)"
 
 
-def members_of(path: str) -> Iterator[tuple[int, int, str]]:
-    """(first byte with headers, end of the content, name) of the plain files of a local tar, in order.
+def members_of(path: str) -> Iterator[tuple[int, int, int, str]]:
+    """(first byte with headers, first and end of the content, name) of the plain files of a local tar, in order.
 
     Raises:
         tarfile.TarError, OSError, EOFError: It cannot be read; members before the damage have been yielded.
@@ -255,7 +252,7 @@ def members_of(path: str) -> Iterator[tuple[int, int, str]]:
                     break
                 end = place + 512 + length
                 if kind != 53:
-                    yield place, end, name
+                    yield place, place + 512, end, name
                 place = end + -end % 512
             else:
                 if place:
@@ -263,7 +260,7 @@ def members_of(path: str) -> Iterator[tuple[int, int, str]]:
     with tarfile.open(path, mode="r:") as tar:
         for member in tar:
             if member.isfile() and member.offset >= place:
-                yield member.offset, member.offset_data + member.size, member.name
+                yield member.offset, member.offset_data, member.offset_data + member.size, member.name
 
 
 def count_samples(shard: str) -> int:
@@ -275,7 +272,7 @@ def count_samples(shard: str) -> int:
                 names = [m.name for m in tar if m.isfile()]
         else:
             size, names = os.path.getsize(shard), []
-            for _, end, name in members_of(shard):
+            for _, _, end, name in members_of(shard):
                 names.append(name)
                 if end > size:
                     raise EOFError(f"{name} is cut off")
@@ -292,7 +289,7 @@ def sample_keys(shard: str, most: int | None = None) -> list[str]:
     keys: list[str] = []
     groups = Grouping()
     with contextlib.suppress(tarfile.TarError, OSError, EOFError):
-        for _, _, name in members_of(shard):
+        for *_, name in members_of(shard):
             named = split_member(name)
             if named is not None and groups.begins(*named):
                 keys.append(named[0])
