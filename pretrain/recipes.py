@@ -9,7 +9,7 @@ from typing import TypedDict
 from vtr.encoders.masking import KINDS
 from vtr.errors import UsageError, unknown_name
 
-_K400_CLIPS = 240_436  # training videos of Kinetics-400, which the paper's masked stage reads 800 times
+K400_CLIPS = 240_436  # training videos of Kinetics-400, which the paper's masked stage reads 800 times
 
 STAGES = ("masked", "multimodal", "unmasked")
 RECIPES = ("clean", "official")
@@ -306,7 +306,7 @@ def recipe(name: str, corpus: str) -> Recipe:
     if corpus == "demo":
         return _demo(base)
     if not Path(corpus).exists():  # a named corpus: its videos are ten to forty times as many as Kinetics-400's
-        clips = base.masked.epochs * _K400_CLIPS
+        clips = base.masked.epochs * K400_CLIPS
         base = replace(base, masked=replace(base.masked, steps=round(clips / base.masked.batch_size)))
     return base
 
@@ -340,5 +340,3 @@ def check(settings: Recipe, stages: tuple[str, ...]) -> None:
             raise UsageError(
                 f"{name}: batch_size {stage.batch_size} and block {stage.block}: expected positive numbers"
             )
-        if stage.batch_size % settings.streams and settings.streams % stage.batch_size:
-            raise UsageError(f"{name}.batch_size {stage.batch_size} does not divide into {settings.streams} streams")

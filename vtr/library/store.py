@@ -66,7 +66,7 @@ class Store(Records):
             raise VtrError(f"{folder}: library.db is missing; restore it, or build the library in another folder")
         self._connection()
         self._create = False
-        self._inode = _inode(self._file)
+        self.identity = _inode(self._file) or (0, 0)  # device and inode of the database
 
     @property
     def _file(self) -> Path:
@@ -85,7 +85,12 @@ class Store(Records):
 
     def check_place(self) -> None:
         """Replaced where the folder holds another database than the one that is open."""
-        if _inode(self._file) != self._inode:
+        now = _inode(self._file)
+        if now is None:
+            raise Replaced(
+                f"{self.folder}: library.db is no longer there (moved, removed, or made anew at this moment)"
+            )
+        if now != self.identity:
             raise Replaced(f"{self.folder} was replaced by another library since it was opened: open it again")
 
     # -- connections --------------------------------------------------------------------------------------------------
@@ -407,8 +412,13 @@ def checksum(vectors: np.ndarray) -> int:
 
 
 def day_of(modified: float | None) -> str | None:
-    """Local date and time of a file's time stamp, ISO 8601."""
-    return None if modified is None else datetime.datetime.fromtimestamp(modified).isoformat(timespec="seconds")
+    """Local date and time of a file's time stamp, ISO 8601; `@SECONDS` for one that no calendar here holds."""
+    if modified is None:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(modified).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"@{modified:.0f}"
 
 
 def folded(text: str) -> str:
