@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import vtr.settings
@@ -84,4 +85,5 @@ def check_numbers(settings: RunSettings) -> None:
 
 def run_folder(settings: RunSettings) -> Path:
     """Where the run is kept."""
-    return settings.out or Path("runs") / Path(settings.corpus).stem
+    name = re.sub(r"[^\w.-]+", "-", Path(settings.corpus).stem).strip("-.")
+    return settings.out or Path("runs") / (name or "own")

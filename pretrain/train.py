@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,9 @@ import torch.distributed as dist
 from accelerate.utils import set_seed
 from torch import nn
 
+from vtr.data.build import ensure_shards, shards_of
 from vtr.data.manifests import Corpus
+from vtr.data.shard_reader import FILES
 from vtr.data.stream import Batch, Positions, Stream, StreamSettings, check_bad, merge_positions
 from vtr.encoders.base import EncoderConfig
 from vtr.encoders.clip_teacher import ClipTeacher
@@ -116,7 +119,7 @@ class Run:
     def prepare_corpus(self) -> None:
         """Find the corpus, and fit the recipe to own data; the demo's is made first."""
         self.corpus = build.prepare_corpus(
-            self.settings.corpus,
+            self._small_copies() or self.settings.corpus,
             self.settings.data_root,
             self.ranks,
             demo_clips=self.settings.demo_clips,
@@ -124,6 +127,11 @@ class Run:
         )
         if not is_fitted(self.settings.corpus, self.corpus):
             return
+        if self.ranks.main and any(s.startswith(FILES) for m in self.corpus.members for s in m.shards):
+            print(
+                "files are read as they are; where the steps `wait` for them, --short-side 256 makes small copies once",
+                file=sys.stderr,
+            )
         self.recipe = fitted(self.recipe, self.corpus, self.stages, given_keys(self.settings.set, self.settings.steps))
         if self.ranks.main:
             print(fit_line(self.recipe, self.corpus, self.stages), file=sys.stderr)
@@ -133,6 +141,28 @@ class Run:
                     "from a trained one (vtr models)",
                     file=sys.stderr,
                 )
+
+    def _small_copies(self) -> str | None:
+        """The shards of a list's or folder's small copies, made by one rank while the others wait; None: not asked for."""
+        settings = self.settings
+        side, source = settings.short_side, Path(settings.corpus)
+        if not side:
+            return None
+        if not (source.is_file() or source.is_dir()) or source.suffix in (".tar", ".toml") or any(source.glob("*.tar")):
+            raise UsageError(f"--short-side {side}: expected --corpus to be a list or a folder of files, not {source}")
+        if side < 16:
+            raise UsageError(f"--short-side {side}: expected 16 pixels or more, or 0")
+        if settings.dry_run:
+            if self.ranks.main:
+                print(
+                    f"a run would first make copies of {side} pixels; measured here on the files themselves",
+                    file=sys.stderr,
+                )
+            return None
+        folder = settings.data_root / "shards"
+        workers = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self.ranks.main_only(lambda: ensure_shards(source, folder, side, workers))
+        return str(shards_of(source, folder, side))
 
     @property
     def identity(self) -> State:

@@ -113,7 +113,7 @@ class FileList:
         """Every caption, without reading media."""
         for path, entry in self.items:
             if entry is None:
-                yield from _beside(path, {}).captions
+                yield from text_beside(path).captions
             elif not entry.bad:
                 yield from entry.captions
 
@@ -128,12 +128,13 @@ class FileList:
             return f"{path}: {error.strerror}" + (f" ({entry.place})" if entry is not None else "")
         extension = path.suffix[1:].lower()
         if entry is None:
-            return replace(_beside(path, {extension: data}), media=data, extension=extension)
+            return replace(text_beside(path), media=data, extension=extension)
         return RawSample(key=str(path), media=data, extension=extension, captions=entry.captions, members=(extension,))
 
 
-def _beside(path: Path, group: dict[str, bytes]) -> RawSample:
-    """A file of a folder as a sample: its captions are in a .txt or .json of the same name, as in a shard."""
+def text_beside(path: Path) -> RawSample:
+    """A file of a folder as a sample without its media: its captions are in a .txt or .json of the same name."""
+    group: dict[str, bytes] = {path.suffix[1:].lower(): b""}
     for extension in ("txt", "json"):
         with contextlib.suppress(OSError):
             group[extension] = path.with_suffix(f".{extension}").read_bytes()
