@@ -1,4 +1,4 @@
-"""The frozen CLIP teacher: patch tokens, frame-averaged CLS and last-layer attention (VIDEOMAMBA.md 3)."""
+"""The frozen CLIP teacher: patch tokens, frame-averaged CLS and last-layer attention (docs/notes/videomamba.md)."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ class DistillHead(nn.Module):
 
 
 def alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """UTA: mean over layers, samples and tokens of 2 - 2 cos (VIDEOMAMBA.md 3). Both (K, B, L, C)."""
+    """UTA: mean over layers, samples and tokens of 2 - 2 cos (docs/notes/videomamba.md). Both (K, B, L, C)."""
     cosine = F.cosine_similarity(student.float(), teacher.float(), dim=-1)
     return (2 - 2 * cosine).mean()
 
 
 def token_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Self-distillation: mean over samples and tokens, CLS included, of 2 - 2 cos (VIDEOMAMBA.md 4.6). Both (B, L, C)."""
+    """Self-distillation (docs/notes/videomamba.md): mean of 2 - 2 cos over samples and tokens with CLS. Both (B, L, C)."""
     return alignment_loss(student, teacher)

@@ -19,7 +19,7 @@ def contrastive_loss(
     siblings: Tensor | None = None,
     sibling_mask: Tensor | None = None,
 ) -> Tensor:
-    """VTC of a whole batch (VIDEOMAMBA.md 5.3).
+    """VTC of a whole batch (docs/notes/videomamba.md, "Losses").
 
     Args:
         video: (G, F, C) unit vectors; the similarity is averaged over F.

@@ -1,4 +1,4 @@
-"""The five masks of masked pretraining (paper Fig. 5, VIDEOMAMBA.md 2), vectorised and seeded. True = dropped."""
+"""The five masks of masked pretraining (Fig. 5, docs/notes/videomamba.md), vectorised and seeded. True = dropped."""
 
 from __future__ import annotations
 

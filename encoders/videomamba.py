@@ -1,4 +1,4 @@
-"""VideoMamba: a bidirectional state-space encoder of images and videos (paper section 3, VIDEOMAMBA.md section 1).
+"""VideoMamba: a bidirectional state-space encoder of images and videos (paper section 3, docs/notes/videomamba.md).
 
 B batch, T frames, P patches of a frame, L tokens, D width, E inner width, N state size.
 """

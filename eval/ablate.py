@@ -39,7 +39,7 @@ class AblateSettings:
     seeds: tuple[int, ...] = (0, 1, 2)
     """One training of every row for each."""
     out: Path = Path("runs/ablate")
-    """TABLE.json, TABLE.md and TABLE.png; trials/ holds what is finished, and is not done again."""
+    """`{table}.json`, `.md` and `.png`; trials/ holds what is finished, and is not done again."""
     steps: int = 500
     """Labelled steps of every row."""
     pretrain_steps: int = 300

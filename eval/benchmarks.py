@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vtr.data.finder import RootIndex, VideoFinder
+from vtr.data.tables import TEXT_SUFFIXES
 from vtr.data.text import clean_caption
 from vtr.errors import VtrError, unknown_name
 from vtr.eval.annotations import Item, read_annotations, read_lines, without_extension
@@ -23,7 +24,7 @@ else:
 
 _FOLDER = manifest("benchmarks")
 _CAPTION_RULES = ("each", "paragraph", "shared", "choices", "class")
-_ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".txt", ".tsv", ".zip")
+_ANNOTATION_SUFFIXES = (*TEXT_SUFFIXES, ".zip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,7 @@ class Benchmark:
     all_texts: int = 0  # likewise
     protocol_hash: str = ""
     root: Path = Path()
+    searched: tuple[Path, ...] = ()  # folders that the videos were looked for in
     annotation: Path = Path()
     format: str = ""
     expected: AnnotationFile | None = None
@@ -136,7 +138,7 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         UsageError: There is no such benchmark.
     """
-    if Path(name).suffix in _ANNOTATION_SUFFIXES:
+    if Path(name).suffix.lower() in _ANNOTATION_SUFFIXES:
         entry = AnnotationFile(file=str(Path(name).resolve()))
         return Protocol(name=Path(name).stem, annotation=(entry,))
     path = _FOLDER / f"{name}.toml"
@@ -162,7 +164,8 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
 
     Args:
         name: A benchmark, `NAME=FILE` to choose its annotation file, or an annotation file alone.
-        data_root: Annotation and videos lie anywhere under it.
+        data_root: Annotation and videos lie anywhere under it; videos of an annotation file that was given may lie
+            beside it too.
         paragraph: Join a video's captions, whatever the protocol says (a reproduction switch).
 
     Raises:
@@ -185,7 +188,9 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
         raise VtrError(
             f"{protocol.name}: {path} is a list of videos without captions; expected an annotation file. {protocol.obtain}"
         )
-    found, notes = VideoFinder(root, protocol.videos).find_all(video for item in items for video in item.videos)
+    names = [video for item in items for video in item.videos]
+    given = path.is_absolute() and entry.file == str(path)
+    found, notes, roots = find_videos(names, root, protocol.videos, path.parent if given else None)
     present = [video for video, file_path in found.items() if file_path is not None]
     built = _build(protocol, items, {video: i for i, video in enumerate(present)}, root)
     described = data_root / protocol.description if protocol.description else None
@@ -196,16 +201,47 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
         missing=tuple(video for video, file_path in found.items() if file_path is None),
         notes=notes,
         total=len(found),
-        all_texts=len(_build(protocol, items, {video: i for i, video in enumerate(found)}, root)["captions"]),
+        all_texts=len(_build(protocol, items, {video: i for i, video in enumerate(found)}, root).captions),
         protocol_hash=_hash(protocol, items),
         root=data_root,
+        searched=roots,
         annotation=path,
         format=format_name,
         expected=entry,
         pairs=data_root / protocol.pairs if protocol.pairs else None,
         ceilings=ceilings,
-        **built,
+        captions=built.captions,
+        text_truth=built.text_truth,
+        video_truth=built.video_truth,
+        options=built.options,
+        classes=built.classes,
     )
+
+
+def find_videos(
+    names: Sequence[str], root: RootIndex, folders: Sequence[str], beside: Path | None
+) -> tuple[dict[str, Path | None], dict[str, str], tuple[Path, ...]]:
+    """Files by name, notes on names without one, and where they were looked for: the data root, then `beside`.
+
+    A whole path in a file that was given (`beside`) is the file that it names.
+    """
+    if beside is None or root.folder.is_dir():
+        found, notes = VideoFinder(root, folders).find_all(names)
+        searched = [root.folder]
+    else:
+        found, notes, searched = dict.fromkeys(names), {}, []
+    absent = [name for name, path in found.items() if path is None and name not in notes]
+    if beside is not None and absent and root.folder.resolve() not in (beside.resolve(), *beside.resolve().parents):
+        searched.append(beside)
+        # All names, so that none takes the file of one that was found elsewhere.
+        there, more = VideoFinder(RootIndex(beside)).find_all(found)
+        found |= {name: there[name] for name in absent}
+        notes |= {name: more[name] for name in absent if name in more}
+    for name in found if beside is not None else ():
+        if Path(name).is_absolute() and Path(name).is_file():
+            found[name] = Path(name)
+            notes.pop(name, None)
+    return found, notes, tuple(searched)
 
 
 def _annotation(protocol: Protocol, root: RootIndex) -> tuple[Path, AnnotationFile]:
@@ -234,7 +270,18 @@ def _queries(protocol: Protocol, item: Item) -> tuple[str, ...]:
     return item.captions
 
 
-def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: RootIndex) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """The fields of a `Benchmark` that tell its texts."""
+
+    captions: tuple[str, ...]
+    text_truth: tuple[tuple[int, ...], ...]
+    video_truth: tuple[tuple[int, ...], ...]
+    options: tuple[tuple[int, ...], ...]
+    classes: tuple[str, ...]
+
+
+def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: RootIndex) -> _Texts:
     """Texts and their right videos; a text whose videos are all missing is left out."""
     captions: list[str] = []
     text_truth: list[tuple[int, ...]] = []
@@ -286,13 +333,13 @@ def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: R
                     add(text, right)
         for text, shared in merged.items():
             add(text, dict.fromkeys(shared))
-    return {
-        "captions": tuple(captions),
-        "text_truth": tuple(text_truth),
-        "video_truth": tuple(map(tuple, video_truth)),
-        "options": tuple(options) if protocol.captions == "choices" else (),
-        "classes": classes,
-    }
+    return _Texts(
+        captions=tuple(captions),
+        text_truth=tuple(text_truth),
+        video_truth=tuple(map(tuple, video_truth)),
+        options=tuple(options) if protocol.captions == "choices" else (),
+        classes=classes,
+    )
 
 
 def _hash(protocol: Protocol, items: list[Item]) -> str:

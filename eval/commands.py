@@ -132,6 +132,7 @@ def check(settings: CheckSettings) -> int:
             "paper_queries": protocol.paper_queries,
             "decoded": not settings.no_decode,
             "missing": benchmark.lacking,
+            "searched": [str(folder) for folder in benchmark.searched],
             "broken": broken,
         }
         print(json.dumps(row) if settings.json else _report(row, protocol.obtain, settings), flush=True)
@@ -149,12 +150,14 @@ def _broken(benchmark: Benchmark, workers: int) -> dict[str, str]:
     protocol = benchmark.protocol
 
     def reason(path: Path) -> str | None:
+        why = cut_off(path)
+        if why:
+            return f"{path}: {why}"
         try:
             read_frames(path, lambda n: middle_frames(n, protocol.frames), end=protocol.trim_seconds)
         except (DecodeError, OSError) as error:
             return str(error)
-        why = cut_off(path)
-        return f"{path}: {why}" if why else None
+        return None
 
     with ThreadPoolExecutor(workers) as pool:
         found = tqdm(
@@ -190,6 +193,7 @@ def _report(row: dict[str, Any], obtain: str, settings: CheckSettings) -> str:
         if len(shown) < len(names):
             lines.append(f"    and {len(names) - len(shown)} more (--all)")
     if row["missing"]:
+        lines.append(f"  looked   under {', '.join(row['searched'])} (--data-root)")
         lines.append(f"  obtain   {obtain}")
     return "\n".join(lines)
 

@@ -84,7 +84,7 @@ def evaluate(
         tokens=top > 0,
         workers=options.workers,
     )
-    missing = [f"missing: {name}" for name in benchmark.missing]
+    missing = [f"missing: {name}" for name in benchmark.lacking]
     ranks.together(lambda: _enough(benchmark, missing, benchmark.videos, options.allow_missing))
     with tempfile.TemporaryDirectory() as temporary:
         work = WorkFolder(_work_folder(options.work or Path(temporary), model, benchmark, settings))
@@ -99,7 +99,13 @@ def _enough(benchmark: Benchmark, problems: Sequence[str], usable: Sequence[obje
     if problems and not allowed:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         text = f"{benchmark.name}: {len(problems)} of {benchmark.total} videos can't be used ({shown})"
-        raise VtrError(lambda say: f"{text}; {say.name('allow_missing')} goes on without them")
+        where = ", ".join(map(str, benchmark.searched))
+        raise VtrError(
+            lambda say: (
+                f"{text}; they were looked for under {where}: {say.name('data_root')} says where else, "
+                f"{say.name('allow_missing')} goes on without them"
+            )
+        )
     if not usable:
         raise VtrError(f"{benchmark.name}: none of its {benchmark.total} videos can be used")
 

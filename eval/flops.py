@@ -70,7 +70,7 @@ class Printed:
     pixels: int
     params: float  # millions
     flops: float  # 10^9
-    exact_params: float | None = None  # millions, counted on the official code (VIDEOMAMBA.md 1.1)
+    exact_params: float | None = None  # millions, counted on the official code (docs/notes/videomamba.md)
     note: str = ""
 
 

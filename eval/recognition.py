@@ -167,13 +167,13 @@ def merged(results: Sequence[ViewScore]) -> tuple[list[str], Tensor, Tensor]:
 
 
 def metrics(labels: Tensor, scores: Tensor, classes: int) -> dict[str, float]:
-    """top1 and top5 in percent, or the mean squared error of a regression. Ties count as wrong half of the time."""
+    """top1 and (of more than five classes) top5 in percent, or the mean squared error of a regression; ties count fairly."""
     if not classes:
         return {"mse": float(((scores[:, 0] - labels) ** 2).mean())}
     own = scores.gather(1, labels.long()[:, None])
     above, equal = (scores > own).sum(1), (scores == own).sum(1) - 1
     found = {}
-    for k in (1, 5):
+    for k in (1, 5) if classes > 5 else (1,):
         # Of the `equal` classes with the same score, any may come first.
         share = ((k - above).clamp(min=0).double() / (equal + 1)).clamp(max=1)
         found[f"top{k}"] = 100 * float(share.mean())

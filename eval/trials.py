@@ -103,7 +103,7 @@ def train(
 
     Args:
         view: What the model sees of a clip (all frames, the middle one, shuffled ones), in training and testing.
-        teacher: A trained classifier whose tokens guide the student's (self-distillation, VIDEOMAMBA.md 4.6).
+        teacher: A trained classifier whose tokens guide the student's (self-distillation, docs/notes/videomamba.md).
         teacher_until: Share of the steps after which it stops doing so.
         tell: Called with (steps done, steps).
     """

@@ -20,6 +20,7 @@ from vtr.data.remote import remote_is_there
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
 from vtr.errors import UsageError, VtrError, reports_errors
 from vtr.pretrain.loop import memory_gib
+from vtr.pretrain.objectives import objectives_of
 from vtr.pretrain.objectives.matching import match_reach
 from vtr.pretrain.recipes import STAGES, Recipe, Stage, recipe
 
@@ -96,7 +97,8 @@ def plan_media(corpus: Corpus, settings: StreamSettings, media: str, epoch: int 
     )
 
 
-def _reads(chosen: Recipe, stage: Stage, workers: int) -> StreamSettings:
+def reads(chosen: Recipe, stage: Stage, workers: int) -> StreamSettings:
+    """How a stage reads a corpus, as far as the order of samples depends on it."""
     share = stage.video_share
     return StreamSettings(
         batch_size=stage.batch_size,
@@ -117,8 +119,15 @@ def check_stages(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks:
     """
     for name in stages:
         stage: Stage = getattr(chosen, name)
-        settings = _reads(chosen, stage, 1)
+        settings = reads(chosen, stage, 1)
         try:
+            if not any(m.captioned for m in corpus.members) and any(
+                o.needs_text for o in objectives_of(stage).values()
+            ):
+                raise VtrError(
+                    f"corpus {corpus.name} has no captions: give a list of files and captions (CSV, JSONL …) or put a .txt "
+                    "beside each file; without captions only the masked stage trains (--stage masked)"
+                )
             owned_streams(settings, 0, ranks)
             for media in media_weights(corpus, settings):
                 MediaOrder([m for m in corpus.members if m.media in (media, "auto")], settings, media)
@@ -132,8 +141,12 @@ def stage_steps(stage: Stage, corpus: Corpus) -> int:
     """Steps of a stage: as set, else its epochs over what it reads."""
     if stage.steps:
         return stage.steps
-    total = sum(member.samples for member in corpus.members if stage.video_share < 1 or member.media != "image")
-    return max(1, round(stage.epochs * total / stage.batch_size))
+    return max(1, round(stage.epochs * stage_samples(stage, corpus) / stage.batch_size))
+
+
+def stage_samples(stage: Stage, corpus: Corpus) -> int:
+    """Samples that a stage reads in an epoch: all, or the videos."""
+    return sum(member.samples for member in corpus.members if stage.video_share < 1 or member.media != "image")
 
 
 def plan(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks: int, workers: int) -> str:
@@ -146,7 +159,7 @@ def plan(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks: int, wo
     counted: dict[tuple, MediaPlan] = {}
     for name in stages:
         stage: Stage = getattr(chosen, name)
-        settings = _reads(chosen, stage, workers)
+        settings = reads(chosen, stage, workers)
         own = [len(owned_streams(settings, rank, ranks)) for rank in range(ranks)]
         used_workers = min(workers, own[0])
         steps = stage_steps(stage, corpus)

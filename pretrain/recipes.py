@@ -9,7 +9,7 @@ from typing import TypedDict
 from vtr.encoders.masking import KINDS
 from vtr.errors import UsageError, unknown_name
 
-_K400_CLIPS = 240_436  # training videos of Kinetics-400, which the paper's masked stage reads 800 times
+K400_CLIPS = 240_436  # training videos of Kinetics-400, which the paper's masked stage reads 800 times
 
 STAGES = ("masked", "multimodal", "unmasked")
 RECIPES = ("clean", "official")
@@ -112,7 +112,7 @@ class Difference:
     setting: str = ""  # the key of `Recipe` that decides, "" where both recipes do the same
 
 
-# `official` reproduces the released scripts (VIDEOMAMBA.md 1.7, 1.10, 4.1, 5.3 to 5.10, 7.3) with the hyperparameters of
+# `official` reproduces the released scripts (docs/notes/videomamba.md) with the hyperparameters of
 # the paper's Table II; this table is the one place that says where `clean` departs from it, and why.
 DIFFERENCES = (
     Difference(
@@ -306,7 +306,7 @@ def recipe(name: str, corpus: str) -> Recipe:
     if corpus == "demo":
         return _demo(base)
     if not Path(corpus).exists():  # a named corpus: its videos are ten to forty times as many as Kinetics-400's
-        clips = base.masked.epochs * _K400_CLIPS
+        clips = base.masked.epochs * K400_CLIPS
         base = replace(base, masked=replace(base.masked, steps=round(clips / base.masked.batch_size)))
     return base
 
@@ -340,5 +340,3 @@ def check(settings: Recipe, stages: tuple[str, ...]) -> None:
             raise UsageError(
                 f"{name}: batch_size {stage.batch_size} and block {stage.block}: expected positive numbers"
             )
-        if stage.batch_size % settings.streams and settings.streams % stage.batch_size:
-            raise UsageError(f"{name}.batch_size {stage.batch_size} does not divide into {settings.streams} streams")

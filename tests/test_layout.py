@@ -1,4 +1,4 @@
-"""The house: every code folder is in the wheel, and nothing of ours can be mistaken for another top-level package."""
+"""The house: every folder is in the wheel, imports go one way, nothing hides or grows too long, cited pages exist."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from tests import house
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
 FOLDERS = ("vtr", "encoders", "kernels", "pretrain", "eval", "data_manifests")
+# What a change may not make worse.
+MOST_DEFERRED = 0.16  # share of imports inside functions: only to delay something heavy
+MOST_ANY = 9  # a thousand lines
+LONGEST_FUNCTION = 80
+LONGEST_FILE = 640
 OURS_TOP_LEVEL = {"encoders", "kernels", "pretrain", "eval", "data_manifests"}
 
 
@@ -75,3 +82,77 @@ def test_an_entry_script_runs_from_a_checkout_that_is_not_installed(repo: Path, 
     )
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def sources(repo: Path) -> dict[Path, house.Source]:
+    return house.read(repo)
+
+
+def test_imports_go_one_way_through_the_layers(sources: dict[Path, house.Source]) -> None:
+    assert "\n".join(house.wrong_ways(sources)) == "", "docs/architecture.md says who may import whom"
+
+
+def test_no_files_import_each_other_in_a_circle(sources: dict[Path, house.Source]) -> None:
+    assert "\n".join(house.circles(sources)) == "", "move what both need into a file below them"
+
+
+def test_imports_inside_functions_are_the_exception(sources: dict[Path, house.Source]) -> None:
+    inside = sorted((len(s.deferred), f"{s.path}:{s.deferred[0]}") for s in sources.values() if s.deferred)
+    share = sum(count for count, _ in inside) / sum(s.statements for s in sources.values())
+    assert share <= MOST_DEFERRED, f"{share:.1%} of imports are inside functions; most in {inside[-5:]}"
+
+
+def test_any_is_the_exception(sources: dict[Path, house.Source]) -> None:
+    found = sorted((len(s.anys), f"{s.path}:{s.anys[0]}") for s in sources.values() if s.anys)
+    rate = 1000 * sum(count for count, _ in found) / sum(s.lines for s in sources.values())
+    assert rate <= MOST_ANY, f"{rate:.1f} `Any` a thousand lines; most in {found[-5:]}"
+
+
+def test_no_function_and_no_file_is_too_long(sources: dict[Path, house.Source]) -> None:
+    long = [f"{s.path}: {s.lines} lines" for s in sources.values() if s.lines > LONGEST_FILE]
+    long += [
+        f"{s.path}:{line}: {name} has {length} lines"
+        for s in sources.values()
+        for name, line, length in s.functions
+        if length > LONGEST_FUNCTION
+    ]
+    assert long == []
+
+
+def test_every_page_that_is_cited_is_there(repo: Path) -> None:
+    kinds = {".py", ".c", ".cu", ".cuh", ".toml", ".yaml", ".yml", ".md", ".html", ".sh"}
+    tracked = subprocess.run(["git", "ls-files"], cwd=repo, capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )
+    files = [repo / name for name in tracked if Path(name).suffix in kinds and name != "tests/test_layout.py"]
+    if not files:
+        pytest.skip("not a git checkout")
+    assert "\n".join(house.absent_pages(repo, iter(files))) == ""
+
+
+def test_the_house_s_rules_see_what_breaks_them(tmp_path: Path) -> None:
+    """On a small house with one fault of each kind."""
+    files = {
+        "vtr/__init__.py": "",
+        "vtr/errors.py": "",
+        "vtr/data/__init__.py": "",
+        "vtr/data/a.py": "import vtr.errors\n\ndef f():\n    from vtr.data.b import g\n",
+        "vtr/data/b.py": "from typing import Any\nfrom vtr.data.a import f\nx: Any = 1\n",
+        "kernels/k.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import vtr.models.m\n",
+        "vtr/models/__init__.py": "",
+        "vtr/models/m.py": "import vtr.kernels.k\n",
+        "encoders/e.py": '# docs/gone.md\n# docs/here.md, "Below"\n# docs/here.md, "Above"\nfrom vtr.models import m\n',
+        "docs/here.md": "# Here\n\n## Below\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    sources = house.read(tmp_path)
+    assert house.wrong_ways(sources) == ["encoders/e.py:4: encoders may not import models (vtr/models/m.py)"]
+    assert house.circles(sources) == ["vtr/data/b.py:2: imports vtr/data/b.py <- vtr/data/a.py, a circle"]
+    assert (sources[Path("vtr/data/a.py")].deferred, sources[Path("vtr/data/b.py")].anys) == ([4], [3])
+    assert house.absent_pages(tmp_path, iter([tmp_path / "encoders/e.py"])) == [
+        "encoders/e.py:1: cites docs/gone.md, which is not there",
+        "encoders/e.py:3: docs/here.md has no heading 'Above'",
+    ]

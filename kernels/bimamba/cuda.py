@@ -86,7 +86,7 @@ class Cut:
     """How a call is cut into blocks.
 
     A warp issues one exp2 per lane every 8 cycles of a multiprocessor's quarter, and each thread has 16 of them at hand
-    per token, so about eight warps a multiprocessor keep its special-function units busy (KERNELS.md 1.3, 1.4).
+    per token, so about eight warps a multiprocessor keep its special-function units busy (docs/notes/kernels.md).
     """
 
     one_direction: bool  # a launch per direction, the second adds and gates; else both at once and a pass that does

@@ -58,7 +58,7 @@ def mask_tokens(
     vocab_size: int,
     seeds: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Choose tokens to predict: 80 % [MASK], 10 % random, 10 % unchanged; never PAD or CLS (VIDEOMAMBA.md 5.3).
+    """Choose tokens to predict: 80 % [MASK], 10 % random, 10 % unchanged; never PAD or CLS (docs/notes/videomamba.md).
 
     Args:
         ids, attention_mask: (B, L).

@@ -20,30 +20,66 @@ from vtr.pretrain.recognition.tasks import Task, TuneRecipe
 from vtr.pretrain.stop import ignore_interrupts
 
 
-def load_splits(settings: TuneSettings, task: Task) -> dict[str, Split]:
-    """train, val and test as far as they are there; val and test stand in for each other."""
-    root = Path(settings.data) if settings.data else settings.data_root / settings.task
+def load_splits(settings: TuneSettings, task: Task, classes: int, names: tuple[str, ...] = ()) -> dict[str, Split]:
+    """train, val and test as far as they are there; val and test stand in for each other.
+
+    Args:
+        classes: The recipe's number of them: 0 = regression, -1 = as many as the training list has.
+        names: Of own data: the classes by number, where a trained model has them.
+
+    Raises:
+        VtrError: A split that is needed is not there, lacks files, or has labels out of range.
+    """
     lists = {"train": settings.train, "val": settings.val, "test": settings.test}
+    root = Path(settings.data) if settings.data else settings.data_root / settings.task
+    beside = next((path.parent for path in lists.values() if path is not None), None)
+    if task.layout == "own" and settings.data is None and beside is not None:
+        root = beside
     part = settings.task.partition("-")[2]
     wanted = ("test",) if settings.test_only else ("train", "val", "test")
     found: dict[str, Split] = {}
+    lacking: list[str] = []
     for name in wanted:
         try:
-            found[name] = load_split(task.layout, root, name, file=lists[name], part=part)
-        except VtrError:
-            if name == "train" or lists[name] is not None:
+            found[name] = load_split(task.layout, root, name, file=lists[name], part=part, names=names)
+        except VtrError as error:
+            if name == "train" or lists[name] is not None or root.joinpath(f"{name}.csv").is_file():
                 raise
+            lacking.append(str(error))
+            continue
+        names = names or found[name].names
     if not set(found) & {"val", "test"}:
-        raise VtrError(f"{root}: neither a val nor a test split of {task.layout}; give --val LIST or --test LIST")
+        raise VtrError(f"neither a val nor a test split: give --val LIST or --test LIST ({'; '.join(lacking)})")
     for name, other in (("val", "test"), ("test", "val")):
         if name not in found and other in found:
             found[name] = found[other]
     for name, split in found.items():
-        _check(name, split, settings, task)
+        _check(name, split, settings, classes)
     return found
 
 
-def _check(name: str, split: Split, settings: TuneSettings, task: Task) -> None:
+def number_of_classes(splits: dict[str, Split]) -> int:
+    """Classes of own data: those that the training list (in a test alone, the test list) has.
+
+    Raises:
+        VtrError: It has fewer than two.
+    """
+    split = splits.get("train") or splits["test"]
+    count = len(split.names) or 1 + round(max(item.label for item in split.items))
+    if count < 2:
+        raise VtrError(f"{split.source}: a single class; expected two or more")
+    return count
+
+
+def shared_files(splits: dict[str, Split], one: str, other: str) -> int:
+    """How many files of split `one` are in split `other` as well."""
+    if not {one, other} <= splits.keys():
+        return 0
+    known = {item.path.resolve() for item in splits[other].items}
+    return len({path for item in splits[one].items if (path := item.path.resolve()) in known})
+
+
+def _check(name: str, split: Split, settings: TuneSettings, classes: int) -> None:
     if split.missing and not settings.allow_missing:
         raise VtrError(
             f"{name} ({split.source}): {len(split.missing)} of {len(split.missing) + len(split.items)} files are "
@@ -51,12 +87,19 @@ def _check(name: str, split: Split, settings: TuneSettings, task: Task) -> None:
         )
     if not split.items:
         raise VtrError(f"{name} ({split.source}): none of its files is there, first {split.missing[0]}")
+    if not classes:
+        return
     worst = max((i.label for i in split.items), default=0)
-    bad = [i for i in split.items if task.classes and not (0 <= i.label < task.classes and i.label == int(i.label))]
+    most = classes if classes > 0 else float("inf")
+    bad = [i for i in split.items if not (0 <= i.label < most and i.label == int(i.label))]
+    if bad and classes < 0:
+        raise VtrError(
+            f"{name} ({split.source}): {bad[0].name} has label {bad[0].label:g}; expected words, or whole numbers from 0"
+        )
     if bad:
         raise VtrError(
             f"{name} ({split.source}): {bad[0].name} has label {bad[0].label:g}; {settings.task} has classes 0 to "
-            f"{task.classes - 1} (highest label in the list: {worst:g})"
+            f"{classes - 1} (highest label in the list: {worst:g}; --set classes=… for another number, --task own for words)"
         )
 
 

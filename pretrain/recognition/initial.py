@@ -29,8 +29,12 @@ def check_size(size: str) -> None:
         raise unknown_name("model", size, (*named_encoders(), "demo"))
 
 
-def build_model(size: str, recipe: TuneRecipe) -> RecognitionModel:
-    """An untrained `RecognitionModel` of a named size for a recipe."""
+def build_model(size: str, recipe: TuneRecipe, names: tuple[str, ...] = ()) -> RecognitionModel:
+    """An untrained `RecognitionModel` of a named size for a recipe.
+
+    Args:
+        names: Of the classes, where they have names.
+    """
     base: EncoderConfig = find_encoder(size) if size != "demo" else VideoMambaConfig(dim=96, depth=4, image_size=64)
     if recipe.pixels % base.patch_size:
         raise UsageError(f"pixels {recipe.pixels}: expected a multiple of the patch size {base.patch_size}")
@@ -44,7 +48,7 @@ def build_model(size: str, recipe: TuneRecipe) -> RecognitionModel:
     )
     if isinstance(video, VideoMambaConfig):
         video = dataclasses.replace(video, temporal=recipe.frames > 1)
-    return RecognitionModel(RecognitionConfig(video=video))
+    return RecognitionModel(RecognitionConfig(video=video, class_names=names))
 
 
 def sees_time(config: EncoderConfig) -> bool:

@@ -26,7 +26,7 @@ def layer_number(encoder: VideoEncoder, name: str, rule: str) -> int:
     """Which layer an encoder's parameter belongs to: 0 for the embeddings, 1 … depth, depth + 1 for norm and head.
 
     The released rule knows only cls_token, pos_embed and patch_embed: everything else counts as the head
-    (VIDEOMAMBA.md 4.3; their fix "does not help" and was reverted).
+    (docs/notes/videomamba.md, "Layer decay"; their fix "does not help" and was reverted).
     """
     if rule == "released":
         return 0 if name.split(".")[0] in _EMBEDDINGS else len(encoder.blocks) + 1

@@ -11,15 +11,18 @@ class TuneSettings:
     """Fine-tune on a recognition task, or for retrieval."""
 
     task: str
-    """imagenet, k400, ssv2, breakfast, coin, lvu-relation|speak|scene|director|genre|writer|year|like|view, retrieval."""
+    """imagenet, k400, ssv2, breakfast, coin, lvu-relation|speak|scene|director|genre|writer|year|like|view; own: your
+    classes; retrieval."""
     data: str | None = None
-    """Folder of the data set (default data/TASK); of retrieval: msrvtt, didemo, anet, lsmdc or msvd."""
+    """Folder of the data set (default data/TASK); of own: where its files are, if not beside the lists; of retrieval:
+    msrvtt, didemo, anet, lsmdc or msvd."""
     train: Path | None = None
-    """List `path label` of the training split, instead of the data set's own layout."""
+    """List `path label` of the training split, instead of the data set's own layout (own: words may be labels; retrieval:
+    an annotation file of videos and captions, with or without --data)."""
     val: Path | None = None
     """List of the validation split."""
     test: Path | None = None
-    """List of the test split."""
+    """List of the test split (retrieval: an annotation file)."""
     model: str | None = None
     """tiny (default), small, middle, base, or demo: narrow, 64 pixels. Retrieval: that of --init."""
     recipe: str = "paper"

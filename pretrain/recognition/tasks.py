@@ -25,13 +25,13 @@ class TuneRecipe:
         order: "augment first" (video scripts) or "crop first" (image scripts).
         sampling: "segments" (Kinetics) or "ssv2".
         decay_rule: "right": layer decay by depth; "released": only the embeddings decay, the layers do not
-            (VIDEOMAMBA.md 4.3).
+            (docs/notes/videomamba.md, "Layer decay").
         views: Segments x crops of the test.
         window, window_stride: Seconds; long videos are cut into windows (LVU), 0 = whole.
         crop_ratio: Images: share of the resized short side that the test crop covers.
         self_distill: The recipe guides the model by a smaller trained one (--teacher).
         start: What the weights start from, in words; the file is given with --init.
-        classes: 0 = regression.
+        classes: 0 = regression, -1 = as many as the training list has.
     """
 
     frames: int = 8
@@ -83,7 +83,7 @@ class Task:
     Attributes:
         name: As in --task.
         layout: How its data set lies on disk (`vtr.data.recognition.LAYOUTS`).
-        classes: 0 = regression.
+        classes: 0 = regression, -1 = as many as the training list has.
     """
 
     name: str
@@ -96,8 +96,8 @@ class Task:
 
 
 def task_names() -> list[str]:
-    """Every task of recognition, in the paper's order."""
-    return ["imagenet", "k400", "ssv2", "breakfast", "coin", *(f"lvu-{name}" for name in _table("lvu")["tasks"])]
+    """Every task of recognition, in the paper's order, and own data."""
+    return ["imagenet", "k400", "ssv2", "breakfast", "coin", *(f"lvu-{name}" for name in _table("lvu")["tasks"]), "own"]
 
 
 def _table(name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+import vtr.models.load
 import vtr.settings
 from vtr.data.recognition import Item, Split, windows
 from vtr.encoders.registry import config_to_dict
@@ -20,9 +21,18 @@ from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.eval.recognition import ViewScore, merged, metrics, report, score_views, write_views
 from vtr.files import write_atomically
 from vtr.models.recognition import RecognitionModel
-from vtr.pretrain.join import call_facts, check_joining, join, trackers_begin
+from vtr.pretrain.join import call_facts, check_joining, join, say_how, trackers_begin
 from vtr.pretrain.loop import Bench, Loop, Schedule
-from vtr.pretrain.recognition.data import Clips, Order, Sample, batches, load_splits, loader
+from vtr.pretrain.recognition.data import (
+    Clips,
+    Order,
+    Sample,
+    batches,
+    load_splits,
+    loader,
+    number_of_classes,
+    shared_files,
+)
 from vtr.pretrain.recognition.initial import build_model, check_size, initialise
 from vtr.pretrain.recognition.layer_decay import RULES, Group, parameter_groups
 from vtr.pretrain.recognition.losses import Guide, TuneLosses
@@ -90,11 +100,14 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     ranks = join(settings, out)
     if watch is not None:
         watch.start()
-    splits = load_splits(settings, task)
+    names = class_names(settings) if task.layout == "own" and settings.test_only else ()
+    splits = load_splits(settings, task, chosen.classes, names)
     if ranks.main:
         print(describe(settings, task, chosen, splits), file=sys.stdout if settings.dry_run else sys.stderr)
+    say_how(ranks)
+    chosen = settled(chosen, splits)
     set_seed(chosen.seed)
-    model = build_model(settings.model or "tiny", chosen)
+    model = build_model(settings.model or "tiny", chosen, splits["test"].names)
     said = initialise(model, settings, chosen)
     if ranks.main:
         for line in said:
@@ -102,7 +115,6 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     model.to(ranks.device)
     model.encoder.checkpointing = settings.checkpointing
     run = Tuning(settings, chosen, model, ranks, out, splits)
-    trackers_begin(ranks)
     if ranks.size > 1:
         for value in model.state_dict().values():
             dist.broadcast(value, 0)
@@ -120,6 +132,39 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     return out
 
 
+def settled(recipe: TuneRecipe, splits: dict[str, Split]) -> TuneRecipe:
+    """The recipe as the data have it: the number of own classes, and no larger batch than there are items."""
+    classes = recipe.classes if recipe.classes >= 0 else number_of_classes(splits)
+    if "train" not in splits:
+        return dataclasses.replace(recipe, classes=classes)
+    count = len(items_of(splits["train"], recipe))
+    return dataclasses.replace(recipe, classes=classes, batch_size=min(recipe.batch_size, count))
+
+
+def items_of(split: Split, recipe: TuneRecipe) -> list[Item]:
+    """The items of a split; long videos in windows where the recipe has them."""
+    return [w for i in split.items for w in windows(i, recipe.window, recipe.window_stride)]
+
+
+def class_names(settings: TuneSettings) -> tuple[str, ...]:
+    """The names of the classes that a trained model knows, in a test of own data."""
+    if settings.init is None:
+        return ()
+    config = getattr(vtr.models.load.load(settings.init, "cpu"), "config", None)
+    return tuple(getattr(config, "class_names", ()))
+
+
+def selection(splits: dict[str, Split]) -> str:
+    """What the best checkpoint is chosen on, and what that means for the test."""
+    same = shared_files(splits, "test", "val")
+    source = splits["val"].source
+    if not same:
+        return f"best of the validations on {source}, which shares no file with the test"
+    whole = len({item.path.resolve() for item in splits["test"].items})
+    what = "the test split itself" if same == whole else f"{same} of the {whole} test files"
+    return f"best of the validations on {what} ({source}): its score is optimistic; give both --val and --test"
+
+
 def describe(settings: TuneSettings, task: Task, recipe: TuneRecipe, splits: dict[str, Split]) -> str:
     """What will be done, as text: data found, recipe, where the paper and the released scripts differ."""
     lines = [f"{settings.task}: {task.about}; {settings.model or 'tiny'}, recipe {settings.recipe} ({task.sources})"]
@@ -127,18 +172,27 @@ def describe(settings: TuneSettings, task: Task, recipe: TuneRecipe, splits: dic
         missing = f", {len(split.missing)} missing" if split.missing else ""
         named = f", {split.classes} classes named" if split.classes else ""
         lines.append(f"  {name:<6} {len(split.items)} items{missing}{named}, from {split.source}")
+    for name in ("val", "test"):
+        same = shared_files(splits, name, "train")
+        if same:
+            lines.append(f"  note: {same} of the {len(splits[name].items)} {name} files are in the training list too")
+    if {"train", "val", "test"} <= splits.keys():
+        lines.append(f"  checkpoint     {selection(splits)}")
+    asked, recipe = recipe, settled(recipe, splits)
     values = dataclasses.asdict(recipe)
     if settings.recipe == "paper":
         _, other = resolve(dataclasses.replace(settings, recipe="released"))
     else:
         _, other = resolve(dataclasses.replace(settings, recipe="paper"))
-    others = dataclasses.asdict(other)
+    others = dataclasses.asdict(settled(other, splits))
     word = "released" if settings.recipe == "paper" else "paper"
     for key, value in values.items():
         differs = f"   ({word}: {others[key]})" if others[key] != value else ""
         lines.append(f"  {key:<14} {value}{differs}")
+    cut = "" if recipe.batch_size == asked.batch_size else f", all that the list has of the recipe's {asked.batch_size}"
     lines.append(
-        f"  learning rate  {recipe.lr * recipe.scale:.3g} for {recipe.batch_size} x {recipe.repeats} clips a step"
+        f"  learning rate  {recipe.lr * recipe.scale:.3g} for {recipe.batch_size} x {recipe.repeats} clips a step{cut} "
+        f"(lr {recipe.lr:g} is for {recipe.lr_batch})"
     )
     return "\n".join(lines)
 
@@ -157,10 +211,11 @@ class Tuning:
     ) -> None:
         self.settings, self.recipe, self.model, self.ranks = settings, recipe, model, ranks
         self.out, self.splits = out, splits
+        self.selection = "the last"  # how the checkpoint that is tested was chosen
 
     def items(self, split: str) -> list[Item]:
         """The items of a split; long videos in windows where the recipe has them."""
-        return [w for i in self.splits[split].items for w in windows(i, self.recipe.window, self.recipe.window_stride)]
+        return items_of(self.splits[split], self.recipe)
 
     @property
     def identity(self) -> State:
@@ -193,8 +248,9 @@ class Tuning:
         """Train to the end; the model is then that of the best validation."""
         settings, ranks = self.settings, self.ranks
         loop = TuneLoop.of(self, stop)
-        if not settings.dry_run and ranks.main:
-            self._record()
+        if not settings.dry_run:
+            ranks.main_only(self._record)
+            trackers_begin(ranks, {"settings": settings, "recipe": self.recipe}, self.out)
         loop.run()
         if settings.dry_run:
             if ranks.main:
@@ -206,6 +262,7 @@ class Tuning:
             return
         best = self.out / "checkpoints" / BEST
         if best.is_file():
+            self.selection = selection(self.splits)
             self.model.load_state_dict(read_checkpoint(best)["model"])
         ranks.main_only(lambda: self.model.save_pretrained(self.out / "model"))
 
@@ -245,16 +302,21 @@ class Tuning:
             found["note"] = f"{found['videos']} of {len(split.items) + len(split.missing)} videos: not comparable"
         if not self.ranks.main:
             return
+        if settings.test_only:
+            self.selection = settings.init or settings.resume or "untrained"
         words = ", ".join(f"{k} {v:.2f}" for k, v in found["merged"].items())
         print(
             f"test, {found['videos']} videos, {found['views']} views: {words}" + (f" ({found['note']})" if lost else "")
         )
         if settings.dry_run:
             return
+        print(f"checkpoint: {self.selection}")
         record = {
             "task": settings.task,
             "recipe": settings.recipe,
             "split": split.source,
+            "checkpoint": self.selection,
+            **({"class_names": list(split.names)} if split.names else {}),
             "frames": recipe.frames,
             "pixels": recipe.pixels,
             **found,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vtr.data.decode import DecodeError, probe, read_frames, read_windows
-from vtr.data.decode.pyav import oriented
+from vtr.data.decode.picture import oriented
 from vtr.data.sampling import middle_frames, picker
 from vtr.errors import UsageError
 
@@ -93,14 +93,14 @@ def test_nothing_is_decoded_past_the_last_frame_needed(clip: bytes, monkeypatch:
     from vtr.data.decode import pyav as decode_pyav
 
     seen: list[int] = []
-    real = decode_pyav.VideoReader.frames
+    real = decode_pyav.VideoReader.play
 
-    def counting(self: decode_pyav.VideoReader, seek: float = 0.0):
-        for item in real(self, seek):
+    def counting(self: decode_pyav.VideoReader):
+        for item in real(self):
             seen.append(1)
             yield item
 
-    monkeypatch.setattr(decode_pyav.VideoReader, "frames", counting)
+    monkeypatch.setattr(decode_pyav.VideoReader, "play", counting)
     read_frames(clip, lambda n: [2, 5])
     assert len(seen) == 6
 
@@ -160,11 +160,11 @@ def test_a_short_video_and_an_image_give_one_window(clip: bytes) -> None:
 
 
 def test_windows_hold_few_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vtr.data.decode import pyav as decode_pyav
+    from vtr.data.decode.picture import Painter
 
     converted: list[int] = []
-    real = decode_pyav.VideoReader.rgb
-    monkeypatch.setattr(decode_pyav.VideoReader, "rgb", lambda self, f: (converted.append(1), real(self, f))[1])
+    real = Painter.rgb
+    monkeypatch.setattr(Painter, "rgb", lambda self, f: (converted.append(1), real(self, f))[1])
     windows = read_windows(video(200), window=2.0, stride=2.0, frames=4, size=16)
     next(windows)
     assert len(converted) <= 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -11,7 +12,17 @@ import pytest
 from tests.helpers import video_bytes, write_videos
 from vtr.cli import main
 from vtr.data.build import build_shards, read_rows
-from vtr.data.shards import ShardWriter, count_samples, expand_shards, iterate_samples, shard_sizes
+from vtr.data.shard_reader import FILES, TarIndex, captions_in
+from vtr.data.shards import (
+    ShardWriter,
+    count_samples,
+    expand_shards,
+    iterate_samples,
+    members_of,
+    sample_keys,
+    sample_of,
+    shard_sizes,
+)
 from vtr.data.verify import verify_shards
 from vtr.errors import VtrError
 
@@ -167,11 +178,224 @@ def test_real_shards_are_read_as_they_are(shared: Path) -> None:
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     bomb = b"cos\nsystem\n(S'exit 1'\ntR."
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        import io
-
         for name, data in (("a.mp4", b"v"), ("a.txt", b"t"), ("a.pkl", bomb), ("a.pyd", bomb)):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     sample = next(iterate_samples(str(tmp_path / "x.tar")))
     assert (sample.media, sample.caption) == (b"v", "t")
+
+
+def tar(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=form) as out:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_headers_are_read_alike_in_every_form_of_a_tar(form: int, tmp_path: Path) -> None:
+    names = ["a/1.mp4", "a/1.txt", "b/2.mp4", "b/2.txt", "c" * 90 + ".mp4", "c" * 90 + ".json"]
+    names += ["d" * 60 + "/" + "e" * 70 + ".mp4", "._f.mp4", "noending", "g.mp4"]
+    names += ["é 1.mp4", "h" * 180 + ".mp4"] if form != tarfile.USTAR_FORMAT else []
+    path = tar(tmp_path / "a.tar", [(n, bytes(i * 300)) for i, n in enumerate(names)], form)
+    with tarfile.open(path) as real:
+        expected = [(m.offset, m.offset_data, m.offset_data + m.size, m.name) for m in real if m.isfile()]
+    assert list(members_of(str(path))) == expected
+    keys = [s.key for s in iterate_samples(str(path))]
+    assert sample_keys(str(path)) == keys
+    assert count_samples(str(path)) == len(keys)
+    index = TarIndex(str(path))
+    assert [index.read(i).key for i in range(len(keys))] == keys  # type: ignore[union-attr]
+
+
+def test_a_sample_begins_where_a_member_stands_a_second_time(tmp_path: Path) -> None:
+    members = [(f"{k}.{e}", f"{i}{e}".encode()) for i, k in enumerate("aab") for e in ("mp4", "txt")]
+    path = str(tar(tmp_path / "a.tar", members))
+    assert [(s.key, s.caption) for s in iterate_samples(path)] == [("a", "0txt"), ("a", "1txt"), ("b", "2txt")]
+    assert count_samples(path) == 3
+    assert [TarIndex(path).read(i).nth for i in range(3)] == [0, 1, 0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("members", "captions", "fault"),
+    [
+        ({"txt": b"one"}, ("one",), ""),
+        ({"txt": "\ufeffone\r\n".encode()}, ("one",), ""),
+        ({"txt": b"one\n\ntwo\n"}, ("one", "two"), ""),
+        ({"txt": b"a long\ncaption", "json": b'{"caption": "a long caption"}'}, ("a long\ncaption",), ""),
+        ({"txt": "a\u2028b".encode()}, ("a\u2028b",), ""),
+        ({"txt": b"caf\xe9"}, (), "not UTF-8"),
+        ({"json": b'{"caption": "one"}'}, ("one",), ""),
+        ({"json": b'{"caption": ["one", "two"]}'}, ("one", "two"), ""),
+        ({"json": b'{"caption": 7}'}, (), "the number 7, not text"),
+        ({"json": b'{"caption": ["one", 2]}'}, (), "caption 2 of 2 is the number 2"),
+        ({"json": b'{"caption": null}'}, (), ""),
+        ({"json": b"{"}, (), "not JSON"),
+        ({"json": b'["one"]'}, (), ""),
+        ({"txt": b"one", "json": b"{"}, ("one",), ""),
+        ({}, (), ""),
+    ],
+)
+def test_captions_are_read_from_the_txt_or_the_json(
+    members: dict[str, bytes], captions: tuple[str, ...], fault: str
+) -> None:
+    sample = sample_of("key", {"mp4": b"v", **members})
+    assert sample.captions == captions
+    assert fault in sample.fault
+    assert bool(sample.fault) == bool(fault)
+
+
+def test_verify_names_the_members_and_the_rule_and_fails_where_nothing_can_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = video_bytes()
+    for name, members, says in (
+        (
+            "dots",
+            [("show 1 (v1.0).mp4", clip), ("show 1 (v1.0).txt", b"x")],
+            ["show 1 (v1", "0).mp4, 0).txt", "first dot"],
+        ),
+        ("multi", [("a.input.mp4", clip), ("a.outputs.txt", b"x")], ["input.mp4, outputs.txt", "first dot"]),
+        ("other", [("a.video", clip), ("a.caption", b"x")], ["video, caption", "mp4, webm"]),
+        ("text", [("a.mp4", clip), ("a.json", b'{"text": "x"}')], ["no caption", "mp4, json", '"caption" in .json']),
+        ("number", [("a.mp4", clip), ("a.json", b'{"caption": 3}')], ["the caption is the number 3, not text"]),
+        ("cut", [("a.mp4", clip[:-300]), ("a.txt", b"x")], ["cut off: 300 of its"]),
+    ):
+        assert main(["shards", "verify", str(tar(tmp_path / f"{name}.tar", members))]) == 1
+        out = capsys.readouterr().out
+        assert all(word in out for word in says), out
+    good = str(tar(tmp_path / "good.tar", [("a.mp4", clip), ("a.txt", b"x")]))
+    assert main(["shards", "verify", good, str(tmp_path / "text.tar")]) == 0
+
+
+def test_verify_lists_equal_keys_in_a_shard_and_in_two(tmp_path: Path) -> None:
+    clip = video_bytes()
+    for name, keys in (("a", "112"), ("b", "23")):
+        tar(tmp_path / f"{name}.tar", [m for k in keys for m in ((f"{k}.mp4", clip), (f"{k}.txt", b"x"))])
+    report = verify_shards(expand_shards(str(tmp_path)))
+    assert report.samples == 5
+    assert [line.partition(" ")[0] for line in report.equal] == ["a.tar#1:", "b.tar#2:"]
+    assert not report.failed
+
+
+def captions_of(out: Path) -> list[tuple[str, tuple[str, ...]]]:
+    return [(s.key, s.captions) for shard in expand_shards(str(out)) for s in iterate_samples(shard)]
+
+
+def test_a_build_called_again_builds_what_changed_and_keeps_the_rest(tmp_path: Path) -> None:
+    write_videos(tmp_path, 6)
+    rows = ["video,caption", *(f"clip{i}.mp4,caption {i}" for i in range(4)), "clip9.mp4,not there yet"]
+    path, out = listing(tmp_path, "\n".join(rows) + "\n"), tmp_path / "out"
+
+    def build(**more: object) -> tuple[int, int, int, int, int]:
+        report = build_shards(path, out, shard_size=2, workers=1, **more)  # type: ignore[arg-type]
+        sizes = json.loads((out / "sizes.json").read_text())
+        assert sum(sizes.values()) == report.written == len(captions_of(out))
+        return report.written, report.skipped_shards, report.rebuilt, report.removed, len(report.bad)
+
+    assert build() == (4, 0, 0, 0, 1)
+    kept = (out / "000000.tar").stat().st_mtime_ns
+    rows[3] = "clip2.mp4,corrected"  # of the second shard
+    (tmp_path / "clip9.mp4").write_bytes((tmp_path / "clip5.mp4").read_bytes())  # of the third
+    listing(tmp_path, "\n".join(rows) + "\n")
+    assert build() == (5, 1, 2, 0, 0)
+    assert captions_of(out)[2] == ("000000002", ("corrected",))
+    assert build() == (5, 3, 0, 0, 0)
+    listing(tmp_path, "\n".join([*rows, "clip4.mp4,new", "clip5.mp4,newer"]) + "\n")
+    assert build() == (7, 2, 1, 0, 0)
+    assert (out / "000000.tar").stat().st_mtime_ns == kept
+    listing(tmp_path, "\n".join(rows[:3]) + "\n")
+    assert build() == (2, 1, 0, 3, 0)
+    assert sorted(p.name for p in out.glob("*.tar")) == ["000000.tar"]
+    other = tmp_path / "other"
+    write_videos(other, 2)
+    assert build(root=other) == (2, 0, 1, 0, 0)
+    with pytest.raises(VtrError, match=r"short_side 0, now 32.*choose another folder"):
+        build(short_side=32)
+
+
+def test_a_build_into_the_shards_of_another_list_is_refused(tmp_path: Path) -> None:
+    write_videos(tmp_path, 2)
+    build_shards(listing(tmp_path, "video,caption\nclip0.mp4,x\n"), tmp_path / "out", workers=1)
+    with pytest.raises(VtrError, match="holds shards made with other settings"):
+        build_shards(listing(tmp_path, "video,caption\nclip1.mp4,y\n", "b.csv"), tmp_path / "out", workers=1)
+    assert captions_of(tmp_path / "out") == [("000000000", ("x",))]
+
+
+def test_what_a_killed_build_left_is_finished_and_cleared(tmp_path: Path) -> None:
+    write_videos(tmp_path, 4)
+    path, out = (
+        listing(tmp_path, "video,caption\n" + "".join(f"clip{i}.mp4,c{i}\n" for i in range(4))),
+        tmp_path / "out",
+    )
+    build_shards(path, out, shard_size=2, workers=2)
+    whole = [p.read_bytes() for p in sorted(out.glob("*.tar"))]
+    (out / "000001.tar").unlink()
+    (out / ".journal" / "000001.json").unlink()
+    (out / "000001.tar.tmp").write_bytes(b"half")
+    build_shards(path, out, shard_size=2, workers=2)
+    assert [p.read_bytes() for p in sorted(out.glob("*.tar"))] == whole
+    assert not list(out.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("options", [{}, {"short_side": 32}])
+def test_a_cut_off_video_is_never_built_into_shards(options: dict[str, int], tmp_path: Path) -> None:
+    paths = write_videos(tmp_path, 2, frames=40)
+    paths[0].write_bytes(paths[0].read_bytes()[:-200])
+    path = listing(tmp_path, "video,caption\nclip0.mp4,x\nclip1.mp4,y\n")
+    report = build_shards(path, tmp_path / "out", workers=1, **options)
+    assert report.written == 1
+    assert report.bad[0].startswith("line 2: ")
+    assert "cut off" in report.bad[0]
+
+
+def test_ids_of_a_list_become_keys_that_differ(tmp_path: Path) -> None:
+    write_videos(tmp_path, 1)
+    ids = ["a.b", "a_b", "a/b", "007", "7", "A", "a", "x" * 200, "é 1", "0"]
+    rows = [{"id": i, "video": "clip0.mp4", "caption": f"id {n}"} for n, i in enumerate(ids)]
+    rows.append({"id": 12, "video": "clip0.mp4", "caption": "id 10"})
+    path = listing(tmp_path, json.dumps(rows), "list.json")
+    assert build_shards(path, tmp_path / "out", workers=1).written == 11
+    found = captions_of(tmp_path / "out")
+    assert [captions for _, captions in found] == [(f"id {n}",) for n in range(11)]
+    assert len({key for key, _ in found}) == 11
+    assert [key for key, _ in found][3:] == [*ids[3:], "12"]
+    assert not verify_shards(expand_shards(str(tmp_path / "out"))).equal
+
+
+def test_several_captions_of_a_row_are_one_sample(tmp_path: Path) -> None:
+    write_videos(tmp_path, 1)
+    path = listing(tmp_path, '{"video": "clip0.mp4", "caption": ["a dog\\nruns", "a cat"]}\n', "list.jsonl")
+    build_shards(path, tmp_path / "out", workers=1)
+    assert captions_of(tmp_path / "out") == [("000000000", ("a dog runs", "a cat"))]
+
+
+def test_a_name_without_an_ending_finds_its_video_and_a_url_is_refused(tmp_path: Path) -> None:
+    write_videos(tmp_path / "v", 2)
+    rows = "video_id,sentence\nclip0,x\nv/clip1,y\nclip7,z\nhttps://example.org/a.mp4,u\n"
+    report = build_shards(listing(tmp_path, rows), tmp_path / "out", workers=1)
+    assert report.written == 2
+    assert "clip7: no such file" in report.bad[0]
+    assert "is a URL: download it first" in report.bad[1]
+
+
+def test_shards_of_the_earlier_writer_are_read_as_they_were(tmp_path: Path) -> None:
+    members = [("a.mp4", b"v"), ("a.txt", b"two\nlines"), ("a.json", json.dumps({"caption": "two\nlines"}).encode())]
+    sample = next(iterate_samples(str(tar(tmp_path / "a.tar", members))))
+    assert (sample.caption, sample.captions) == ("two\nlines", ("two\nlines",))
+
+
+def test_captions_of_shards_and_lists_are_read_without_their_media(tmp_path: Path) -> None:
+    members = [
+        ("a.mp4", b"v"),
+        ("a.txt", b"one\ntwo"),
+        ("b.mp4", b"v"),
+        ("b.json", b'{"caption": "three"}'),
+        ("c.mp4", b"v"),
+    ]
+    assert list(captions_in(str(tar(tmp_path / "a.tar", members)))) == ["one", "two", "three"]
+    path = listing(tmp_path, "video,caption\na.mp4,four\nb.mp4,nan\nc.mp4,five\n")
+    assert list(captions_in(FILES + str(path))) == ["four", "five"]

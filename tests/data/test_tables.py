@@ -135,6 +135,11 @@ def test_the_header_tells_the_delimiter_whatever_stands_around_it(content: bytes
         ("a.csv", 'video,caption\na.mp4,"Hello\nb.mp4,A car\n', "line 2: a quote that is opened here is never closed"),
         ("a.csv", 'video,caption\na.mp4,"Hello\nb.mp4,"A car, red"\n', r"line 3: text after a closing quote.*line 2"),
         ("a.csv", 'video,caption\nx/a1.mp4,"Hello\nx/b22.mp4,A car"\n', r"line 2.*looks like a row"),
+        ("a.csv", 'caption,video\n"A sign,a.mp4\nA car,b.mp4\nA tree",c.mp4\n', "line 2.*looks like a row"),
+        ("a.csv", 'caption,video_id\n"A sign,video1\nA car,video22\nA tree",video3\n', "line 2.*looks like a row"),
+        ("a.csv", "video,caption\ra.mp4,x\rb.mp4,y\r", "line 1: its lines end in carriage returns alone"),
+        ("a.csv", "<!DOCTYPE html>\n<html></html>\n", "a web page"),
+        ("a.jsonl", '{"video": "a"},\n{"video": "b"}\n', "line 1 is not JSON.*a comma too many"),
         ("a.csv", 'video,caption\na.mp4,"A "red" car"\n', "line 2: text after a closing quote"),
         ("a.csv", "video,caption,Caption\na.mp4,x,y\n", r"line 1: the header has the column 'caption' and 'Caption' twice"),
         ("a.csv", "\n\n", "no rows"),
@@ -183,3 +188,16 @@ def test_rows_are_named_by_the_line_they_begin_on(tmp_path: Path) -> None:
     assert [r.place for r in table.records] == ["line 3", "line 6"]
     table = read(tmp_path, "a.json", '[\n{"video": "a"},\n\n{"video": "b"}]')
     assert [r.place for r in table.records] == ["entry 1 (line 2)", "entry 2 (line 4)"]
+
+
+def test_a_line_break_in_a_quoted_caption_is_no_row(tmp_path: Path) -> None:
+    captions = ["A man\nwalks, slowly, on", "two birds.\n two birds, again"]
+    table = read(tmp_path, "a.csv", written([("video", "caption"), *((f"{i}.mp4", c) for i, c in enumerate(captions))]))
+    assert [c for _, c in cells(table)] == captions
+
+
+def test_objects_of_several_lines_behind_each_other_are_rows(tmp_path: Path) -> None:
+    text = "\n".join(json.dumps({"video": v, "caption": "x"}, indent=1) for v in "ab")
+    table = read(tmp_path, "a.jsonl", text)
+    assert [r.cells["video"] for r in table.records] == ["a", "b"]
+    assert [r.line for r in table.records] == [1, 5]

@@ -190,3 +190,81 @@ def test_a_name_that_leads_out_of_the_root_is_not_followed(tmp_path: Path) -> No
 def test_ids_end_at_the_last_dot_that_begins_an_extension() -> None:
     names = {"a/b.mp4": "b", "b.": "b", "b": "b", "1_00.00.07.086": "1_00.00.07.086", "x_1.MOV": "x_1"}
     assert {without_extension(n) for n in names} == set(names.values())
+
+
+def test_a_missing_video_is_never_evaluated_from_another_file(tmp_path: Path) -> None:
+    for name in ("dogs/0001.mp4", "cats/0001.mp4"):
+        write_videos(tmp_path / Path(name).parent, 1)[0].rename(tmp_path / name)
+    rows = [{"video": v, "caption": v} for v in ("dogs/0001.mp4", "cats/0001.mp4", "cats/0002.mp4", "birds/0001.mp4")]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    found = load_benchmark(str(tmp_path / "a.json"), tmp_path)
+    assert found.missing == ("cats/0002.mp4", "birds/0001.mp4")
+    assert "birds/0001.mp4 (cats/0001.mp4, dogs/0001.mp4 has its name, in another folder)" in found.lacking
+
+
+def test_videos_beside_an_annotation_that_was_given_are_found(tmp_path: Path) -> None:
+    write_videos(tmp_path / "own", 2)
+    (tmp_path / "own" / "a.csv").write_text("video,caption\nclip0,x\nclip1.mp4,y\n")
+    (tmp_path / "data").mkdir()
+    for root in (tmp_path / "data", tmp_path / "nowhere"):
+        found = load_benchmark(str(tmp_path / "own" / "a.csv"), root)
+        assert found.missing == ()
+        assert [p.name for p in found.videos] == ["clip0.mp4", "clip1.mp4"]
+    assert load_benchmark(str(tmp_path / "own" / "a.csv"), tmp_path / "data").searched == (
+        tmp_path / "data",
+        tmp_path / "own",
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("a.json", [{"video": "a", "caption": "x"}, {"video": "b", "caption": ""}], "entry 2: no caption: it is empty"),
+        ("a.json", [{"video": "a", "caption": "x"}, {"video": "b", "caption": "..."}], "entry 2: no caption: '...'"),
+        ("a.json", [{"video": "a", "caption": "x"}, {"video": "b", "caption": []}], "entry 2: no caption: an empty list"),
+        ("a.json", [{"video": "a", "caption": "x"}, {"video": None, "caption": "y"}], "entry 2: video is null"),
+        ("a.csv", "video_id,sentence\na,A man, his dog\n", "line 2: 3 cells"),
+        ("a.csv", 'video_id,sentence\na,"A man\nb,A car\n', "line 2: a quote that is opened here is never closed"),
+        ("a.csv", "video_id,a1,a2,a3,a4,a5,answer\nv,1,2,3,4,5,9\n", "line 2: v: answer 9 of 5"),
+        ("a.csv", "video_id,a1,a2,a3,a4,a5,answer\nv,1,2,3,4,5,x\n", "line 2: answer is the text 'x'"),
+        ("a.csv", "a.mp4,3\nb.mp4,x\n", "line 2: found b.mp4, x"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_query_is_refused_with_its_line(file: str, content: object, says: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(VtrError, match=says.replace("(", r"\(")):
+        read_annotations(tmp_path / file, choices=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("a.csv", "\ufeffvideo_id,sentence\r\nv,A dog\r\n"),
+        ("a.csv", "video,caption\nv,A dog\n"),
+        ("a.csv", "video_id;sentence\nv;A dog\n"),
+        ("a.tsv", "video\tcaption\nv\tA dog\n"),
+        ("a.json", '[{"file": "v", "text": "A dog"}]'),
+        ("a.json", '{"v": "A dog"}'),
+        ("a.jsonl", '\ufeff{"video": "v", "caption": "A dog"}\n'),
+        ("a.json", '{"annotations": [{"video": "v", "caption": ["A dog"]}]}'),
+    ],
+)
+def test_an_own_annotation_is_read_in_any_format_and_under_any_name(file: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    items = read_annotations(tmp_path / file)[1]
+    assert [(i.videos, i.captions) for i in items] == [(("v",), ("A dog",))]
+
+
+def test_whole_numbers_are_ids(tmp_path: Path) -> None:
+    for content in (
+        {"videos": [{"video_id": 0}, {"video_id": 1}], "sentences": [{"video_id": i, "caption": "x"} for i in (0, 1)]},
+        [{"video": i, "description": "x"} for i in (0, 1)],
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        assert [i.videos for i in read_annotations(tmp_path / "a.json")[1]] == [("0",), ("1",)]
+
+
+def test_ids_with_dots_are_not_each_others(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"x.a": ["one"], "x.b": ["two"]}))
+    (tmp_path / "ids.txt").write_text("x.b\n")
+    assert [i.captions for i in read_annotations(tmp_path / "a.json", ids=tmp_path / "ids.txt")[1]] == [("two",)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,6 +104,8 @@ class VideoFinder:
 
     def look(self, name: str) -> Found:
         """The file of a name, how surely it is its own, or why there is none."""
+        if Path(name).is_absolute() and Path(name).is_relative_to(self.root.folder.absolute()):
+            name = str(Path(name).relative_to(self.root.folder.absolute()))
         parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".")]
         if Path(name).is_absolute() or ".." in parts or not parts:
             return Found(note=f"it leads out of {self.root.folder}" if parts else "an empty name")
@@ -110,7 +113,7 @@ class VideoFinder:
             direct = folder.joinpath(*parts)
             if direct.is_file() and (ending(direct.name) or _bare(direct.name)):
                 return Found(path=direct, rank=0)
-        last, above = parts[-1], tuple(parts[:-1])
+        last, above = _composed(parts[-1]), tuple(parts[:-1])
         stem = _stem(last)
         other = stem.removeprefix("v_") if stem.startswith("v_") else f"v_{stem}"
         elsewhere: list[Path] = []
@@ -118,7 +121,7 @@ class VideoFinder:
             there = [p for p in self._by_stem.get(key, ()) if _same_kind(last, p.name)]
             fitting = [p for p in there if not above or p.parent.parts[-len(above) :] == above]
             elsewhere += [p for p in there if p not in fitting]
-            exact = [p for p in fitting if p.name == last]
+            exact = [p for p in fitting if _composed(p.name) == last]
             if exact or fitting:
                 return self._one(name, exact or fitting, rank if exact or rank == 3 else 2)
         if elsewhere:
@@ -165,13 +168,19 @@ def _bare(name: str) -> bool:
 
 def _stem(name: str) -> str:
     """A name without a medium's ending or a bare dot at its end; other dots belong to it ("a.b" is no "a")."""
+    name = _composed(name)
     return name[: -len(ending(name)) - 1] if ending(name) else name.rstrip(".")
+
+
+def _composed(name: str) -> str:
+    """A name whose accents are of one kind: some file systems take them apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _same_kind(wanted: str, there: str) -> bool:
     """Whether a file may be what a name asks for: pictures by their full name alone, videos by any ending."""
     if is_image(there):
-        return there == wanted
+        return _composed(there) == wanted
     return not is_image(wanted)
 
 

@@ -134,6 +134,9 @@ def _named(table: Table, record: Record) -> Labelled:
 def _headless(path: Path, text: str, window: bool, words: bool) -> list[Labelled]:
     """Rows without a header, split by the one mark under which all of them are a path and its numbers."""
     lines = [(n, line.strip()) for n, line in enumerate(split_lines(text), 1) if line.strip()]
+    names = [normal(word) for word in lines[0][1].split()] if lines else []
+    if len(names) > 1 and all(name in _KNOWN for name in names):
+        return [_spaced(path, number, line, names) for number, line in lines[1:]]
     worst: tuple[int, str] | None = None
     for mark in (",", "\t", ";", " "):
         rows = []
@@ -150,6 +153,21 @@ def _headless(path: Path, text: str, window: bool, words: bool) -> list[Labelled
     number, line = worst or lines[0]
     raise VtrError(
         f"annotation {path}: line {number} is {line[:80]!r}; expected {kind}, or a header that names columns"
+    )
+
+
+def _spaced(path: Path, number: int, line: str, names: Sequence[str]) -> Labelled:
+    """A row under a header with blanks between its names; only the file's name may hold blanks."""
+    video = next((i for i, name in enumerate(names) if name in VIDEO), None)
+    label = next((i for i, name in enumerate(names) if name in LABEL), None)
+    if video != 0 or label is None:
+        raise VtrError(f"annotation {path}: columns {', '.join(names)}; expected the file first, and its label")
+    cells = line.rsplit(maxsplit=len(names) - 1)
+    if len(cells) != len(names):
+        raise refuse(path, f"line {number}", f"{len(cells)} cells under {len(names)} columns", "as many")
+    length = next((cells[i] for i, name in enumerate(names) if name in _LENGTH), "")
+    return Labelled(
+        place=f"line {number}", path=cells[0], label=cells[label], number=float(length) if _number(length) else None
     )
 
 
@@ -410,7 +428,7 @@ def _with_missing(split: Split) -> Split:
 
 
 def windows(item: Item, length: float, stride: float) -> list[Item]:
-    """A long video in windows (VIDEOMAMBA.md 4.7): the last ones are kept if at least half a window remains."""
+    """A long video in windows (docs/notes/videomamba.md): the last ones are kept if at least half a window remains."""
     duration = item.duration
     if length <= 0 or duration is None or duration < length:
         return [item]

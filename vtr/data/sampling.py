@@ -63,6 +63,23 @@ def picker(count: int, rng: np.random.Generator | None = None, *, official: bool
     return lambda n: random_frames(n, count, rng, official=official)
 
 
+def display_times(start: float, end: float, count: int, fps: float) -> list[float]:
+    """When to look at a span in which frames may last differently long: `count` times, ascending.
+
+    They are the middles of equal stretches of time. At a constant rate the frames on display then are those that
+    `middle_frames` takes.
+
+    Args:
+        start, end: The span in seconds.
+        count: Times wanted.
+        fps: Mean frames a second.
+    """
+    frames = round((end - start) * fps)
+    if frames < count:
+        return [start + (end - start) * (k + 0.5) / count for k in range(count)]
+    return [start + (end - start) * (i + 0.5) / frames for i in middle_frames(frames, count)]
+
+
 def window_spans(duration: float, window: float, stride: float) -> list[tuple[float, float]]:
     """(start, end) in seconds of windows of one length that cover a video; a short video gives one window.
 

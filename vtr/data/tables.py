@@ -33,7 +33,7 @@ _NO_TEXT = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """One row.
 
@@ -91,19 +91,20 @@ def read_text(path: Path) -> str:
     for magic, what in _NO_TEXT:
         if data.startswith(magic):
             raise VtrError(f"{path}: is {what}")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        try:
-            return data.decode("utf-16")
-        except UnicodeDecodeError as error:
-            raise VtrError(f"{path}: begins as UTF-16, but byte {error.start} is not; save it as UTF-8") from error
+    if data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise VtrError(f"{path}: is a web page (HTML or XML), not a list; a download that failed?")
     try:
-        text = data.decode("utf-8-sig")
+        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise VtrError(f"{path}: line {line} is not UTF-8; convert the file, e.g. with iconv") from error
+        how = "begins as UTF-16, but is not" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "is not UTF-8"
+        raise VtrError(f"{path}: line {line} {how}; convert the file, e.g. with iconv") from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise VtrError(f"{path}: line {line} holds a zero byte (UTF-16 without a mark?); save the file as UTF-8")
+        raise VtrError(f"{path}: line {line} holds a zero byte (another encoding?); save the file as UTF-8")
+    if "\r" in text and "\n" not in text and text.strip().count("\r"):
+        raise VtrError(f"{path}: line 1: its lines end in carriage returns alone; expected line feeds (tr '\\r' '\\n')")
     return text
 
 
@@ -198,7 +199,8 @@ def _json(path: Path, text: str, known: Collection[str]) -> Table | dict[str, ob
         raise VtrError(f"{path}: nested too deeply for a list") from None
     if _BLANK.match(text, end).end() == len(text) and not _is_row(value, known):  # type: ignore[union-attr]
         return dict(value)
-    return _rows(path, "JSON lines", text, list(_json_lines(path, text)))
+    lines = _json_lines(path, text) if "\n" not in text[start:end] else _json_objects(path, text, start)
+    return _rows(path, "JSON lines", text, list(lines))
 
 
 def _is_row(value: dict[str, object], known: Collection[str]) -> bool:
@@ -242,6 +244,21 @@ def _elements(path: Path, text: str, place: int) -> Iterator[tuple[int, str, obj
         raise _no_json(path, json.JSONDecodeError("Extra data", text, rest))
 
 
+def _json_objects(path: Path, text: str, place: int) -> Iterator[tuple[int, str, object]]:
+    """Objects behind each other, of several lines each, as programs print them."""
+    line, seen = 1, 0
+    while place < len(text):
+        line, seen = line + text.count("\n", seen, place), place
+        try:
+            value, place = _DECODER.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            raise _no_json(path, error) from None
+        except _Twice as error:
+            raise VtrError(f"{path}: line {line}: {error}; expected each once") from None
+        yield line, f"line {line}", value
+        place = _BLANK.match(text, place).end()  # type: ignore[union-attr]
+
+
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, str, object]]:
     for number, line in enumerate(split_lines(text), 1):
         if line.strip():
@@ -250,7 +267,10 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, str, object]]:
                 if line[end:].strip():
                     raise json.JSONDecodeError("Extra data", line, end)
             except json.JSONDecodeError as error:
-                raise VtrError(f"{path}: line {number} is not JSON ({error.msg} at column {error.colno})") from None
+                hint = "; is there a comma too many?" if line.rstrip().endswith(",") else ""
+                raise VtrError(
+                    f"{path}: line {number} is not JSON ({error.msg} at column {error.colno}{hint})"
+                ) from None
             except _Twice as error:
                 raise VtrError(f"{path}: line {number}: {error}; expected each once") from None
             yield number, f"line {number}", value
@@ -429,13 +449,13 @@ def _shape(cell: str) -> str:
 
 
 def _check_swallowed(path: Path, start: int, row: list[str], delimiter: str) -> None:
-    """Refuse a quoted cell in which further rows seem to stand: a line that begins as this row does."""
-    shape = _shape(row[0].partition("\n")[0])
-    telling = any(c in shape for c in "0./_")
+    """Refuse a quoted cell in which further rows seem to stand: lines with a file, or with a cell formed as this row's."""
+    shapes = [_shape(cell.partition("\n")[0]) for cell in row]
     for cell in row:
         for number, line in enumerate(cell.split("\n")[1:], 1):
-            pieces = line.split(delimiter)
-            if telling and len(pieces) >= len(row) > 1 and _shape(pieces[0]) == shape:
+            pieces = [piece.strip(' "\r') for piece in line.split(delimiter)]
+            alike = (_shape(p) == s and any(c in s for c in "0./_") for p, s in zip(pieces, shapes))
+            if len(pieces) >= len(row) > 1 and (any(alike) or any(ending(p) and " " not in p for p in pieces)):
                 raise refuse(
                     path,
                     f"line {start}",

@@ -58,6 +58,8 @@ def eval_frames(frames: np.ndarray | torch.Tensor, size: int, antialias: bool = 
     Returns:
         (T, 3, S, S) uint8, contiguous.
     """
+    if isinstance(frames, np.ndarray) and len(frames) > 1 and frames.strides[0] == 0:  # one picture T times
+        return eval_frames(frames[:1], size, antialias).repeat(len(frames), 1, 1, 1)
     return _resize(_as_tensor(frames), size, antialias)
 
 

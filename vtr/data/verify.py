@@ -83,13 +83,13 @@ def _faults(sample: RawSample, report: VerifyReport, decode: bool) -> list[str]:
         report.videos += sample.extension in VIDEO
         report.images += sample.extension not in VIDEO
         return faults
+    why = cut_off(sample.media)
+    if why:
+        return [*faults, why]
     try:
         kind = probe(sample.media).kind
     except DecodeError as error:
         return [*faults, str(error)]
-    why = cut_off(sample.media)
-    if why:
-        return [*faults, why]
     if kind == "image" and sample.extension in VIDEO and sample.extension != "gif":
         faults.append(f"named {sample.extension}, but it is an image")
     report.videos += kind == "video"

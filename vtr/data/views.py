@@ -28,7 +28,7 @@ from vtr.errors import UsageError, unknown_name
 
 
 def sample_train(kind: str, n: int, count: int, rng: np.random.Generator) -> list[int]:
-    """Frame numbers of a training clip: one at random of each of `count` stretches (VIDEOMAMBA.md 4.5)."""
+    """Frame numbers of a training clip: one at random of each of `count` stretches (docs/notes/videomamba.md)."""
     if kind == "ssv2":
         step = n // count
         if step > 0:
@@ -40,7 +40,7 @@ def sample_train(kind: str, n: int, count: int, rng: np.random.Generator) -> lis
 
 
 def sample_test(kind: str, n: int, count: int, segment: int, segments: int) -> list[int]:
-    """Frame numbers of test clip `segment` of `segments`; of one: the validation rule (VIDEOMAMBA.md 4.5).
+    """Frame numbers of test clip `segment` of `segments`; of one: the validation rule (docs/notes/videomamba.md).
 
     The released SSV2 sampler knows two test clips (start and middle of each stretch); here any number divides it evenly.
     """

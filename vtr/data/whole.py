@@ -6,6 +6,7 @@ checks files asks here first: `vtr shards build` and `verify`, `vtr benchmarks c
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mmap
 
@@ -14,6 +15,7 @@ import av
 from vtr.data.decode.sniff import missing_bytes
 from vtr.data.decode.types import Source
 
+_UNFINISHED = 1 << 62  # what a file promises that ends inside one of its parts
 _SLACK = 16  # bytes: writers that count a padding byte too many
 _FAR = (1.0, 0.1)  # seconds, and share of the header's duration, that may be lacking
 _TIMED = ("matroska", "webm", "flv", "mov", "mp4", "avi", "asf")  # formats whose header names a duration
@@ -41,6 +43,8 @@ def cut_off(source: Source, *, thorough: bool = True) -> str:
 def _verdict(data: bytes | mmap.mmap, source: Source, thorough: bool) -> str:
     size = len(data)
     promised, certain = _promised(data)
+    if promised >= _UNFINISHED:
+        return "cut off: it ends in the middle of a part"
     if promised > size + _SLACK:
         return f"cut off: {promised - size} of its {promised} bytes are missing"
     if certain and not thorough:
@@ -64,7 +68,9 @@ def _promised(data: bytes | mmap.mmap) -> tuple[int, bool]:
         return _ogg(data), True
     if head[:4] == b"GIF8":
         return _gif(data), True
-    return 0, not head.startswith(b"FLV")
+    if head[:3] == b"FLV":
+        return _flv(data), False
+    return 0, True
 
 
 def _ebml(data: bytes | mmap.mmap) -> tuple[int, bool]:
@@ -101,6 +107,14 @@ def _riff(data: bytes | mmap.mmap) -> int:
     return place
 
 
+def _flv(data: bytes | mmap.mmap) -> int:
+    """FLV: the end of the last tag; the duration is another matter."""
+    place = int.from_bytes(data[5:9], "big") + 4
+    while place + 11 <= len(data) and data[place] & 0x1F in (8, 9, 18):
+        place += 15 + int.from_bytes(data[place + 1 : place + 4], "big")
+    return place if place - len(data) > 4 else 0  # the last tag's own length, behind it, matters to nobody
+
+
 def _asf(data: bytes | mmap.mmap) -> int:
     """WMV: the file size of the file properties, unless it was broadcast."""
     place = data.find(_ASF_FILE, 0, 1 << 16)
@@ -114,18 +128,17 @@ def _ogg(data: bytes | mmap.mmap) -> int:
     """Ogg: the end of the last page."""
     place = data.rfind(b"OggS")
     if len(data) < place + 27:
-        return place + 27 + _SLACK
+        return _UNFINISHED
     segments = data[place + 26]
     table = data[place + 27 : place + 27 + segments]
-    return place + 27 + segments + sum(table) if len(table) == segments else place + 27 + segments + _SLACK
+    return place + 27 + segments + sum(table) if len(table) == segments else _UNFINISHED
 
 
 def _gif(data: bytes | mmap.mmap) -> int:
-    """GIF: walks its blocks; one that ends before the trailer lacks at least that."""
+    """GIF: walks its blocks up to the trailer."""
     size = len(data)
-    beyond = size + _SLACK + 1
     if size < 13:
-        return beyond
+        return _UNFINISHED
     place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     while place < size:
         kind = data[place]
@@ -138,7 +151,7 @@ def _gif(data: bytes | mmap.mmap) -> int:
         while place < size and data[place]:
             place += 1 + data[place]
         place += 1
-    return beyond
+    return _UNFINISHED
 
 
 def _too_short(source: Source) -> str:
@@ -153,9 +166,10 @@ def _too_short(source: Source) -> str:
             named = file.duration / av.time_base
             begin = (file.start_time or 0) / av.time_base
             last = begin
-            for packet in file.demux():
-                if packet.pts is not None and packet.time_base is not None:
-                    last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            with contextlib.suppress(av.FFmpegError):  # what is there ends where reading does
+                for packet in file.demux():
+                    if packet.pts is not None and packet.time_base is not None:
+                        last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     except (av.FFmpegError, OSError, ValueError):
         return ""  # whoever decodes it says what is wrong
     there = last - begin

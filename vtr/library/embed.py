@@ -180,9 +180,10 @@ def _embed_shard(shard: str, path: Path, model: VideoTextEncoder, settings: Libr
                 if not sample.media:
                     raise VtrError(f"{own}: no video or image in the sample")
                 video.update(bytes=len(sample.media), sha256=hashlib.sha256(sample.media).hexdigest())
-                for window in windows_of(sample.media, settings, model):
-                    video["duration"] = max(video["duration"], window.end)
+                cut = windows_of(sample.media, settings, model)
+                for window in cut:
                     yield len(videos) - 1, window
+                video["duration"] = cut.duration
             except VtrError as error:
                 # What came before the damage is left out too: half a video would look like a whole one.
                 broken.add(len(videos) - 1)

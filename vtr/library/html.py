@@ -13,14 +13,14 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from vtr.data.decode import read_frames
-from vtr.data.sampling import middle_frames
+from vtr.data.decode import read_moment
 from vtr.errors import VtrError
 from vtr.files import write_atomically
 from vtr.library.files import media_source, shown
 
 if TYPE_CHECKING:
-    from vtr.library.search import Hit, Searcher
+    from vtr.library.found import Hit
+    from vtr.library.search import Searcher
 
 _STYLE = """
 :root{color-scheme:light dark;--back:#f5f5f2;--card:#fff;--ink:#1c1c1a;--soft:#66665f;--line:#dddcd5;--hole:#ecebe6}
@@ -98,11 +98,15 @@ def _card(hit: Hit) -> str:
             pictures += "<div class=small>" + "".join(f"<img alt='' src='{f}'>" for f in frames[1:]) + "</div>"
     else:
         pictures = "<p class=gone>This file can no longer be read.</p>"
-    detail = f"<br>re-ranked, similarity {hit.similarity:.3f}" if hit.reranked else ""
+    detail = f"<br>re-ranked; similarity {hit.similarity:.3f}" if hit.reranked else ""
+    if hit.copies:
+        detail += f"<br>the same file: {_text(', '.join(Path(p).name for p in hit.copies[:5]))}"
+        detail += f" and {len(hit.copies) - 5} more" if len(hit.copies) > 5 else ""
     return (
         f"<li><a href='{html.escape(link, quote=True)}'>{pictures}<div class=text>"
-        f"<b>{_text(Path(hit.path).name)}</b><div class=row><span>{time}</span><span>{hit.score:.3f}</span></div>"
-        f"<small>{_text(str(Path(hit.path).parent))}{detail}</small></div></a></li>"
+        f"<b>{hit.rank}. {_text(Path(hit.path).name)}</b>"
+        f"<div class=row><span>{time}</span><span>{hit.measure} {hit.match:.3f}</span></div>"
+        f"<small>{_text(str(Path(hit.path).parent))}<br>#{hit.segment}{detail}</small></div></a></li>"
     )
 
 
@@ -110,11 +114,12 @@ def _frames(hit: Hit) -> list[str]:
     """The middle frame of the moment, then one before and one after it; data: addresses of JPEG pictures."""
     still = hit.end <= hit.start
     try:
-        clip = read_frames(
+        clip = read_moment(
             media_source(hit.path),
-            lambda n: middle_frames(n, 3),
+            3,
             start=None if still else hit.start,
             end=None if still else hit.end,
+            least=480,
         )
     except (VtrError, OSError, ValueError):
         return []

@@ -30,10 +30,11 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """A file as the model saw it: its segments, and their vectors (n, w)."""
+    """A file as the model saw it: its segments, their vectors (n, w), and its length in seconds."""
 
     spans: list[Span]
     vectors: np.ndarray
+    duration: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ class RecognitionConfig:
     video: EncoderConfig = field(default_factory=VideoMambaConfig)
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD
+    class_names: tuple[str, ...] = ()  # of the classes by number, where they have names
 
 
 class RecognitionModel(SavedModel):

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from vtr.data.decode.frames import probe, read_frames, read_windows
+from vtr.data.decode.frames import probe, read_frames
 from vtr.data.decode.types import Clip, DecodeError, MediaInfo, TimeLimit, Window
+from vtr.data.decode.windows import Windows, read_moment, read_windows, reduced_to
 
-__all__ = ["Clip", "DecodeError", "MediaInfo", "TimeLimit", "Window", "probe", "read_frames", "read_windows"]
+__all__ = [
+    "Clip",
+    "DecodeError",
+    "MediaInfo",
+    "TimeLimit",
+    "Window",
+    "Windows",
+    "probe",
+    "read_frames",
+    "read_moment",
+    "read_windows",
+    "reduced_to",
+]

@@ -8,6 +8,7 @@ import sys
 from vtr.data.decode.frames import read_frames
 from vtr.data.decode.isolated import send
 from vtr.data.decode.types import DecodeError, Source
+from vtr.data.decode.windows import read_moment
 
 _MEMORY = 8 << 30  # address space
 
@@ -30,14 +31,11 @@ def _child() -> None:
         return list(json.loads(stdin.readline())["wanted"])
 
     try:
-        clip = read_frames(
-            source,
-            ask,
-            start=request["start"],
-            end=request["end"],
-            timeout=request["timeout"],
-            backend=request["backend"],
-        )
+        span = {name: request[name] for name in ("start", "end", "timeout")}
+        if "moment" in request:
+            clip = read_moment(source, request["moment"], least=request["least"], **span)
+        else:
+            clip = read_frames(source, ask, backend=request["backend"], **span)
     except DecodeError as error:
         send(stdout, {"error": error.cause})
     except ValueError as error:

@@ -1,42 +1,82 @@
-"""Still and animated images through PIL: upright (EXIF), on white where transparent, RGB."""
+"""Still and animated images through PIL: upright (EXIF), on white where transparent, RGB; photos reduced as they load."""
 
 from __future__ import annotations
 
 import io
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from vtr.data.decode.types import MAX_PIXELS, Deadline, DecodeError, Source, source_name
+from vtr.data.decode.types import MAX_PIXELS, Deadline, DecodeError, Source, Still, source_name
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_SHORTEST = 0.010  # seconds: frames that claim to last no longer are shown for a tenth of a second, as in browsers
+_USUAL = 0.1
+_MOST_PIXELS = 1 << 30  # a JPEG may have so many, because it is reduced while it is decoded
 
 
 class ImageReader:
-    """The frames of one image file, in order. PIL opens lazily, so a forged size is refused before any decoding."""
+    """The frames of one image file, in order. PIL opens lazily, so a forged size is refused before any decoding.
 
-    def __init__(self, source: Source, deadline: Deadline) -> None:
+    Args:
+        source: A path, or the file's bytes.
+        deadline: Limit on the time without progress.
+        least: Pixels that neither side needs to exceed: the picture may then come at a half, a third … of its size.
+    """
+
+    fps = 1 / _USUAL
+    claimed_end: float | None = None
+    entered = enterable = False
+
+    def __init__(self, source: Source, deadline: Deadline, least: int | None = None) -> None:
         from PIL import Image, UnidentifiedImageError
 
         # PIL warns about each damaged tag; whether there are pixels is what counts, and that is checked here.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         self.name = source_name(source)
         self._deadline = deadline
+        self._length = 0.0
+        self._file: BinaryIO
         self._file = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else open(source, "rb")  # noqa: SIM115
         try:
-            self._image = Image.open(self._file)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            self._image: Image.Image = _jpeg(self._file) or Image.open(self._file)
+        except Image.DecompressionBombError:
+            self._file.close()
+            raise DecodeError(self.name, f"an image of too many pixels: {_too_large()}") from None
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
             self._file.close()
             raise DecodeError(self.name, f"an image that cannot be opened: {error}") from None
         width, height = self._image.size
-        if width * height > MAX_PIXELS:
-            self.close()
-            raise DecodeError(self.name, f"an image of {width}x{height} pixels, more than the limit of {MAX_PIXELS}")
         self.codec = str(self._image.format or "image").lower()
+        if width * height > (_MOST_PIXELS if self.codec == "jpeg" else MAX_PIXELS):
+            self.close()
+            raise DecodeError(self.name, f"an image of {width}x{height} pixels: {_too_large()}")
         # An MPO is a photo with a preview or a second eye behind it, a TIFF may have pages: neither is a video.
         self.frames = int(getattr(self._image, "n_frames", 1)) if self.codec in ("webp", "png", "avif") else 1
+        # The picture for programs that know no animation may be none of it.
+        self._first = 1 if self.frames > 1 and getattr(self._image, "default_image", False) else 0
+        self.frames -= self._first
         self.rotation = {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(self._orientation(), 0)
         turned = self.rotation in (90, 270)
         self.width, self.height = (height, width) if turned else (width, height)
+        self._least = least
+        self._draft(least)
+
+    def _draft(self, least: int | None) -> None:
+        """Have a JPEG decoded at a half, a quarter or an eighth of its size, which costs as little."""
+        width, height = self._image.size
+        if self.codec == "jpeg" and (least is not None or width * height > MAX_PIXELS):
+            scale = 1 if least is None else max(1, min(width, height) // least)
+            while width * height > MAX_PIXELS * scale**2:
+                scale *= 2
+            self._image.draft("RGB", (width // scale, height // scale))
+            if self._image.size[0] * self._image.size[1] > MAX_PIXELS:
+                self.close()
+                raise DecodeError(self.name, f"an image of {width}x{height} pixels: {_too_large()}")
 
     def _orientation(self) -> int:
         try:
@@ -55,22 +95,36 @@ class ImageReader:
         self._image.close()
         self._file.close()
 
-    def read(self) -> Iterator[tuple[float, np.ndarray]]:
-        """(time in s, (H, W, 3) uint8) of each frame."""
+    def play(self) -> Iterator[tuple[float, Still]]:
+        """Each frame with its time in seconds."""
         clock = 0.0
-        for index in range(self.frames):
+        for index in range(self._first, self._first + self.frames):
             self._deadline.check()
             try:
-                if index:
+                if index or self.frames > 1:
                     self._image.seek(index)
                 pixels = self._rgb()
                 shown = float(self._image.info.get("duration", 0) or 0) / 1000
             except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
-                if index:
+                if index > self._first:
                     return
                 raise DecodeError(self.name, f"a damaged {self.codec} image: {error}") from None
-            yield clock, pixels
-            clock += shown or 0.1
+            self._deadline.progress()
+            at, clock = clock, clock + (shown if shown > _SHORTEST else _USUAL)
+            self._length = max(self._length, clock)
+            yield at, Still(pixels)
+
+    def play_from(self, moment: float, *, sure: bool = False) -> Iterator[tuple[float, Still]]:
+        """As `play`: an animation builds each frame on the one before."""
+        return self.play()
+
+    def length(self) -> float:
+        """Seconds the animation lasts, once it was played; 0 for a still."""
+        return self._length if self.frames > 1 else 0.0
+
+    def why_no_frames(self, packets: int) -> str:
+        """The cause to name where not one frame came out."""
+        return f"a {self.codec} image without a picture"
 
     def _rgb(self) -> np.ndarray:
         from PIL import Image
@@ -78,14 +132,33 @@ class ImageReader:
         image: Image.Image = self._image
         if image.mode.startswith("I;16") or image.mode == "I":
             wide = np.asarray(image)
-            image = Image.fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).astype(np.uint8))
+            deep = self.codec == "png" or wide.max(initial=0) > 255  # a PNG of 16 bits uses them all
+            image = Image.fromarray((wide >> 8 if deep else wide).clip(0, 255).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
             over = image.convert("RGBA")
             flat = Image.new("RGBA", over.size, (255, 255, 255, 255))
             flat.alpha_composite(over)
             image = flat
-        image = image.convert("RGB")
-        return _upright(np.array(image, dtype=np.uint8), self._orientation())
+        return _upright(reduced(image.convert("RGB"), self._least), self._orientation())
+
+
+def reduced(image: Image.Image, least: int | None) -> np.ndarray:
+    """uint8 (H, W, 3) of an RGB image, by a whole factor smaller where both sides still have `least` pixels then."""
+    factor = 1 if least is None else min(image.size) // least
+    return np.array(image.reduce(factor) if factor > 1 else image)
+
+
+def _jpeg(file: BinaryIO) -> Image.Image | None:
+    """A JPEG opened without PIL's own limit of pixels, which does not know that it will be reduced; else None."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    head = file.read(3)
+    file.seek(0)
+    return JpegImageFile(file) if head == b"\xff\xd8\xff" else None
+
+
+def _too_large() -> str:
+    return f"more than the {MAX_PIXELS / 1e6:.0f} million that are decoded; save it smaller, or as JPEG"
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

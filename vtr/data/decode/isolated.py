@@ -11,13 +11,16 @@ import os
 import subprocess
 import sys
 import threading
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import IO
 
 import numpy as np
 
 from vtr.data.decode.types import MAX_CLIP_BYTES, Clip, DecodeError, Pick, Source, source_name
 from vtr.files import import_root
 
+_Answer = dict[str, list[int]]
+_CHILD = ("-m", "vtr.data.decode.child")
 _GRACE = 2.0  # seconds for the child to start and to say itself that the time is over
 
 
@@ -25,20 +28,27 @@ def read_frames_isolated(
     source: Source, pick: Pick, *, start: float | None, end: float | None, timeout: float, backend: str
 ) -> Clip:
     """As `vtr.data.decode.read_frames`, in a child process. A crash of the decoder becomes a DecodeError."""
+    request: dict[str, object] = {"start": start, "end": end, "timeout": timeout, "backend": backend}
+    return _asked(source, request, timeout, pick)
+
+
+def read_moment_isolated(
+    source: Source, count: int, *, start: float | None, end: float | None, least: int | None, timeout: float
+) -> Clip:
+    """As `vtr.data.decode.read_moment`, in a child process."""
+    request: dict[str, object] = {"moment": count, "start": start, "end": end, "least": least, "timeout": timeout}
+    return _asked(source, request, timeout, lambda n: ())
+
+
+def _asked(source: Source, request: dict[str, object], timeout: float, pick: Pick) -> Clip:
     name = source_name(source)
     body = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else None
-    request = {
-        "path": os.path.abspath(str(source)) if body is None else None,
-        "bytes": len(body or b""),
-        "start": start,
-        "end": end,
-        "timeout": timeout,
-        "backend": backend,
-    }
+    request["path"] = os.path.abspath(str(source)) if body is None else None
+    request["bytes"] = len(body or b"")
     root = str(import_root())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
     child = subprocess.Popen(
-        [sys.executable, "-m", "vtr.data.decode.child"],
+        [sys.executable, *_CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -58,7 +68,7 @@ def read_frames_isolated(
         send(child.stdin, request, body or b"")
         while True:
             line = child.stdout.readline(1 << 16)
-            answer = json.loads(line) if line else {"error": "the decoder crashed or ran out of memory"}
+            answer = json.loads(line or b'{"error": "the decoder crashed or ran out of memory"}')
             if "count" in answer:
                 send(child.stdin, {"wanted": [int(i) for i in pick(int(answer["count"]))]})
             elif "shape" in answer:
@@ -80,13 +90,13 @@ def read_frames_isolated(
         child.wait()
 
 
-def send(pipe: BinaryIO | Any, message: dict[str, Any], body: bytes = b"") -> None:
+def send(pipe: IO[bytes], message: Mapping[str, object], body: bytes = b"") -> None:
     pipe.write(json.dumps(message).encode() + b"\n")
     pipe.write(body)
     pipe.flush()
 
 
-def _receive(pipe: BinaryIO | Any, answer: dict[str, Any]) -> Clip:
+def _receive(pipe: IO[bytes], answer: _Answer) -> Clip:
     shape = tuple(int(n) for n in answer["shape"])
     size = int(np.prod(shape, dtype=np.int64))
     if len(shape) != 4 or shape[3] != 3 or not 0 < size <= MAX_CLIP_BYTES:

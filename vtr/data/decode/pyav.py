@@ -1,15 +1,24 @@
-"""Video through PyAV (FFmpeg): frame times without decoding, then frames in display order and orientation."""
+"""Video through PyAV (FFmpeg): packets and their stamps, frames from the start or from any moment, on one clock."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from vtr.data.decode.types import MAX_PIXELS, Deadline, DecodeError, Source, source_name
+from vtr.data.decode.clock import FAR, Clock, Sound
+from vtr.data.decode.picture import Painter, VideoShot
+from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Source, source_name
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 # Codecs in which each packet holds exactly one shown frame (or says that it is hidden), so that counting packets counts
 # frames. Elsewhere (packed AVI and the like) the count is checked by decoding to the end.
@@ -27,25 +36,41 @@ _ONE_FRAME_PER_PACKET = {
     "png",
     "theora",
 }
+# Containers whose stamps are the player's times as they stand (a browser shifts none of them); the others begin
+# wherever their recorder's clock stood, and players count from the first stamp of any stream.
+_ABSOLUTE = {"mov", "mp4", "matroska", "webm", "ogg"}
+_BREAKS = {"mpegts", "mpeg"}  # containers whose stamps may break off and begin anew
 _KEEP_BYTES = 8 << 20  # packets of files up to this size are kept between counting and decoding
 _SMALL_PIXELS = 640 * 360 + 1  # below this, starting decoder threads costs more than it saves
-_SEEK_SECONDS = 4.0
+_BLOCK = 1 << 20  # reading this much more of a file is progress
+_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before a moment at which a key frame is looked for
+_STILL = 1.0  # seconds of sound that make a film of one picture
+_NEAR = 0.5  # seconds by which the end that a header claims may miss what is there
+_LOOKS = 24  # places of a long recording whose stamps are looked at
+_NO_KEY = 2000  # packets without a key frame after which a place is given up
+_NO_STAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: a bare stream, which cannot be entered by time
 
 
 class _Input(io.RawIOBase):
     """A file as FFmpeg sees it: no name to read meaning into (dashes, `%03d`, `http:`), and a time limit in reads."""
 
     def __init__(self, source: Source, deadline: Deadline) -> None:
-        self._file: Any
+        self._file: BinaryIO
         if isinstance(source, (bytes, bytearray, memoryview)):
             self._file = io.BytesIO(source)
         else:
             self._file = open(source, "rb", buffering=0)  # noqa: SIM115
         self._deadline = deadline
+        self._blocks: set[int] = set()
 
     def read(self, size: int = -1) -> bytes:
         self._deadline.check()
-        return self._file.read(size) or b""
+        block = self._file.tell() // _BLOCK
+        data = self._file.read(size) or b""
+        if data and block not in self._blocks:
+            self._blocks.add(block)
+            self._deadline.progress()
+        return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)
@@ -63,19 +88,53 @@ class _Input(io.RawIOBase):
         self._file.close()
 
 
+def open_container(source: Source, deadline: Deadline) -> InputContainer:
+    """A file opened by FFmpeg, which closes it with the container.
+
+    Raises:
+        FFmpegError, ValueError, RuntimeError: As PyAV says.
+    """
+    import av
+
+    file = _Input(source, deadline)
+    try:
+        # A playlist inside an upload must not make FFmpeg open other files or addresses: no protocol is allowed.
+        return av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace", buffer_size=65536)
+    except BaseException:
+        file.close()
+        raise
+
+
 class VideoReader:
-    """One video stream of one file: `scan` lists the times of its frames, `frames` decodes them."""
+    """One video stream of one file: `scan` lists the times of its frames, `play` decodes them.
+
+    Attributes:
+        fps: Mean frames a second, as the container says.
+        begin, picture_end, end: Where frames begin, where they end, and where frames and sound end, in seconds on the
+            timeline, once the file was scanned or played.
+        regular: Whether the stamps seen so far can be believed as they stand, so that a moment is found by them.
+        trusted: Whether counting packets counts frames.
+        entered: Whether the last `play_from` jumped into the file.
+    """
 
     def __init__(self, source: Source, deadline: Deadline, head: bytes, threads: int | None = None) -> None:
         self.name = source_name(source)
         self.errors = 0
         self.first_error = ""
+        self.regular = True
         self._source, self._deadline, self._head, self._threads = source, deadline, head, threads
-        self._packets: list[Any] | None = None
-        self._reformatter: Any = None
-        self._origin: float | None = None
+        self._packets: list[Packet] | None = None
+        self._fresh = True
         self._cut_off = False
+        self._choice: int | None = None
+        self._sound = Sound()
+        self._late: float | None = None  # seconds from a packet's count to the frame that it pushes out
+        self._seen = 0
+        self.painter = Painter(self.name)
         self._open()
+        self.trusted = self.codec in _ONE_FRAME_PER_PACKET
+        self.begin = self.end = self.picture_end = self._last = 0.0
+        self.entered = False
 
     def __enter__(self) -> VideoReader:
         return self
@@ -87,26 +146,22 @@ class VideoReader:
         """Release the file and the decoder."""
         self._packets = None
         self._container.close()
-        self._input.close()
 
     def _open(self) -> None:
         import av
-        from av.stream import Disposition
 
-        self._input = _Input(self._source, self._deadline)
         try:
-            # A playlist inside an upload must not make FFmpeg open other files or addresses: no protocol is allowed.
-            self._container = av.open(
-                self._input, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace", buffer_size=65536
-            )
+            self._container = open_container(self._source, self._deadline)
         except DecodeError:
-            self._input.close()
             raise
         except (av.error.FFmpegError, ValueError, RuntimeError) as error:
-            self._input.close()
             raise DecodeError(self.name, self._why_not_opened(error)) from None
         try:
-            self._choose_stream(Disposition)
+            stream = self._choose_stream()
+            if stream is None:  # packets were read to choose: begin again
+                self._container.close()
+                return self._open()
+            self._describe(stream)
         except DecodeError:
             self.close()
             raise
@@ -119,19 +174,51 @@ class VideoReader:
         detail = getattr(error, "strerror", None) or str(error)
         return f"not recognised as video or image, or its header is damaged ({detail})"
 
-    def _choose_stream(self, disposition: Any) -> None:
-        container = self._container
-        videos = [s for s in container.streams.video if not s.disposition & disposition.attached_pic]
+    def _choose_stream(self) -> VideoStream | None:
+        """The stream to show; None where packets had to be read to tell, after which `_choice` tells."""
+        from av.stream import Disposition
+
+        streams = self._container.streams
+        if self._choice is not None:
+            return streams.video[self._choice]
+        beside = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+        videos = [s for s in streams.video if not s.disposition & beside] or [
+            s for s in streams.video if not s.disposition & Disposition.attached_pic
+        ]
         if not videos:
-            kinds = sorted({s.type for s in container.streams})
-            if len(container.streams.video):
+            kinds = sorted({s.type for s in streams})
+            if len(streams.video):
                 raise DecodeError(self.name, "has no video, only a cover picture beside its sound")
             raise DecodeError(
                 self.name, f"has no video stream ({'only ' + ', '.join(kinds) if kinds else 'no stream'})"
             )
         # Of several, the first that players show by default; FFmpeg's own choice would be the one of most pixels.
-        self._stream = next((s for s in videos if s.disposition & disposition.default), videos[0])
-        context = self._stream.codec_context
+        videos.sort(key=lambda s: not s.disposition & Disposition.default)
+        if len(videos) == 1 or videos[0].frames > 1:
+            return videos[0]
+        moving = self._first_moving(videos)
+        self._choice = list(streams.video).index(moving)
+        return None
+
+    def _first_moving(self, videos: list[VideoStream]) -> VideoStream:
+        """The first of these streams that holds more than one frame: a cover may stand before the film."""
+        import av
+
+        seen = dict.fromkeys((s.index for s in videos), 0)
+        try:
+            for count, packet in enumerate(self._container.demux(*videos)):
+                seen[packet.stream_index] += packet.size > 0
+                if seen[videos[0].index] > 1 or count > _NO_KEY:
+                    break
+                if count > 100 and max(seen.values()) > 50:
+                    break
+        except (av.error.FFmpegError, ValueError):
+            pass
+        return next((s for s in videos if seen[s.index] > 1), videos[0])
+
+    def _describe(self, stream: VideoStream) -> None:
+        self._stream = stream
+        context = stream.codec_context
         if context is None or getattr(context, "codec", None) is None:
             raise DecodeError(self.name, "its video is in a codec that this FFmpeg cannot decode")
         self.codec = getattr(context.codec, "canonical_name", None) or context.name
@@ -148,19 +235,34 @@ class VideoReader:
         context.thread_count = self._threads or (1 if small else min(4, os.cpu_count() or 1))
         if context.thread_count > 1:
             context.thread_type = "AUTO"
-        self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0) or 25.0
-        self.claimed = int(self._stream.frames or 0)
-        self._tick = float(self._stream.time_base or 1 / self.fps)
-        self.trusted = self.codec in _ONE_FRAME_PER_PACKET and not self._cut_off
+        self.used_threads = context.thread_count
+        self.fps = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
+        self.claimed = int(stream.frames or 0)
+        self._tick = float(stream.time_base or 1 / self.fps)
+        self.painter.aspect = stream.sample_aspect_ratio
+        formats = set(self._container.format.name.split(","))
+        self.breaks = bool(formats & _BREAKS)
+        self._decode_stamps = "avi" in formats  # its packets are counted, not stamped with the time of display
+        self._enterable = not self._container.format.flags & _NO_STAMPS
+        start = self._container.start_time
+        self.origin = 0.0 if formats & _ABSOLUTE else None if start is None else start / 1e6
+        length = self._container.duration
+        # Matroska and FLV write where the file ends, the others how long it is.
+        begins = 0.0 if formats & {"matroska", "webm", "flv"} else (start or 0) / 1e6
+        self.claimed_end = None if not length else begins + length / 1e6 - (self.origin or 0.0)
 
-    def _seconds(self, stamp: int | None) -> float | None:
-        return None if stamp is None else stamp * self._tick
+    def _demux(self, *, whole: bool = False) -> Iterator[Packet]:
+        """Packets of the video stream up to the end, or to where the file can no longer be read.
 
-    def _demux(self) -> Iterator[Any]:
-        """Packets of the video stream up to the end, or to where the file can no longer be read."""
+        Args:
+            whole: The file is read from its start to its end: take note of the sound on the way.
+        """
         import av
 
-        packets = self._container.demux(self._stream)
+        if whole:
+            self._sound = Sound()
+        packets = self._container.demux(self._stream, *(self._container.streams.audio if whole else ()))
+        first = True
         while True:
             self._deadline.check()
             try:
@@ -172,25 +274,38 @@ class VideoReader:
             except (av.error.FFmpegError, ValueError) as error:
                 self._note(error)
                 return
-            if packet.size == 0:  # the flush packet comes last; the decoder is flushed by `frames`
+            if packet.size == 0:  # the flush packet comes last; the decoder is flushed by `_decoded`
                 continue
+            if packet.stream_index != self._stream.index:
+                if packet.pts is not None:
+                    tick = float(packet.time_base)
+                    self._sound.heard(packet.pts * tick, (packet.duration or 0) * tick)
+                continue
+            if first and packet.has_sidedata("encryption_info"):
+                raise DecodeError(self.name, "its video is encrypted (DRM), no key")
+            first = False
             yield packet
 
     def scan(self) -> np.ndarray:
-        """Times of the frames that are there, without decoding: float64 (n,) ascending, seconds from the first.
+        """Times of the frames that are there, without decoding: float64 (n,) ascending, seconds on the timeline.
 
-        Reads every packet once. What an edit list hides does not count.
+        Reads every packet once. What an edit list hides does not count. Where the stamps are not `regular`, only the
+        number counts.
         """
+        self._rewind()
         stamps: list[float | None] = []
-        kept: list[Any] | None = []
-        total = 0
-        for packet in self._demux():
-            if not total and packet.has_sidedata("encryption_info"):
-                raise DecodeError(self.name, "its video is encrypted (DRM), no key")
+        orders: list[float | None] = []
+        kept: list[Packet] | None = []
+        total, latest, lasts = 0, -np.inf, 0.0
+        for packet in self._demux(whole=True):
             if packet.is_corrupt:  # cut off at the end of a truncated file: perhaps a frame, perhaps none
                 self._cut_off = True
             if not packet.is_discard and not _hidden(packet, self.codec):
-                stamps.append(self._seconds(packet.pts))
+                stamp = packet.dts if self._decode_stamps else packet.pts
+                stamps.append(None if stamp is None else stamp * self._tick)
+                orders.append(None if packet.dts is None else packet.dts * self._tick)
+                if stamp is not None and stamp >= latest:
+                    latest, lasts = stamp, (packet.duration or 0) * self._tick
             total += packet.size
             if kept is not None:
                 kept.append(packet)
@@ -199,54 +314,219 @@ class VideoReader:
         self._packets = kept
         self._fresh = kept is not None
         known = sorted(s for s in stamps if s is not None)
-        self._origin = known[0] if known else 0.0
-        # Seeking finds frames again by their time: that takes a time for each, all different.
-        self.trusted = self.trusted and not self._cut_off
-        self.seekable = self.trusted and len(known) == len(stamps) == len(set(known))
-        if len(known) < len(stamps):
+        # Frames are found again by their times: that takes a time for each, all different.
+        complete = len(known) == len(stamps) == len(set(known))
+        self.regular = complete and not _strange(stamps, orders, 1 / self.fps, self.breaks)
+        self.trusted = self.codec in _ONE_FRAME_PER_PACKET and not self._cut_off
+        self._seen = len(stamps)
+        if not self.regular:
             return np.arange(len(stamps)) / self.fps
-        return np.asarray(known, dtype=np.float64) - self._origin
+        times = np.asarray(known, dtype=np.float64)
+        shift = -(float(times[0]) if self.origin is None and len(times) else self.origin or 0.0)
+        if len(times):
+            self.begin = float(times[0]) + shift
+            self._ended(float(times[-1]) + shift, shift, lasts)
+        return times + shift
 
-    def frames(self, seek: float = 0.0) -> Iterator[tuple[float | None, Any]]:
-        """Every shown frame in display order, as (seconds from the first, PyAV frame); damaged packets are skipped.
-
-        Args:
-            seek: Begin at the last key frame before this time, where that is far enough to be worth it.
-        """
-        if not self._fresh or seek > _SEEK_SECONDS:
+    def _rewind(self) -> None:
+        if not self._fresh:
             self._container.close()
-            self._input.close()
             self._packets = None
             self._open()
-            if seek > _SEEK_SECONDS:
-                self._seek(seek)
         self._fresh = False
-        self.used_threads = self._stream.codec_context.thread_count
-        self.errors, self.first_error = 0, ""
-        packets = self._packets if self._packets is not None else self._demux()
-        for packet in packets:
-            self._deadline.check()
-            yield from self._decode(packet)
-        yield from self._decode(None)
 
     def single_thread(self) -> None:
         """Decode with one thread from now on: after damage, several threads lose more frames than one."""
         self._threads = 1
+        self._fresh = False
 
-    def _seek(self, seconds: float) -> None:
+    def play(self) -> Iterator[tuple[float, VideoShot]]:
+        """Every shown frame in display order from the first, with its time; damaged packets are skipped."""
+        kept = self._packets if self._fresh else None
+        self._rewind()
+        self.errors, self.first_error = 0, ""
+        packets = iter(kept) if kept is not None else self._demux(whole=True)
+        clock = Clock(origin=self.origin, step=1 / self.fps, breaks=self.breaks, sound=self._sound)
+        lasts, seen = 0.0, 0
+        for at, shot in clock.run(self._stamped(self._decoded(packets))):
+            lasts = (shot.frame.duration or 0) * self._tick
+            self.begin = at if seen == 0 else self.begin
+            seen += 1
+            yield at, shot
+        self.regular, self._seen = self.regular and not clock.broken, seen
+        if clock.last is not None:
+            self._ended(clock.last, None if clock.broken else clock.shift, lasts)
+
+    def _ended(self, last: float, shift: float | None, lasts: float) -> None:
+        """Take note of where the file ends, after its last frame.
+
+        Args:
+            last: Time of the last frame.
+            shift: From raw seconds to the timeline; None: sound may belong to any part of the recording.
+            lasts: Seconds that the last frame claims to last.
+        """
+        self._last = last
+        held = lasts if 0 < lasts < FAR and self._seen > 1 else 1 / self.fps
+        self.end = self.picture_end = last + held
+        if shift is not None and self._sound.end is not None:
+            self.end = max(self.end, self._sound.end + shift)
+
+    def length(self) -> float:
+        """Seconds of the file's timeline, once it was scanned or played: what it claims, where that can be.
+
+        0 for a picture that no sound accompanies.
+        """
+        if self._seen == 1 and self.end < self.begin + _STILL + 1 / self.fps:
+            return 0.0
+        claimed = self.claimed_end
+        if claimed is None or self._cut_off or self.claimed > 1.02 * self._seen + 2:
+            return self.end
+        if abs(claimed - self.end) <= _NEAR or self.end < claimed <= self.end + FAR:
+            return max(claimed, self._last)
+        return self.end
+
+    def play_from(self, moment: float, *, sure: bool = False) -> Iterator[tuple[float, VideoShot]]:
+        """As `play`, but from the frame on display at a moment on.
+
+        It is reached from a key frame before it, recognised by its time. Where the file cannot be entered there with
+        certainty, it is played from the start.
+
+        Args:
+            moment: Seconds on the timeline.
+            sure: Begin further before the moment, and take what comes: damage belongs to the file.
+        """
+        ways = _BACK[3:] if sure else _BACK
+        for back in ways if self.enterable else ():
+            if moment - back <= 0:
+                break
+            frames = self._enter(moment - back, moment, sure)
+            if frames is not None:
+                self.entered = True
+                yield from frames
+                return
+        self.entered = False
+        yield from self.play()
+
+    def _demux_from(self, place: float) -> Iterator[Packet] | None:
+        """Packets from the last key frame before a place on, as the container finds it; None where it cannot."""
         import av
 
-        target = int((seconds + (self._origin or 0.0)) / self._tick)
+        self._fresh, self._packets, self.errors = False, None, 0
+        if self.origin is None:
+            return None
         try:
-            self._container.seek(target, stream=self._stream, backward=True, any_frame=False)
+            self._container.seek(int((place + self.origin) / self._tick), stream=self._stream, backward=True)
         except (av.error.FFmpegError, ValueError):
-            self._container.close()
-            self._input.close()
-            self._open()
+            return None
+        return self._demux()
 
-    def _decode(self, packet: Any) -> Iterator[tuple[float | None, Any]]:
+    def times_between(self, start: float, end: float) -> np.ndarray:
+        """Times of the frames of a span, and of one or more before it, read from packets; empty where that fails."""
+        times: list[float] = []
+        for back in _BACK if self.enterable else ():
+            packets = self._demux_from(max(0.0, start - back))
+            if packets is None or self.origin is None:
+                break
+            for packet in packets:
+                stamp = packet.dts if self._decode_stamps else packet.pts
+                if stamp is not None and not packet.is_discard and not _hidden(packet, self.codec):
+                    times.append(stamp * self._tick - self.origin)
+                order = packet.dts if packet.dts is not None else stamp
+                if order is not None and order * self._tick - self.origin > end + CLOSE:
+                    break
+            if start - back <= 0 or (times and min(times) <= start + CLOSE):
+                break
+            times = []
+        return np.unique(np.asarray(times, dtype=np.float64))
+
+    def survey(self) -> None:
+        """Look at stamps here and there in a long recording of a kind whose stamps may break, before it is entered."""
         import av
 
+        size = self._container.size
+        if not self.breaks or not self.regular or size <= 0:
+            return
+        self._fresh, self._packets = False, None
+        found: list[float] = []
+        for place in range(_LOOKS):
+            try:
+                self._container.seek(size * place // _LOOKS, unsupported_byte_offset=True)
+            except (av.error.FFmpegError, ValueError):
+                return
+            stamps = (p.dts for p, _ in zip(self._demux(), range(50)) if p.dts is not None)
+            first = next(stamps, None)
+            if first is not None:
+                found.append(first * self._tick)
+        steps = np.diff(found)
+        if len(steps) and (steps.min() < 0 or steps.max() > max(FAR, 20 * float(np.median(steps)))):
+            self.regular = False
+
+    @property
+    def enterable(self) -> bool:
+        """Whether the file can be entered at a moment."""
+        return self._enterable and self.regular and self.origin is not None
+
+    def _enter(self, place: float, moment: float, sure: bool) -> Iterator[tuple[float, VideoShot]] | None:
+        """Frames from the one at `moment` on, after a jump to a key frame before `place`; None where that fails."""
+        if self._decode_stamps and self._late is None:
+            next(self.play(), None)  # after a jump, the first frame may be some packets later than its own
+        packets = self._demux_from(place)
+        if packets is None or self.origin is None:
+            return None
+        key = next((p for p, _ in zip(packets, range(_NO_KEY)) if p.is_keyframe), None)
+        stamp = None if key is None else key.dts if self._decode_stamps else key.pts
+        if key is None or stamp is None or stamp * self._tick - self.origin > moment + CLOSE:
+            return None
+        begin = stamp * self._tick
+        # What is shown before the key frame refers to frames before it, which are not there.
+        stamped = self._stamped(self._decoded(itertools.chain([key], packets)))
+        frames = (f for f in stamped if f[0] is None or f[0] >= begin - CLOSE)
+        placed = Clock(origin=self.origin, step=1 / self.fps, breaks=self.breaks).run(frames)
+        on_display: tuple[float, VideoShot] | None = None
+        for at, shot in placed:
+            if not sure and (self.errors or shot.is_corrupt):
+                return None
+            if at > moment + CLOSE:
+                if on_display is None:
+                    return None
+                return itertools.chain([on_display, (at, shot)], placed)
+            on_display = at, shot
+        return None if on_display is None else iter([on_display])
+
+    def _stamped(self, frames: Iterator[tuple[VideoFrame, float | None]]) -> Iterator[tuple[float | None, VideoShot]]:
+        """Frames with their raw times of display, None where there is none."""
+        for frame, entry in frames:
+            stamp = frame.dts if self._decode_stamps else frame.pts
+            if stamp is None:
+                yield None, VideoShot(frame, self.painter)
+                continue
+            at = stamp * self._tick
+            if self._decode_stamps and entry is not None:
+                # Each frame carries the count of the packet that pushed it out: the decoder's delay is the same for all.
+                self._late = at - entry if self._late is None else self._late
+                at -= self._late
+            yield at, VideoShot(frame, self.painter)
+
+    def _decoded(self, packets: Iterator[Packet]) -> Iterator[tuple[VideoFrame, float | None]]:
+        """Frames in display order, each with the decoding stamp (raw seconds) of the first packet."""
+        import av
+
+        entry: float | None = None
+        for packet in packets:
+            if entry is None and packet.dts is not None:
+                entry = packet.dts * self._tick
+            for frame in self._decode(packet):
+                yield frame, entry
+        try:
+            for frame in self._decode(None):
+                yield frame, entry
+        except av.error.EOFError:
+            return
+
+    def _decode(self, packet: Packet | None) -> Iterator[VideoFrame]:
+        import av
+
+        self._deadline.check()
         try:
             decoded = self._stream.codec_context.decode(packet)
         except av.error.EOFError:
@@ -258,8 +538,8 @@ class VideoReader:
         for frame in decoded:
             if frame.width * frame.height > MAX_PIXELS:
                 raise DecodeError(self.name, f"a frame of {frame.width}x{frame.height} pixels: over the limit")
-            at = self._seconds(frame.pts)
-            yield (None if at is None else at - (self._origin or 0.0)), frame
+            self._deadline.progress()
+            yield frame
 
     def _note(self, error: Exception) -> None:
         if not self.first_error:
@@ -273,22 +553,22 @@ class VideoReader:
         error = f"; first error: {self.first_error}" if self.first_error else ""
         return f"none of its {packets} {self.codec} packets could be decoded: damaged or encrypted{claimed}{error}"
 
-    def rgb(self, frame: Any) -> np.ndarray:
-        """A PyAV frame as RGB, turned and mirrored as the file's display matrix asks: uint8 (H, W, 3)."""
-        import av
-        from av.video.reformatter import VideoReformatter
 
-        if self._reformatter is None:
-            # One converter for all frames: building FFmpeg's scaler anew costs more than converting a small frame.
-            self._reformatter = VideoReformatter()
-        try:
-            pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
-        except (av.error.FFmpegError, ValueError) as error:
-            raise DecodeError(self.name, f"pixels of format {frame.format.name} cannot be shown: {error}") from None
-        return oriented(pixels, display_matrix(frame))
+def _strange(stamps: list[float | None], orders: list[float | None], step: float, breaks: bool) -> bool:
+    """Whether a list of raw stamps in decoding order holds some that a clock would not believe."""
+    shown = np.asarray([s for s in stamps if s is not None])
+    order = np.asarray([s for s in orders if s is not None])
+    if len(shown) > 1:
+        gaps = np.diff(np.sort(shown))
+        typical = max(float(np.median(gaps)), step)
+        if max(gaps[0], gaps[-1]) > FAR or (breaks and gaps.max() > 10.0):
+            return True
+        if len(order) == len(shown) and np.abs(shown - order).max() > max(10.0, 20 * typical):
+            return True
+    return bool(len(order) > 1 and np.diff(order).min() < -CLOSE)
 
 
-def _hidden(packet: Any, codec: str) -> bool:
+def _hidden(packet: Packet, codec: str) -> bool:
     """Whether a VP8 or VP9 packet is a reference frame that is never shown (RFC 6386 9.1; VP9 bitstream 6.2)."""
     if codec not in ("vp8", "vp9") or packet.size < 3:
         return False
@@ -302,44 +582,3 @@ def _hidden(packet: Any, codec: str) -> bool:
     shift = 1 if first >> 4 & 3 == 3 else 0
     bits = (first << 8 | data[1]) << shift
     return not bits >> 11 & 1 and not bits >> 9 & 1
-
-
-def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
-    """(a, b, c, d) of the frame's display matrix, 16.16 fixed point: x' = a x + c y, y' = b x + d y; None: upright."""
-    try:
-        for data in frame.side_data:
-            if data.type.name == "DISPLAYMATRIX":
-                values = np.frombuffer(bytes(data), dtype="=i4")
-                if values.size >= 5:
-                    return int(values[0]), int(values[1]), int(values[3]), int(values[4])
-    except ValueError:  # PyAV cannot list side data that holds a kind it has no name for; the turn alone is known then
-        one = 1 << 16
-        turns = {0: None, 90: (0, -one, one, 0), 180: (-one, 0, 0, -one), 270: (0, one, -one, 0)}
-        return turns.get(round(frame.rotation / 90) % 4 * 90)
-    return None
-
-
-def oriented(pixels: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
-    """(H, W, 3) turned by the nearest quarter turn, and mirrored, as a display matrix says."""
-    if matrix is None:
-        return pixels
-    a, b, c, d = matrix
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        pixels, horizontal, vertical = pixels.transpose(1, 0, 2), c, b
-    else:
-        horizontal, vertical = a, d
-    if horizontal < 0:
-        pixels = pixels[:, ::-1]
-    if vertical < 0:
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def turn_of(matrix: tuple[int, int, int, int] | None) -> int:
-    """Degrees clockwise (0, 90, 180, 270) of a display matrix; a mirror image counts as its turn alone."""
-    if matrix is None:
-        return 0
-    a, b, c, d = matrix
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return 90 if b > 0 else 270
-    return 180 if a < 0 and d < 0 else 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -53,8 +53,8 @@ class MediaInfo:
 
     Attributes:
         kind: "video" or "image" (a still, or a video of one frame).
-        width, height: Pixels as displayed, after rotation.
-        duration: Seconds; 0 for an image.
+        width, height: Pixels as displayed: upright, square pixels.
+        duration: Seconds of the file's timeline (the picture is held while sound runs on); 0 for an image.
         fps: Mean frames per second; 0 for an image.
         frames: Frames that are there to be decoded (packets that can be read and that the edit list shows).
         rotation: Degrees clockwise that the file asks the player to turn the picture by.
@@ -76,8 +76,8 @@ class Clip:
     """Chosen frames of one file.
 
     Attributes:
-        frames: uint8 (T, H, W, 3), RGB, display orientation.
-        times: float64 (T,), seconds from the first frame of the video.
+        frames: uint8 (T, H, W, 3), RGB, as displayed: upright, square pixels.
+        times: float64 (T,), seconds on the file's own timeline, as a player counts them.
     """
 
     frames: np.ndarray
@@ -89,8 +89,8 @@ class Window:
     """A stretch of a video.
 
     Attributes:
-        start, end: Seconds from the first frame of the video; both 0 for an image.
-        frames: uint8 tensor (T, 3, S, S), RGB, display orientation.
+        start, end: Seconds on the file's own timeline, as a player counts them; both 0 for an image.
+        frames: uint8 tensor (T, 3, S, S), RGB, as displayed.
     """
 
     start: float
@@ -98,26 +98,62 @@ class Window:
     frames: torch.Tensor
 
 
+class Shot(Protocol):
+    """A frame that has been decoded, and is turned into pixels only when it is wanted."""
+
+    @property
+    def is_corrupt(self) -> bool: ...
+    def pixels(self) -> np.ndarray:
+        """As displayed: uint8 (H, W, 3), RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """A shot whose pixels are there."""
+
+    picture: np.ndarray
+    is_corrupt = False
+
+    def pixels(self) -> np.ndarray:
+        """As displayed: uint8 (H, W, 3), RGB."""
+        return self.picture
+
+
+class Player(Protocol):
+    """What all readers of files offer: shots in display order, with their times."""
+
+    name: str
+    fps: float
+    claimed_end: float | None
+    entered: bool
+
+    @property
+    def enterable(self) -> bool: ...
+    def play(self) -> Iterator[tuple[float, Shot]]: ...
+    def play_from(self, moment: float, *, sure: bool = False) -> Iterator[tuple[float, Shot]]: ...
+    def length(self) -> float: ...
+    def why_no_frames(self, packets: int) -> str: ...
+
+
 class Deadline:
-    """A time limit that is asked for between packets and reads."""
+    """A limit on the time without progress: it runs anew whenever more of the file has been read or decoded.
+
+    So a slow disk, a busy core or a long film is no fault of the file; what stands still is.
+    """
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
         self.seconds = seconds
-        self.restart()
+        self.progress()
 
-    def restart(self) -> None:
+    def progress(self) -> None:
         """Give the full time again."""
         self._end = time.monotonic() + self.seconds
-
-    def left(self) -> float:
-        """Seconds left, never negative."""
-        return max(0.0, self._end - time.monotonic())
 
     def check(self) -> None:
         """Raise TimeLimit where the time is over."""
         if time.monotonic() > self._end:
-            raise TimeLimit(self.name, f"not decoded within the time limit of {self.seconds:g} s")
+            raise TimeLimit(self.name, f"nothing more of it was decoded within the time limit of {self.seconds:g} s")
 
 
 def source_name(source: Source) -> str:

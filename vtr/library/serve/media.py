@@ -21,7 +21,7 @@ HASHED_UP_TO = 32 << 20  # bytes: smaller files are compared by content, larger 
 CACHE_BYTES = 64 << 20  # thumbnails kept in memory
 _FORGET = 60.0  # seconds after which a thumbnail that could not be made is tried again
 _SHARDS = 64  # whose lists of samples are kept
-_DECODE = 15.0  # seconds a thumbnail may take
+_DECODE = 15.0  # seconds without progress after which a thumbnail is given up
 
 # What a browser is told a file is. Anything else is only offered as a download, so that no file of the library, whatever
 # it holds, becomes a page of this server.
@@ -63,8 +63,9 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """A segment: its video and its span in seconds (equal ends for an image)."""
+    """A segment: its video and its span in seconds (equal ends for an image), of one library (its stamp)."""
 
+    library: str
     id: int
     video: Video
     start: float
@@ -230,26 +231,29 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+_Key = tuple[str, int, int]  # library, segment, frames
+
+
 class Thumbnails:
     """JPEG pictures of moments, kept in memory up to a number of bytes; the oldest unused ones go first."""
 
     def __init__(self, files: Files, *, capacity: int = CACHE_BYTES) -> None:
         self.files, self.capacity = files, capacity
-        self._cache: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._failed: dict[tuple[int, int], tuple[float, str]] = {}
+        self._cache: OrderedDict[_Key, bytes] = OrderedDict()
+        self._failed: dict[_Key, tuple[float, str]] = {}
         self._size = 0
         self._lock = threading.Lock()
-        self._making: dict[tuple[int, int], threading.Lock] = {}
+        self._making: dict[_Key, threading.Lock] = {}
 
     def get(self, moment: Moment, frames: int, width: int) -> bytes:
-        """`frames` pictures of the moment side by side, each at most `width` x `width` pixels.
+        """The moment's first picture, or `frames` of them side by side, each at most `width` x `width` pixels.
 
         Raises:
             Refused: The file is gone or has changed, or gives no picture.
         """
         opened = self.files.open(moment.video)
         try:
-            key = (moment.id, frames)
+            key = (moment.library, moment.id, frames)
             with self._lock:
                 lock = self._making.setdefault(key, threading.Lock())
             with lock:  # those who ask for the same picture meanwhile wait for it
@@ -261,7 +265,7 @@ class Thumbnails:
         finally:
             opened.close()
 
-    def _kept(self, key: tuple[int, int]) -> bytes | None:
+    def _kept(self, key: _Key) -> bytes | None:
         with self._lock:
             when, why = self._failed.get(key, (0.0, ""))
             if why and time.monotonic() - when < _FORGET:
@@ -270,7 +274,7 @@ class Thumbnails:
                 self._cache.move_to_end(key)
             return self._cache.get(key)
 
-    def _made(self, key: tuple[int, int], opened: Opened, moment: Moment, frames: int, width: int) -> bytes:
+    def _made(self, key: _Key, opened: Opened, moment: Moment, frames: int, width: int) -> bytes:
         before = identity(opened.fd)
         in_shard = opened.first > 0
         try:
@@ -299,16 +303,17 @@ class Thumbnails:
 def _strip(source: Path | bytes, moment: Moment, count: int, width: int) -> bytes:
     from PIL import Image
 
-    from vtr.data.decode import read_frames
-    from vtr.data.sampling import middle_frames
+    from vtr.data.decode import read_moment
 
     still = moment.end <= moment.start
-    # In this process: the same bytes were decoded here when the file was indexed.
-    clip = read_frames(
+    # One picture is the one that the player shows when it begins there. In this process: the same bytes were decoded
+    # here when the file was indexed.
+    clip = read_moment(
         source,
-        lambda n: middle_frames(n, count),
+        count,
         start=None if still else moment.start,
-        end=None if still else moment.end,
+        end=None if still else moment.start if count == 1 else moment.end,
+        least=width,
         timeout=_DECODE,
         threads=1,
     )

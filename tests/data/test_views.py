@@ -1,4 +1,4 @@
-"""Recognition data: annotation formats, the released samplers, views, augmentation, mixing."""
+"""Views of a labelled clip: the released samplers, reading, crops, augmentation, mixing."""
 
 from __future__ import annotations
 
@@ -8,55 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import recognition_data, video_bytes
-from vtr.data.recognition import (
-    Augment,
-    Item,
-    crop_views,
-    load_split,
-    mix,
-    read_item,
-    read_list,
-    sample_test,
-    sample_train,
-    windows,
-)
-from vtr.errors import UsageError, VtrError
-
-
-def test_lists_are_read_with_every_separator_with_a_header_and_with_frame_counts(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    for text, rows in (
-        ("a b.mp4 3\nc.mp4 4\n", [("a b.mp4", 3, None), ("c.mp4", 4, None)]),
-        ("x/a.mp4,3\n", [("x/a.mp4", 3, None)]),
-        ("path\tlabel\na.mp4\t3\n", [("a.mp4", 3, None)]),
-        ("folder 37 5\n", [("folder", 5, 37)]),
-    ):
-        path.write_text(text)
-        assert read_list(path) == rows
-    path.write_text("a.mp4,0.25,61.5\n")
-    assert read_list(path, window=True) == [("a.mp4", 0.25, 61.5)]
-    path.write_text("a.mp4,3\nb.mp4,cat\n")
-    with pytest.raises(VtrError, match="line 2"):
-        read_list(path)
-
-
-@pytest.mark.parametrize(
-    ("layout", "task", "train", "test", "classes"),
-    [("imagenet", "imagenet", 4, 4, 2), ("k400", "k400", 4, 4, 2), ("ssv2", "ssv2", 4, 4, 2),
-     ("coin", "coin", 4, 4, 3), ("breakfast", "breakfast", 4, 4, 10), ("lvu", "lvu-year", 4, 4, 0)],
-)  # fmt: skip
-def test_data_sets_are_read_in_their_own_layout(
-    tmp_path: Path, layout: str, task: str, train: int, test: int, classes: int
-) -> None:
-    root = recognition_data(task, tmp_path / "data")
-    part = task.partition("-")[2]
-    for split, count in (("train", train), ("test", test)):
-        found = load_split(layout, root, split, part=part)
-        assert len(found.items) == count
-        assert found.missing == ()
-        assert found.classes == classes
-        assert len({i.name for i in found.items}) == count
+from vtr.data.labels import load_split
+from vtr.data.views import Augment, crop_views, mix, read_item, sample_test, sample_train
+from vtr.errors import UsageError
 
 
 def test_raw_frames_are_a_folder_of_pictures(tmp_path: Path) -> None:
@@ -71,20 +25,6 @@ def test_raw_frames_are_a_folder_of_pictures(tmp_path: Path) -> None:
     frames = read_item(item, lambda n: [0, n - 1])
     assert frames.shape == (2, 3, 8, 8)
     assert frames.float().mean((1, 2, 3)).tolist() == pytest.approx([0, 200], abs=2)
-
-
-def test_two_videos_of_one_name_in_different_folders_stay_apart_and_doubled_rows_are_refused(tmp_path: Path) -> None:
-    for folder in "ab":
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.mp4").write_bytes(video_bytes())
-    path = tmp_path / "test.csv"
-    path.write_text("a/x.mp4 0\nb/x.mp4 1\n")
-    assert [i.name for i in load_split("k400", tmp_path, "test").items] == ["a/x.mp4", "b/x.mp4"]
-    path.write_text("a/x.mp4 0\na/x.mp4 1\n")
-    with pytest.raises(VtrError, match="listed 2 times"):
-        load_split("k400", tmp_path, "test")
-    with pytest.raises(VtrError, match="no train split of k400"):
-        load_split("k400", tmp_path, "train")
 
 
 def test_the_kinetics_sampler_follows_the_released_index_table() -> None:
@@ -107,14 +47,6 @@ def test_the_ssv2_sampler_follows_the_released_index_table() -> None:
     found = sample_train("ssv2", 5, 8, np.random.default_rng(0))
     assert found == sorted(found)
     assert max(found) < 5
-
-
-def test_long_videos_are_cut_into_windows_whose_last_is_at_least_half() -> None:
-    item = Item(path=Path("a"), label=0, name="a", duration=100.0)
-    spans = [(w.start, w.end) for w in windows(item, 60.0, 16.0)]
-    assert spans == [(0, 60), (16, 76), (32, 92), (48, 100), (64, 100)]
-    short = Item(path=Path("a"), label=0, name="a", duration=59.0)
-    assert windows(short, 60.0, 16.0) == [short]
 
 
 def test_test_crops_lie_along_the_longer_side() -> None:
