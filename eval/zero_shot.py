@@ -26,9 +26,9 @@ from vtr.errors import UsageError, VtrError, reports_errors, unknown_name
 from vtr.eval.benchmarks import Benchmark, load_benchmark
 from vtr.eval.evaluate import COMPAT, Options, evaluate
 from vtr.eval.report import Result, Run, compared, published_rows, table, write
-from vtr.flags import parsed
 from vtr.models.load import load_encoder
 from vtr.ranks import Ranks, report
+from vtr.settings import parsed
 from vtr.threads import choose
 
 

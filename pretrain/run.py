@@ -17,8 +17,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from vtr.errors import reports_errors
-from vtr.flags import parsed
 from vtr.pretrain.settings import RunSettings
+from vtr.settings import parsed
 
 
 @reports_errors

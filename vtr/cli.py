@@ -49,7 +49,7 @@ def run(words: list[str]) -> int:
 
         return launched(verb, rest)
     module = importlib.import_module(VERBS[verb][0])
-    from vtr.flags import parsed
+    from vtr.settings import parsed
 
     settings_type, function = module.COMMANDS[verb]
     return function(parsed(settings_type, rest, f"vtr {verb}"))

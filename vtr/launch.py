@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from vtr.errors import UsageError, VtrError
 from vtr.files import import_root
-from vtr.flags import parsed
+from vtr.settings import parsed
 
 _MARK = "VTR_LAUNCHED"
 
