@@ -34,6 +34,7 @@ class Reranker:
         self, model: VideoTextEncoder, texts: TextFeatures, weights: Sequence[float], cache: TokenCache | None
     ) -> None:
         self.model, self.texts, self.weights, self.cache = model, texts, weights, cache
+        self.failed: list[str] = []  # why moments could not be looked at
         self._items: list[Found] = []
         self._odds: list[Tensor] = []
 
@@ -55,8 +56,9 @@ class Reranker:
                 continue
             try:
                 batch.append((item, frames(item)))
-            except (VtrError, OSError, ValueError):
+            except (VtrError, OSError, ValueError) as error:
                 rest.append(item)  # the file is gone or has changed since it was indexed
+                self.failed.append(str(error))
                 continue
             if len(batch) == BATCH:
                 self._encode(batch)
