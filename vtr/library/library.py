@@ -77,7 +77,7 @@ class Compacted(TypedDict):
 class Library(Searcher):
     """A search library on disk; use `create` or `open`.
 
-    Any number of processes may search while one writes. An object is for one thread at a time.
+    Any number of processes may search while one writes. An object may be used from several threads at once.
     """
 
     def __init__(
@@ -192,6 +192,16 @@ class Library(Searcher):
     def close(self) -> None:
         """Let go of the database; the library cannot be used afterwards."""
         self.store.close()
+
+    def __repr__(self) -> str:
+        try:
+            videos, seconds = self.read(self.store.totals)
+            count = self.store.segments()
+        except VtrError:
+            return f"<Library {self.path}: {'closed' if self.store.closed else 'cannot be read'}>"
+        length = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+        model = self.settings.model or self.settings.fingerprint[:12]
+        return f"<Library {self.path}: {videos} videos, {count} segments, {length}; model {model}>"
 
     def __enter__(self) -> Library:
         return self

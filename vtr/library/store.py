@@ -61,7 +61,7 @@ class Store(Records):
         self._own = threading.local()
         self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._writer = threading.RLock()
-        self._closed = False
+        self.closed = False
         if not create and not self._file.is_file():
             raise VtrError(f"{folder}: library.db is missing; restore it, or build the library in another folder")
         self._connection()
@@ -79,7 +79,7 @@ class Store(Records):
 
     def close(self) -> None:
         """Let go of all connections, those of other threads too; the store cannot be used afterwards."""
-        self._closed = True
+        self.closed = True
         for connection in list(self._all):
             connection.db.close()
 
@@ -96,7 +96,7 @@ class Store(Records):
     # -- connections --------------------------------------------------------------------------------------------------
 
     def _connection(self) -> _Connection:
-        if self._closed:
+        if self.closed:
             raise VtrError(f"{self.folder}: the library was closed: open it again")
         found: _Connection | None = getattr(self._own, "connection", None)
         if found is None:
