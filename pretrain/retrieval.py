@@ -157,7 +157,7 @@ def tune_retrieval(settings: TuneSettings, watch: Watch | None = None) -> None:
     zero_shot.run(evaluation, ranks)
     note = _seen_in_training(data, tested)
     if ranks.main:
-        print(note or "checkpoint: the last; no video of the test was trained on")
+        print(note or "checkpoint: the last; no video of the test is in this training list (--init may have seen some)")
         record = {"task": "retrieval", "train": str(data.file), "test": test, "checkpoint": "the last", "note": note}
         with write_atomically(out / "results.json") as partial:
             partial.write_text(json.dumps(record, indent=1) + "\n")

@@ -119,4 +119,19 @@ def initialise(model: RecognitionModel, settings: TuneSettings, recipe: TuneReci
                 f"this recipe starts from {recipe.start}: give it with --init, or --scratch to start from random weights"
             )
         return []
-    return load_initial(model.encoder, initial_weights(settings.init), settings.init)
+    state = initial_weights(settings.init)
+    there, wanted = size_of(state), size_of(model.encoder.state_dict())
+    if there and wanted and there != wanted:
+        raise UsageError(
+            f"{settings.init} has {there[1]} layers of width {there[0]}, --model {settings.model or 'tiny'} has {wanted[1]} of "
+            f"{wanted[0]}: name the size of the model that --init gives with --model"
+        )
+    return load_initial(model.encoder, state, settings.init)
+
+
+def size_of(state: dict[str, Tensor]) -> tuple[int, int] | None:
+    """(width, layers) of an encoder's tensors, None where they do not say."""
+    if "cls_token" not in state:
+        return None
+    layers = {key.split(".")[1] for key in state if key.startswith("layers.")}
+    return state["cls_token"].shape[-1], len(layers)

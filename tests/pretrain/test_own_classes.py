@@ -12,7 +12,7 @@ import vtr
 from tests.helpers import recognition_data
 from tests.pretrain.test_finetune import settings
 from vtr.data.recognition import load_split
-from vtr.errors import VtrError
+from vtr.errors import UsageError, VtrError
 from vtr.models.recognition import RecognitionModel
 from vtr.pretrain.recognition.data import load_splits, number_of_classes
 from vtr.pretrain.recognition.tasks import load_task
@@ -34,6 +34,8 @@ def test_words_become_classes_and_the_model_knows_their_names(
     model = vtr.load(str(out))
     assert isinstance(model, RecognitionModel)
     assert model.config.class_names == ("a dog", "rain, heavy")
+    with pytest.raises(UsageError, match="4 layers of width 96, --model tiny has 24 of 192: name the size"):
+        tune(settings(root, tmp_path / "other", "own", steps=1, init=str(out), model=None))
     # A test alone numbers the words as the model does, not as its own list would.
     (root / "test.csv").write_text('video,class\nvideos/clip1.mp4,"rain, heavy"\n')
     tune(settings(root, tmp_path / "again", "own", test_only=True, init=str(out)))
