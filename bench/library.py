@@ -239,6 +239,7 @@ def _query(out: Path, count: int, cluster: int, repeats: int) -> dict[str, Any]:
     """Recall and latency, in a process of its own."""
     from vtr.library import index as indexes
     from vtr.library.library import Library
+    from vtr.library.wanted import Wanted
     from vtr.library.where import parse
 
     library = Library.open(out / "library")
@@ -246,22 +247,22 @@ def _query(out: Path, count: int, cluster: int, repeats: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with _Memory() as most:
         start = time.perf_counter()
-        library._nearest(asked[:1], 10, None)
+        library._nearest(Wanted(words=asked[0]), 10, None)
         result["first_query_ms"] = (time.perf_counter() - start) * 1e3
-        [result["hits"]] = _latency(lambda i: library._nearest(asked[i : i + 1], 40, None), count=repeats)
+        [result["hits"]] = _latency(lambda i: library._nearest(Wanted(words=asked[i]), 40, None), count=repeats)
         for name, where in (("where_half", "views < 500"), ("where_rare", 'channel = "channel 7" and views < 50')):
             node = parse(where, library.columns())
             start = time.perf_counter()
-            library._nearest(asked[:1], 40, node)
+            library._nearest(Wanted(words=asked[0]), 40, node)
             first = (time.perf_counter() - start) * 1e3
             [times] = _latency(
-                lambda i, node=node: library._nearest(asked[i : i + 1], 40, node), count=min(100, repeats)
+                lambda i, node=node: library._nearest(Wanted(words=asked[i]), 40, node), count=min(100, repeats)
             )  # type: ignore[misc]
             result[name] = {"first_ms": first, **times}
     result["query_memory_mib"], result["query_memory_with_mapped_mib"] = most.own, most.resident
     pairs = library.store.pairs()
     truth = pairs[indexes.exact(asked, library.store.vectors(), pairs[:, 1], 10)[1], 0]
-    found = [[f.segment for f in library._nearest(q[None], 10, None)[0]] for q in asked]
+    found = [[f.segment for f in library._nearest(Wanted(words=q), 10, None)[0]] for q in asked]
     result["recall_at_10"] = float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth.tolist(), found)]))
     library.search(_QUESTION)
     whole, encoding = _latency(
@@ -277,6 +278,7 @@ def _against_raw(out: Path, count: int, cluster: int, repeats: int) -> dict[str,
     import faiss
 
     from vtr.library.library import Library
+    from vtr.library.wanted import Wanted
 
     library = Library.open(out / "library")
     asked = vectors(10**9, repeats, library.settings.width, max(1, count // cluster))
@@ -292,7 +294,7 @@ def _against_raw(out: Path, count: int, cluster: int, repeats: int) -> dict[str,
         raw = _Refined(raw, flat, described["refine"])
     rows_of = library.store.rows_of
     own, plain = _latency(
-        lambda i: snapshot.nearest(asked[i : i + 1], 10, None, rows_of),
+        lambda i: snapshot.nearest(Wanted(words=asked[i]), 10, None, rows_of),
         lambda i: raw.search(asked[i : i + 1], 10),
         count=repeats,
     )

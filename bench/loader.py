@@ -61,7 +61,6 @@ def generate_shards(
     seed: int = 0,
 ) -> None:
     """Write shards of H.264 clips (16:9, textured, moving) unless the folder holds some."""
-    import av
     from tqdm import tqdm
 
     from vtr.data.shards import ShardWriter
@@ -69,27 +68,34 @@ def generate_shards(
     if (folder / "sizes.json").is_file():
         return
     rng = np.random.default_rng(seed)
-    width = round(short_side * 16 / 9 / 2) * 2
     with ShardWriter(folder, 32) as writer:
         for number in tqdm(range(clips), desc="clips", file=sys.stderr, unit="clip"):
-            # Smooth noise, larger than the picture, that moves: residuals and motion vectors as real films have.
-            coarse = (
-                rng.integers(0, 256, (short_side // 16 + 8, width // 16 + 8, 3), np.uint8).repeat(24, 0).repeat(24, 1)
-            )
-            fine = rng.integers(0, 24, coarse.shape, np.uint8)
-            texture = np.minimum(coarse.astype(np.int16) + fine, 255).astype(np.uint8)
-            speed = rng.uniform(-1.5, 1.5, 2)
-            room = np.asarray(texture.shape[:2]) - (short_side, width)
-            buffer = io.BytesIO()
-            with av.open(buffer, "w", format="mp4") as file:
-                stream = file.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "23"})
-                stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, short_side, "yuv420p", gop
-                for i in range(round(seconds * fps)):
-                    top, left = (np.abs(speed * i).astype(int) % room).tolist()
-                    image = np.ascontiguousarray(texture[top : top + short_side, left : left + width])
-                    file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-                file.mux(stream.encode())
-            writer.write(f"{number:06d}", "mp4", buffer.getvalue(), f"texture {number}")
+            data = textured_clip(rng, short_side=short_side, seconds=seconds, fps=fps, gop=gop)
+            writer.write(f"{number:06d}", "mp4", data, f"texture {number}")
+
+
+def textured_clip(
+    rng: np.random.Generator, *, short_side: int = 336, seconds: float = 5.0, fps: int = 25, gop: int = 25
+) -> bytes:
+    """An H.264 clip (16:9) of smooth noise, larger than the picture, that moves: residuals and motion as films have."""
+    import av
+
+    width = round(short_side * 16 / 9 / 2) * 2
+    coarse = rng.integers(0, 256, (short_side // 16 + 8, width // 16 + 8, 3), np.uint8).repeat(24, 0).repeat(24, 1)
+    fine = rng.integers(0, 24, coarse.shape, np.uint8)
+    texture = np.minimum(coarse.astype(np.int16) + fine, 255).astype(np.uint8)
+    speed = rng.uniform(-1.5, 1.5, 2)
+    room = np.asarray(texture.shape[:2]) - (short_side, width)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "23"})
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, short_side, "yuv420p", gop
+        for i in range(round(seconds * fps)):
+            top, left = (np.abs(speed * i).astype(int) % room).tolist()
+            image = np.ascontiguousarray(texture[top : top + short_side, left : left + width])
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        file.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def bench(

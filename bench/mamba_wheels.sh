@@ -23,4 +23,8 @@ export CUDA_HOME=${CUDA_HOME:-$(realpath "${nvcc_home:-/usr/local/cuda}")}
 CPATH=$(echo "$(realpath "$venv")"/lib/python3*/site-packages/nvidia/*/include | tr ' ' ':')${CPATH:+:$CPATH}
 export CPATH
 export MAX_JOBS=${JOBS:-2} PATH="$(realpath "$venv")/bin:$PATH"
-exec python -m bench.mamba_baseline --sources build/gpu/sources --out build/gpu/wheels --arch "$arch"
+python -m bench.mamba_baseline --sources build/gpu/sources --out build/gpu/wheels --arch "$arch"
+# What pretraining and indexing need beside torch and transformers, for a machine without a network.
+pip download --quiet --no-deps --only-binary :all: -d build/gpu/wheels \
+  av tyro docstring-parser shtab typeguard braceexpand webdataset open_clip_torch ftfy wcwidth
+du -ch build/gpu/wheels/*.whl | tail -1

@@ -15,7 +15,7 @@ from vtr.kernels.linear import linear
 class TeacherOutput(NamedTuple):
     """What the student is aligned with."""
 
-    tokens: Tensor  # (B, 1 + T*P, C): mean CLS over frames, then all patches, through the projection, no ln_post
+    tokens: Tensor  # (B, 1 + T*P, C): mean CLS over frames, then all patches, through the projection
     attention: Tensor  # (B*T, P): the last block's attention from CLS to the patches, averaged over heads
     layers: Tensor  # (K, B, 1 + T*P, C): as `tokens` after each of the last K blocks, the last one last
 
@@ -26,31 +26,45 @@ class ClipTeacher(nn.Module):
     Args:
         visual: A module with the tensors of CLIP's visual tower as open_clip names them.
         quick_gelu: OpenAI's x * sigmoid(1.702 x) instead of GELU.
+        post_norm: Tokens pass `ln_post` before the projection, as UMT's do and VideoMamba's do not.
+        image_size: The side at which it sees frames of another size, resized without antialiasing; 0: as they come.
     """
 
-    def __init__(self, state: dict[str, Tensor], heads: int, quick_gelu: bool) -> None:
+    def __init__(
+        self,
+        state: dict[str, Tensor],
+        heads: int,
+        quick_gelu: bool,
+        *,
+        post_norm: bool = False,
+        image_size: int = 0,
+    ) -> None:
         super().__init__()
         for name, value in state.items():
             self.register_buffer(name.replace(".", "__"), value.detach().clone())
         self.heads, self.quick_gelu = heads, quick_gelu
+        self.post_norm, self.image_size = post_norm, image_size
         self.width = state["proj"].shape[1]  # channels of the tokens
         self.depth = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("transformer.resblocks."))
 
     @classmethod
-    def from_open_clip(cls, model: Any) -> ClipTeacher:
+    def from_open_clip(cls, model: Any, *, post_norm: bool = False, image_size: int = 0) -> ClipTeacher:
         """From an open_clip CLIP with a ViT image tower."""
         visual = model.visual
-        state = {k: v for k, v in visual.state_dict().items() if k != "ln_post.weight" and k != "ln_post.bias"}
+        state = {k: v for k, v in visual.state_dict().items() if post_norm or not k.startswith("ln_post")}
         block = visual.transformer.resblocks[0]
-        return cls(state, block.attn.num_heads, type(block.mlp.gelu).__name__ == "QuickGELU")
+        quick = type(block.mlp.gelu).__name__ == "QuickGELU"
+        return cls(state, block.attn.num_heads, quick, post_norm=post_norm, image_size=image_size)
 
     @classmethod
-    def from_official(cls, state: dict[str, Tensor], heads: int) -> ClipTeacher:
+    def from_official(
+        cls, state: dict[str, Tensor], heads: int, *, post_norm: bool = False, image_size: int = 0
+    ) -> ClipTeacher:
         """From the official layout (`clip_teacher.` prefix already stripped; conv1 is 3-D there)."""
-        state = {k: v for k, v in state.items() if not k.startswith("ln_post")}
+        state = {k: v for k, v in state.items() if post_norm or not k.startswith("ln_post")}
         if state["conv1.weight"].ndim == 5:
             state["conv1.weight"] = state["conv1.weight"].squeeze(2)
-        return cls(state, heads, True)
+        return cls(state, heads, True, post_norm=post_norm, image_size=image_size)
 
     def _get(self, name: str) -> Tensor:
         return getattr(self, name.replace(".", "__"))
@@ -66,7 +80,10 @@ class ClipTeacher(nn.Module):
             raise ValueError(f"the teacher has {self.depth} layers, {layers} were asked for")
         batch, count = frames.shape[:2]
         weight = self._get("conv1.weight")
-        x = F.conv2d(frames.flatten(0, 1).to(weight.dtype), weight, stride=weight.shape[-1])
+        images = frames.flatten(0, 1).to(weight.dtype)
+        if self.image_size and images.shape[-1] != self.image_size:
+            images = F.interpolate(images, (self.image_size, self.image_size), mode="bicubic", align_corners=False)
+        x = F.conv2d(images, weight, stride=weight.shape[-1])
         h, w = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)
         cls = self._get("class_embedding").expand(x.shape[0], 1, -1)
@@ -93,9 +110,13 @@ class ClipTeacher(nn.Module):
             y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
             x = x + linear(y, self._get(f"{prefix}.mlp.c_proj.weight"), self._get(f"{prefix}.mlp.c_proj.bias"))
             if i >= self.depth - layers:
-                z = linear(x, self._get("proj").t()).unflatten(0, (batch, count))
-                kept.append(torch.cat([z[:, :, :1].mean(1), z[:, :, 1:].flatten(1, 2)], 1))
+                kept.append(self._tokens(x, batch, count))
         return TeacherOutput(kept[-1], attention, torch.stack(kept))
+
+    def _tokens(self, x: Tensor, batch: int, count: int) -> Tensor:
+        x = self._norm(x, "ln_post") if self.post_norm else x
+        z = linear(x, self._get("proj").t()).unflatten(0, (batch, count))
+        return torch.cat([z[:, :, :1].mean(1), z[:, :, 1:].flatten(1, 2)], 1)
 
     def _positions(self, h: int, w: int) -> Tensor:
         table = self._get("positional_embedding")

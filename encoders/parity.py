@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from vtr.encoders.base import VideoEncoder
 from vtr.encoders.bert import BertConfig
 from vtr.encoders.clip_teacher import ClipTeacher
 from vtr.encoders.distill import alignment_loss
@@ -25,6 +26,7 @@ from vtr.encoders.losses import contrastive_loss, language_loss
 from vtr.encoders.official import load_official, to_ours
 from vtr.encoders.video_text import VideoTextNetwork
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
+from vtr.encoders.vit import ViT, ViTConfig
 from vtr.errors import VtrError
 
 LIMIT = 1e-4
@@ -86,6 +88,28 @@ def encoder_config(state: dict[str, Tensor], sizes: dict[str, Any], prefix: str 
     )
 
 
+def vit_config(state: dict[str, Tensor], sizes: dict[str, Any]) -> ViTConfig:
+    """Read the sizes of UMT's encoder off its official tensors, and what they do not say off the file's sizes."""
+    prefix = "vision_encoder."
+    patch = state[f"{prefix}encoder.patch_embed.proj.weight"]
+    decoders = {k.split(".")[2] for k in state if k.startswith(f"{prefix}clip_decoder.")}
+    return ViTConfig(
+        image_size=sizes["img"],
+        patch_size=patch.shape[-1],
+        tubelet=patch.shape[2],
+        num_frames=sizes["frames"],
+        dim=patch.shape[0],
+        depth=len({k.split(".")[3] for k in state if k.startswith(f"{prefix}encoder.blocks.")}),
+        heads=sizes["vit_heads"],
+        mlp_ratio=state[f"{prefix}encoder.blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
+        position_frames=sizes.get("ckpt_frames", 0),
+        align_dim=state[f"{prefix}clip_decoder.0.head.weight"].shape[0] if decoders else 0,
+        align_layers=max(1, len(decoders)),
+        pool="avg",
+        pool_norm=f"{prefix}pool_norm.weight" in state,
+    )
+
+
 def _encoder_outputs(file: ParityFile) -> dict[str, Tensor]:
     state, inputs, wanted = file.part("state"), file.part("input"), file.part("output")
     encoder = VideoMamba(encoder_config(state, file.sizes)).eval()
@@ -101,15 +125,9 @@ def _encoder_outputs(file: ParityFile) -> dict[str, Tensor]:
     result = {"features": out.cls, "logits": encoder.head(out.cls)}
     if "labels" in inputs:
         result["loss"] = F.cross_entropy(result["logits"], inputs["labels"])
-        result["loss"].backward()
-        assert video.grad is not None
-        result["input_grad"] = video.grad.transpose(1, 2)
-        parameters = dict(encoder.named_parameters())
-        for name in wanted:
-            if name.startswith("grad/"):
-                gradient = parameters[name[5:].replace("norm_f.", "norm.")].grad
-                assert gradient is not None
-                result[name] = gradient
+        _gradients(result["loss"], encoder, result, wanted)
+        if video.grad is not None:
+            result["input_grad"] = video.grad.transpose(1, 2)
     return result
 
 
@@ -128,17 +146,16 @@ def multimodal_network(file: ParityFile) -> VideoTextNetwork:
         dropout=0.0,
         vision_width=sizes["dim"],
     )
-    network = VideoTextNetwork(encoder_config(state, sizes, "vision_encoder."), text, sizes["embed"]).eval()
+    video = vit_config(state, sizes) if _is_umt(file) else encoder_config(state, sizes, "vision_encoder.")
+    network = VideoTextNetwork(video, text, sizes["embed"]).eval()
     load_official(network, state, str(file.path))
     return network
 
 
 def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
-    state, inputs, wanted, sizes = file.part("state"), file.part("input"), file.part("output"), file.sizes
+    inputs, wanted = file.part("input"), file.part("output")
     model = multimodal_network(file)
-    prefix = "clip_teacher."
-    clip = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-    teacher = ClipTeacher.from_official(clip, sizes["clip_heads"])
+    teacher = _teacher(file)
     video, image, mask = inputs["video"], inputs["image"], wanted["mask"]
     seen = model.encode_pixels(video)
     still = model.encode_pixels(image)
@@ -152,10 +169,11 @@ def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
         inputs["attention_mask"].repeat(batch, 1),
         seen.tokens.repeat_interleave(batch, 0),
     )[:, 1].view(batch, batch)
-    taught = teacher(video)
-    masked = model.encode_pixels(video, mask=mask)
+    taught = teacher(video, model.vision_encoder.config.align_layers)
+    masked = model.encode_pixels(video, mask=_with_cls(mask, model.vision_encoder))
     assert masked.aligned is not None
-    visible = taught.tokens[~mask].view(batch, -1, taught.tokens.shape[-1])[None]
+    known = taught.layers if model.vision_encoder.prefix else taught.layers[:, :, 1:]
+    visible = _visible(known, mask)
     mlm = model.text_encoder.encode_text(wanted["mlm_input_ids"], inputs["attention_mask"])
     result = {
         "vision_embeds": seen.tokens,
@@ -169,7 +187,7 @@ def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
         "sim_v2t": similarity,
         "sim_t2v": similarity.T,
         "match_score_video_by_text": match,
-        "teacher_tokens": taught.tokens[None],
+        "teacher_tokens": known,
         "teacher_attention": taught.attention,
         "teacher_visible": visible,
         "masked_vision_embeds": masked.tokens,
@@ -181,7 +199,74 @@ def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
     fused = model.text_encoder.fuse(mlm, inputs["attention_mask"], seen.tokens)
     result["mlm_logits"] = model.text_encoder.mlm_logits(fused)
     result["loss_mlm"] = language_loss(result["mlm_logits"], wanted["mlm_labels"])
+    _gradients(result["loss_vtc"] + result["loss_uta"], model, result, wanted)
     return result
+
+
+def _umt_encoder_outputs(file: ParityFile) -> dict[str, Tensor]:
+    """UMT's encoder by itself: a video, or a masked image with its teacher."""
+    state, inputs, wanted = file.part("state"), file.part("input"), file.part("output")
+    encoder = ViT(vit_config(state, file.sizes)).eval()
+    own = "vision_encoder."
+    load_official(encoder, {k[len(own) :]: v for k, v in state.items() if k.startswith(own)}, str(file.path))
+    if "mask" not in wanted:
+        out = encoder(inputs["video"], keep_temporal=True)
+        return {"vision_embeds": out.tokens, "pooled_vision_embeds": out.pooled}
+    images = inputs["image"] if "image" in inputs else inputs["video"]
+    out = encoder(images, _with_cls(wanted["mask"], encoder))
+    assert out.aligned is not None
+    taught = _teacher(file)(images, encoder.config.align_layers)
+    known = taught.layers[:, :, 1:]
+    visible = _visible(known, wanted["mask"])
+    result = {
+        "masked_vision_embeds": out.tokens,
+        "masked_pooled": out.pooled,
+        "student_tokens": out.aligned,
+        "teacher_tokens": known,
+        "teacher_attention": taught.attention,
+        "teacher_visible": visible,
+        "loss_uta": alignment_loss(out.aligned, visible),
+    }
+    _gradients(result["loss_uta"], encoder, result, wanted, own)
+    return result
+
+
+def _is_umt(file: ParityFile) -> bool:
+    return file.sizes.get("vision") == "umt_vit"
+
+
+def _teacher(file: ParityFile) -> ClipTeacher:
+    prefix = "clip_teacher."
+    clip = {k[len(prefix) :]: v for k, v in file.part("state").items() if k.startswith(prefix)}
+    sizes, umt = file.sizes, _is_umt(file)
+    return ClipTeacher.from_official(
+        clip, sizes["clip_heads"], post_norm=umt, image_size=sizes["clip_img"] if umt else 0
+    )
+
+
+def _with_cls(mask: Tensor, encoder: VideoEncoder) -> Tensor:
+    """Our masks have a column for CLS, whether or not the encoder has one."""
+    return mask if encoder.prefix else F.pad(mask, (1, 0), value=False)
+
+
+def _visible(layers: Tensor, mask: Tensor) -> Tensor:
+    """The teacher's tokens (K, B, Lv, C) that a mask (B, L) leaves."""
+    return layers[:, ~mask].view(layers.shape[0], mask.shape[0], -1, layers.shape[-1])
+
+
+def _gradients(
+    loss: Tensor, module: nn.Module, result: dict[str, Tensor], wanted: dict[str, Tensor], prefix: str = ""
+) -> None:
+    """Add the gradients that the file has, by the official names of their parameters."""
+    names = [name for name in wanted if name.startswith("grad/")]
+    if not names:
+        return
+    loss.backward()
+    parameters = dict(module.named_parameters())
+    for name in names:
+        gradient = parameters[name[5:].removeprefix(prefix).replace("norm_f.", "norm.")].grad
+        assert gradient is not None
+        result[name] = gradient
 
 
 _GIVEN = ("mask", "mlm_input_ids", "mlm_labels")  # drawn at random there: inputs to us
@@ -194,9 +279,8 @@ def compare(path: Path) -> dict[str, float]:
         VtrError: The file is no parity file, its state dict does not load, or it holds an output we don't know.
     """
     file = ParityFile(path)
-    build: Callable[[ParityFile], dict[str, Tensor]] = (
-        _multimodal_outputs if "embed" in file.sizes else _encoder_outputs
-    )
+    alone = _umt_encoder_outputs if _is_umt(file) else _encoder_outputs
+    build: Callable[[ParityFile], dict[str, Tensor]] = _multimodal_outputs if "embed" in file.sizes else alone
     try:
         ours = build(file)
     except (KeyError, RuntimeError, AssertionError) as error:
@@ -228,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         print(name)
         for output, value in errors.items():
-            print(f"  {output:<44}{value:.2e}{'' if value <= LIMIT else '   EXCEEDS 1e-4'}")
+            print(f"  {output:<52}{value:.2e}{'' if value <= LIMIT else '   EXCEEDS 1e-4'}")
             worst = max(worst, value)
     print(f"largest relative error {worst:.2e} (limit {LIMIT:.0e})")
     return 0 if worst <= LIMIT else 1

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from vtr.encoders.base import EncoderConfig, VideoEncoder
 from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMamba, VideoMambaConfig
+from vtr.encoders.vit import VIT_SIZES, ViT, ViTConfig
 from vtr.errors import UsageError, unknown_name
 
 
@@ -22,6 +23,7 @@ class Family(NamedTuple):
 DEFAULT = "videomamba"  # of configurations that name no family, as all did when there was one
 FAMILIES = {
     "videomamba": Family(VideoMambaConfig, VideoMamba, VIDEOMAMBA_SIZES),
+    "vit": Family(ViTConfig, ViT, VIT_SIZES),
 }
 
 

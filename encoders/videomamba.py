@@ -177,7 +177,7 @@ class AlignHead(nn.Module):
 class PatchEmbed(nn.Module):
     """Non-overlapping tubes of tubelet x patch x patch pixels."""
 
-    def __init__(self, config: VideoMambaConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         size = (config.tubelet, config.patch_size, config.patch_size)
         self.proj = nn.Conv3d(3, config.dim, size, stride=size)

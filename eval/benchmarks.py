@@ -190,7 +190,7 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
         )
     names = [video for item in items for video in item.videos]
     given = path.is_absolute() and entry.file == str(path)
-    found, notes, roots = _videos(names, root, protocol.videos, path.parent if given else None)
+    found, notes, roots = find_videos(names, root, protocol.videos, path.parent if given else None)
     present = [video for video, file_path in found.items() if file_path is not None]
     built = _build(protocol, items, {video: i for i, video in enumerate(present)}, root)
     described = data_root / protocol.description if protocol.description else None
@@ -218,10 +218,13 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
     )
 
 
-def _videos(
+def find_videos(
     names: Sequence[str], root: RootIndex, folders: Sequence[str], beside: Path | None
 ) -> tuple[dict[str, Path | None], dict[str, str], tuple[Path, ...]]:
-    """Files by name, notes on names without one, and where they were looked for: the data root, then `beside`."""
+    """Files by name, notes on names without one, and where they were looked for: the data root, then `beside`.
+
+    A whole path in a file that was given (`beside`) is the file that it names.
+    """
     if beside is None or root.folder.is_dir():
         found, notes = VideoFinder(root, folders).find_all(names)
         searched = [root.folder]
@@ -234,6 +237,10 @@ def _videos(
         there, more = VideoFinder(RootIndex(beside)).find_all(found)
         found |= {name: there[name] for name in absent}
         notes |= {name: more[name] for name in absent if name in more}
+    for name in found if beside is not None else ():
+        if Path(name).is_absolute() and Path(name).is_file():
+            found[name] = Path(name)
+            notes.pop(name, None)
     return found, notes, tuple(searched)
 
 

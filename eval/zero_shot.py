@@ -75,6 +75,7 @@ def run(settings: ZeroShotSettings, ranks: Ranks | None = None) -> int:
     ranks = ranks or Ranks()
     benchmarks = ranks.together(lambda: _prepared(settings))
     model = ranks.together(lambda: load_encoder(settings.model))
+    ranks.say(f"device: {model.device}")
     options = Options(
         rerank=settings.rerank,
         allow_missing=settings.allow_missing,

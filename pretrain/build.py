@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vtr.data.demo import demo_texts, ensure_demo_corpus
 from vtr.data.manifests import Corpus, load_corpus
-from vtr.data.shards import iterate_samples
+from vtr.data.shard_reader import captions_in
 from vtr.data.text import Tokenizer, clean_caption
 from vtr.encoders.base import EncoderConfig
 from vtr.encoders.bert import BertConfig
@@ -115,20 +115,27 @@ def _own_tokenizer(corpus: Corpus, data_root: Path) -> Tokenizer:
     """A vocabulary made of the corpus's own captions."""
     if corpus.name == "demo":
         return Tokenizer.train(demo_texts(data_root / "demo"), 600)
-    return Tokenizer.train(_captions(corpus, 100_000), 8000)
+    captions = _captions(corpus, 100_000)
+    if not captions:
+        raise VtrError(f"corpus {corpus.name} has no captions to make a vocabulary from; run: vtr shards verify")
+    return Tokenizer.train(captions, 8000)
 
 
 def _captions(corpus: Corpus, most: int) -> list[str]:
-    """Up to `most` captions of a corpus, from its first shards."""
+    """Up to `most` captions of a corpus, from its first shards.
+
+    Raises:
+        VtrError: It has none.
+    """
     found: list[str] = []
     for member in corpus.members:
         for shard in member.shards:
             try:
-                for sample in iterate_samples(shard):
-                    if sample.caption:
-                        found.append(clean_caption(sample.caption))
+                found += map(clean_caption, captions_in(shard))
             except VtrError:
                 continue  # a damaged shard: the stream counts what it lacks
             if len(found) >= most:
                 return found[:most]
+    if not found:
+        raise VtrError(f"corpus {corpus.name}: no captions, which a text side from scratch makes its vocabulary of")
     return found

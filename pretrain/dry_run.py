@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from vtr.pretrain.plan import check_complete, expectation, plan, stage_steps
+from vtr.pretrain.resolve import resolve, run_folder
 from vtr.pretrain.settings import RunSettings
 from vtr.pretrain.stop import Stop
-from vtr.pretrain.train import Place, Run, join_ranks, resolve, run_folder
+from vtr.pretrain.train import Place, Run, join_ranks
 from vtr.pretrain.watch import Watch
 
 STEPS = 20  # measured of each stage

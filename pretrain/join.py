@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
+import json
 import os
 import sys
 import time
@@ -11,12 +15,14 @@ from typing import Protocol
 import torch
 from accelerate.commands.config.config_args import default_config_file
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from torch import nn
 
 from vtr.errors import UsageError, unknown_name
 from vtr.ranks import Ranks
-from vtr.threads import Launcher, choose, launcher
+from vtr.threads import Launcher, choose, cores, launcher
 
 PRECISIONS = ("auto", "bf16", "fp32")
+_SMALL = 3_000_000  # parameters
 
 
 class Joining(Protocol):
@@ -71,15 +77,32 @@ def join(settings: Joining, out: Path) -> Ranks:
     except (ValueError, ImportError) as error:
         raise UsageError(f"--report-to {' '.join(settings.report_to)}: {str(error).splitlines()[0]}") from error
     ranks.compute_with(choose(settings.threads, settings.workers))
-    if ranks.main:
-        print(f"precision: {ranks.precision} ({why})", file=sys.stderr)
-        if ranks.accelerator is not None and ranks.accelerator.gradient_accumulation_steps > 1:
-            print(
-                f"note: --gradient_accumulation_steps {ranks.accelerator.gradient_accumulation_steps} is not used: a step "
-                "is the recipe's whole batch on any number of ranks; --micro-batch N encodes it in pieces of N",
-                file=sys.stderr,
-            )
+    ranks.precision_from = why
     return ranks
+
+
+def say_how(ranks: Ranks, *more: str) -> None:
+    """Say once how a training computes, and what became of the launcher's flags."""
+    ranks.say(f"precision: {ranks.precision} ({ranks.precision_from})", *more)
+    steps = ranks.accelerator.gradient_accumulation_steps if ranks.accelerator is not None else 1
+    if steps > 1 and ranks.main:
+        print(
+            f"note: --gradient_accumulation_steps {steps} is not used: a step is the recipe's whole batch on any number "
+            "of ranks; --micro-batch N encodes it in pieces of N",
+            file=sys.stderr,
+        )
+
+
+def more_ranks(model: nn.Module, ranks: Ranks) -> str:
+    """What trains a small model faster than threads, in words; "" where threads are right or all is done."""
+    alone = ranks.size == 1 and ranks.device.type == "cpu" and ranks.threads is not None and ranks.threads.number > 1
+    if not alone or sum(p.numel() for p in model.parameters()) > _SMALL:
+        return ""
+    count = cores()
+    return (
+        f"note: a model this small gains little from threads; one rank a core is faster: "
+        f"torchrun --nproc_per_node {count} pretrain/run.py …"
+    )
 
 
 def choose_precision(asked: str, cuda: bool, started: Launcher | None) -> tuple[str, str]:
@@ -123,10 +146,33 @@ def call_facts(ranks: Ranks) -> dict[str, object]:
     }
 
 
-def trackers_begin(ranks: Ranks) -> None:
-    """Start the trackers."""
-    if ranks.accelerator is not None:
-        ranks.accelerator.init_trackers("vtr", config=None)
+def trackers_begin(ranks: Ranks, settings: object, out: Path) -> None:
+    """Start the trackers: with the run's settings and name, their files in its folder; a resumed run goes on in its own.
+
+    Args:
+        settings: A dataclass of flags, or a nested table.
+        out: The run folder; run.json is there.
+    """
+    if ranks.accelerator is None or not ranks.accelerator.log_with:
+        return
+    first = 0.0
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        first = json.loads((out / "run.json").read_text())["calls"][0]["started"]
+    # The same for all calls of a run, another for another run in a folder of the same name.
+    own = hashlib.blake2b(f"{out.resolve()} {first}".encode(), digest_size=8).hexdigest()
+    wandb = {"name": out.name, "dir": str(out), "id": own, "resume": "allow"}
+    ranks.accelerator.init_trackers("vtr", config=flat(settings), init_kwargs={"wandb": wandb})
+
+
+def flat(values: object, name: str = "") -> dict[str, int | float | str | bool]:
+    """A nested table as one of plain values, as trackers take them."""
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        values = dataclasses.asdict(values)
+    if isinstance(values, dict):
+        return {
+            k: v for key, inner in values.items() for k, v in flat(inner, f"{name}.{key}" if name else str(key)).items()
+        }
+    return {name: values if isinstance(values, int | float | str | bool) else str(values)}
 
 
 def _warn_missing_ranks(cuda: bool, started: Launcher | None) -> None:

@@ -92,6 +92,7 @@ class Loop(ABC, Generic[B]):
         self.seconds = 0.0
         self._saved: Path | None = None
         self._pace = Pace()
+        self._waits, self._hinted = 0, False
 
     # What a subclass says.
 
@@ -236,11 +237,23 @@ class Loop(ABC, Generic[B]):
             time=round(time.time(), 2),
         )
         self.ranks.track({**numbers, **pace}, done)
+        self._hint(pace["data_wait"], bar)
         bar.set_postfix_str(
             " ".join(f"{k} {v:.3f}" for k, v in row.items())
             + f" lr {taken.rate:.1e} {pace['samples_per_s']:.0f}/s wait {pace['data_wait']:.0%}",
             refresh=False,
         )
+
+    def _hint(self, wait: float, bar: tqdm) -> None:
+        """Say once what helps where the data is waited for most of the time."""
+        self._waits = self._waits + 1 if wait > 0.5 else 0
+        if self._waits == 3 and not self._hinted and self.ranks.main:
+            self._hinted = True
+            bar.write(
+                f"note: data is waited for {wait:.0%} of the time; more --workers, or shards of smaller videos "
+                "(vtr shards build --short-side 256), make steps faster",
+                file=sys.stderr,
+            )
 
     def keep(self, done: int, bar: tqdm) -> None:
         """Validate and save after `done` steps, where it is time to."""

@@ -20,6 +20,7 @@ from vtr.data.remote import remote_is_there
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
 from vtr.errors import UsageError, VtrError, reports_errors
 from vtr.pretrain.loop import memory_gib
+from vtr.pretrain.objectives import objectives_of
 from vtr.pretrain.objectives.matching import match_reach
 from vtr.pretrain.recipes import STAGES, Recipe, Stage, recipe
 
@@ -120,6 +121,13 @@ def check_stages(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks:
         stage: Stage = getattr(chosen, name)
         settings = reads(chosen, stage, 1)
         try:
+            if not any(m.captioned for m in corpus.members) and any(
+                o.needs_text for o in objectives_of(stage).values()
+            ):
+                raise VtrError(
+                    f"corpus {corpus.name} has no captions: give a list of files and captions (CSV, JSONL …) or put a .txt "
+                    "beside each file; without captions only the masked stage trains (--stage masked)"
+                )
             owned_streams(settings, 0, ranks)
             for media in media_weights(corpus, settings):
                 MediaOrder([m for m in corpus.members if m.media in (media, "auto")], settings, media)

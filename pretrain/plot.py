@@ -38,11 +38,12 @@ def read_curves(run: Path) -> RunCurves:
     """
     path = run / "log.jsonl" if run.is_dir() else run
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise VtrError(f"{path}: no log of a run ({error}); expected a run folder or its log.jsonl") from None
     curves: dict[str, Points] = {}
     stages: list[tuple[int, str]] = []
+    last = 0
     for number, line in enumerate(lines):
         try:
             row: dict[str, Any] = json.loads(line)
@@ -53,7 +54,8 @@ def read_curves(run: Path) -> RunCurves:
             continue
         stage = str(row.get("stage", ""))
         if stage and (not stages or stages[-1][1] != stage):
-            stages.append((step, stage))
+            stages.append((last + 1, stage))  # the last step of a stage is always logged, the first one seldom
+        last = step
         values = {k: v for k, v in row.items() if k not in _LEFT_OUT}
         values.update({f"validation {k}": v for k, v in row.get("validation", {}).items()})
         for key, value in values.items():

@@ -340,5 +340,3 @@ def check(settings: Recipe, stages: tuple[str, ...]) -> None:
             raise UsageError(
                 f"{name}: batch_size {stage.batch_size} and block {stage.block}: expected positive numbers"
             )
-        if stage.batch_size % settings.streams and settings.streams % stage.batch_size:
-            raise UsageError(f"{name}.batch_size {stage.batch_size} does not divide into {settings.streams} streams")

@@ -11,7 +11,11 @@ class RunSettings:
     """Pretrain a video-text model on a corpus, all stages in order."""
 
     corpus: str
-    """5M, 17M, 25M or a member (CC3M, WebVid-2M …), demo, the path of a corpus TOML, or a folder of shards or videos."""
+    """5M, 17M, 25M or a member (CC3M, WebVid-2M …), demo, or your own: a list of files and captions (CSV, JSONL …), a folder
+    of files with a list or texts in it, shards (folder, a.tar, x-{000..009}.tar, A::B), a corpus TOML."""
+    short_side: int = 0
+    """Of a list or folder of files: make copies of so many pixels once, as shards below the data root, and train on
+    those: reading large files each time is slow (0: read the files as they are)."""
     stage: str | None = None
     """Only this stage: masked, multimodal or unmasked."""
     model: str | None = None
@@ -30,7 +34,8 @@ class RunSettings:
     init_vision: str | None = None
     """Start the video side alone from this model, as the released recipe does from a masked Kinetics-400 run."""
     teacher: str | None = None
-    """CLIP teacher as open_clip ARCHITECTURE/PRETRAINED (default ViT-B-16/openai; the demo trains a small one)."""
+    """CLIP teacher as open_clip ARCHITECTURE/PRETRAINED (default ViT-B-16/openai; the demo trains a small one), or none:
+    the multimodal stage then runs without token alignment and masks, and there is no masked stage."""
     resume: str | None = None
     """`latest`, `best`, or a checkpoint file of this run; any number of ranks and workers may continue it."""
     accept_changes: bool = False

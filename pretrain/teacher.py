@@ -12,7 +12,9 @@ from typing import Protocol
 import open_clip
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,6 +23,7 @@ from vtr.data.manifests import Corpus
 from vtr.data.stream import Batch, Stream, StreamSettings
 from vtr.encoders.clip_teacher import ClipTeacher, TeacherOutput
 from vtr.errors import UsageError, VtrError
+from vtr.models import hub
 from vtr.models.open_clip import quick_gelu_needed
 from vtr.models.video_text import VideoTextModel
 from vtr.pretrain.recipes import Recipe
@@ -28,6 +31,8 @@ from vtr.pretrain.settings import RunSettings
 from vtr.ranks import Ranks
 
 DEFAULT = "ViT-B-16/openai"
+NONE = "none"  # --teacher: train without one
+_WEIGHTS = "open_clip_model.safetensors"
 
 # The demo's teacher: what a laptop trains in half a minute on the demo's own frames and captions.
 _SMALL = {"embed_dim": 64, "width": 96, "layers": 3, "head_width": 32, "text_width": 64, "text_layers": 2}
@@ -45,20 +50,35 @@ class Teacher(Protocol):
 
 
 def load_teacher(name: str) -> ClipTeacher:
-    """Load `ARCHITECTURE/PRETRAINED` (open_clip names, e.g. `ViT-B-16/openai`) or a folder with the demo's teacher."""
+    """Load `ARCHITECTURE/PRETRAINED` (open_clip names, e.g. `ViT-B-16/openai`) or a folder with the demo's teacher.
+
+    Raises:
+        UsageError: No such architecture or weights.
+        VtrError: The weights are not here; the message names the file, where it goes, and the way without it.
+    """
     if Path(name, "teacher.safetensors").is_file():
         return _load_small(Path(name))
     architecture, _, pretrained = name.partition("/")
     # OpenAI's weights want QuickGELU, which the architecture's name does not say and open_clip only warns of.
     quick_gelu = quick_gelu_needed(architecture, pretrained)
     try:
-        model = open_clip.create_model(
-            architecture, pretrained, require_pretrained=True, weights_only=True, force_quick_gelu=quick_gelu
-        )
-    except Exception as error:  # open_clip raises many kinds: unknown name, no network, damaged cache
+        with hub.offline_if_unreachable():
+            model = open_clip.create_model(
+                architecture, pretrained, require_pretrained=True, weights_only=True, force_quick_gelu=quick_gelu
+            )
+    except Exception as error:  # open_clip raises many kinds: no network, damaged cache, other sizes
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        repository = str((get_pretrained_cfg(architecture, pretrained) or {}).get("hf_hub", "")).strip("/")
+        if repository and ("ownload" in text or "HF Hub" in text or isinstance(error, OSError)):
+            place = Path(constants.HF_HUB_CACHE) / ("models--" + repository.replace("/", "--"))
+            raise VtrError(
+                f"teacher {name!r}: {_WEIGHTS} is neither in {place} nor downloadable; on a machine with a network "
+                f"run: hf download {repository} {_WEIGHTS}, and copy that folder here; or name a file: "
+                f"--teacher {architecture}/PATH; or train without it: --stage multimodal --teacher none"
+            ) from error
         raise VtrError(
-            f"teacher {name!r} cannot be loaded: {str(error).splitlines()[0]}; expected an open_clip name such as "
-            "ViT-B-16/openai that is in the cache or downloadable"
+            f"teacher {name!r} cannot be loaded: {text}; expected an open_clip name such as {DEFAULT} that is in the "
+            "cache or downloadable"
         ) from error
     return ClipTeacher.from_open_clip(model)
 
@@ -142,21 +162,37 @@ def ensure_demo_teacher(
     os.replace(partial, folder / "teacher.safetensors")
 
 
-def stage_teacher(
+def teacher_name(settings: RunSettings, image_size: int | None = None) -> str:
+    """What a run's teacher is called: the flag, the demo's folder, or the default.
+
+    Args:
+        image_size: Of the student; the demo has a teacher for each.
+    """
+    if not made_on_the_spot(settings):
+        return settings.teacher or DEFAULT
+    return str(settings.data_root / "demo" / ("teacher" if image_size in (64, None) else f"teacher-{image_size}"))
+
+
+def made_on_the_spot(settings: RunSettings) -> bool:
+    """Whether the teacher is the demo's, which a run trains itself when it is not there."""
+    return settings.teacher is None and settings.corpus == "demo"
+
+
+def demo_teacher(
     settings: RunSettings, chosen: Recipe, model: VideoTextModel, corpus: Corpus, ranks: Ranks
 ) -> ClipTeacher:
-    """The teacher of a run, on its device; the demo's is trained first, by one rank while the others wait.
+    """The demo's teacher for a student; trained first where it is not there, by one rank while the others wait."""
+    folder = Path(teacher_name(settings, model.config.video.image_size))
+    ranks.main_only(lambda: _make_demo_teacher(folder, settings, chosen, model, corpus))
+    return load_teacher(str(folder))
+
+
+def check_teacher(teacher: ClipTeacher, name: str, chosen: Recipe, model: VideoTextModel) -> None:
+    """Refuse a teacher that the student can't be aligned with.
 
     Raises:
-        UsageError: It does not fit the student.
+        UsageError: It has too few layers, or tokens of another width.
     """
-    name = settings.teacher
-    if name is None and settings.corpus == "demo":
-        size = model.config.video.image_size
-        folder = settings.data_root / "demo" / ("teacher" if size == 64 else f"teacher-{size}")
-        ranks.main_only(lambda: _demo_teacher(folder, settings, chosen, model, corpus))
-        name = str(folder)
-    teacher = load_teacher(name or DEFAULT).to(ranks.device)
     config, wanted = model.config.video, chosen.align_layers
     if wanted > min(teacher.depth, config.depth):
         raise UsageError(
@@ -166,10 +202,11 @@ def stage_teacher(
         raise UsageError(
             f"--teacher {name}: its tokens have {teacher.width} channels, this model is made for {config.align_dim}"
         )
-    return teacher
 
 
-def _demo_teacher(folder: Path, settings: RunSettings, chosen: Recipe, model: VideoTextModel, corpus: Corpus) -> None:
+def _make_demo_teacher(
+    folder: Path, settings: RunSettings, chosen: Recipe, model: VideoTextModel, corpus: Corpus
+) -> None:
     if (folder / "teacher.safetensors").is_file():
         return
     video = model.config.video

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -12,27 +13,31 @@ import torch.distributed as dist
 from accelerate.utils import set_seed
 from torch import nn
 
-import vtr.settings
+from vtr.data.build import ensure_shards, shards_of
 from vtr.data.manifests import Corpus
+from vtr.data.shard_reader import FILES
 from vtr.data.stream import Batch, Positions, Stream, StreamSettings, check_bad, merge_positions
 from vtr.encoders.base import EncoderConfig
+from vtr.encoders.clip_teacher import ClipTeacher
 from vtr.errors import UsageError, VtrError
 from vtr.models.base import load_strictly
+from vtr.models.bert import locate_text
 from vtr.models.video_text import VideoTextModel
 from vtr.pretrain import build, sharding
 from vtr.pretrain.export import initial_model, initial_weights
 from vtr.pretrain.fit import FEW, fit_line, fitted, given_keys, is_fitted
-from vtr.pretrain.join import call_facts, check_joining, join, trackers_begin
+from vtr.pretrain.join import call_facts, join, more_ranks, say_how, trackers_begin
 from vtr.pretrain.loop import Bench, Loop, Schedule, batch_digest
 from vtr.pretrain.objectives import objectives_of
 from vtr.pretrain.optim import build_optimizer, learning_rate
 from vtr.pretrain.plan import check_stages, stage_steps
-from vtr.pretrain.recipes import STAGES, Recipe, Stage, check, recipe
+from vtr.pretrain.recipes import Recipe, Stage
+from vtr.pretrain.resolve import resolve, run_folder
 from vtr.pretrain.settings import RunSettings
 from vtr.pretrain.state import Progress, RunLog, State, check_out, check_same_run, to_continue, write_record
 from vtr.pretrain.step import PretrainStep
 from vtr.pretrain.stop import Stop
-from vtr.pretrain.teacher import Teacher, stage_teacher
+from vtr.pretrain.teacher import check_teacher, demo_teacher, load_teacher, made_on_the_spot, teacher_name
 from vtr.pretrain.validation import Validation
 from vtr.pretrain.warmup import warm_up
 from vtr.pretrain.watch import Watch
@@ -63,45 +68,13 @@ def trained(settings: RunSettings, watch: Watch | None = None) -> Run:
     for index, name in enumerate(stages):
         steps = stage_steps(getattr(run.recipe, name), run.corpus)
         if resumed is None or index >= resumed["stage_index"]:
+            if all(getattr(run.recipe, later).uta == 0 for later in stages[index:]):
+                run.teacher = None  # its memory is for others
             run.stage(Place(name, index, steps, done_before), resumed)
             resumed = None
         done_before += steps
     run.finish()
     return run
-
-
-def resolve(settings: RunSettings) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with all overrides, and the stages to run.
-
-    Raises:
-        UsageError: A name or value that means nothing.
-    """
-    check_joining(settings)
-    build.check_names(settings.model, settings.text)
-    chosen = recipe(settings.recipe, settings.corpus)
-    for text in settings.set:
-        # A key without a stage (optim.lr) goes to every stage.
-        names = [f.name for f in dataclasses.fields(Stage)]
-        if text.split("=")[0].split(".")[0].replace("-", "_") in names:
-            chosen = vtr.settings.apply_overrides(chosen, [f"{s}.{text}" for s in STAGES])
-        else:
-            chosen = vtr.settings.apply_overrides(chosen, [text])
-    if settings.seed is not None:
-        chosen = dataclasses.replace(chosen, seed=settings.seed)
-    if settings.steps is not None:
-        if settings.steps < 1:
-            raise UsageError(f"--steps {settings.steps}: expected a positive number")
-        chosen = dataclasses.replace(
-            chosen, **{s: dataclasses.replace(getattr(chosen, s), steps=settings.steps) for s in STAGES}
-        )
-    stages = (settings.stage,) if settings.stage else STAGES
-    check(chosen, stages)
-    return chosen, stages
-
-
-def run_folder(settings: RunSettings) -> Path:
-    """Where the run is kept."""
-    return settings.out or Path("runs") / Path(settings.corpus).stem
 
 
 def join_ranks(settings: RunSettings, out: Path, watch: Watch | None) -> Ranks:
@@ -126,11 +99,13 @@ class Run:
 
     Attributes:
         corpus: After `prepare_corpus`.
-        model: After `prepare_model`, on its device, equal on all ranks.
+        model, teacher, validation: After `prepare_model`, equal on all ranks; None where no stage needs them.
     """
 
     corpus: Corpus
     model: VideoTextModel
+    teacher: ClipTeacher | None = None
+    validation: Validation | None = None
 
     def __init__(
         self, settings: RunSettings, chosen: Recipe, stages: tuple[str, ...], out: Path, ranks: Ranks, stop: Stop
@@ -144,7 +119,7 @@ class Run:
     def prepare_corpus(self) -> None:
         """Find the corpus, and fit the recipe to own data; the demo's is made first."""
         self.corpus = build.prepare_corpus(
-            self.settings.corpus,
+            self._small_copies() or self.settings.corpus,
             self.settings.data_root,
             self.ranks,
             demo_clips=self.settings.demo_clips,
@@ -152,15 +127,49 @@ class Run:
         )
         if not is_fitted(self.settings.corpus, self.corpus):
             return
+        if self.ranks.main and any(s.startswith(FILES) for m in self.corpus.members for s in m.shards):
+            print(
+                "files are read as they are; where the steps `wait` for them, --short-side 256 makes small copies once",
+                file=sys.stderr,
+            )
         self.recipe = fitted(self.recipe, self.corpus, self.stages, given_keys(self.settings.set, self.settings.steps))
         if self.ranks.main:
             print(fit_line(self.recipe, self.corpus, self.stages), file=sys.stderr)
-            if self.corpus.samples < FEW and not (self.settings.init or self.settings.resume):
+            fresh = not (self.settings.init or self.settings.resume)
+            if fresh and self.stages[0] == "unmasked":
+                print(
+                    "note: the unmasked stage's lr is for a model that other stages have trained; for a new one: --set "
+                    f"unmasked.optim.lr={self.recipe.multimodal.optim.lr:g}",
+                    file=sys.stderr,
+                )
+            if self.corpus.samples < FEW and fresh:
                 print(
                     f"note: {self.corpus.samples:,} samples teach a new model these videos, not others; --init MODEL starts "
                     "from a trained one (vtr models)",
                     file=sys.stderr,
                 )
+
+    def _small_copies(self) -> str | None:
+        """The shards of a list's or folder's small copies, made by one rank while the others wait; None: not asked for."""
+        settings = self.settings
+        side, source = settings.short_side, Path(settings.corpus)
+        if not side:
+            return None
+        if not (source.is_file() or source.is_dir()) or source.suffix in (".tar", ".toml") or any(source.glob("*.tar")):
+            raise UsageError(f"--short-side {side}: expected --corpus to be a list or a folder of files, not {source}")
+        if side < 16:
+            raise UsageError(f"--short-side {side}: expected 16 pixels or more, or 0")
+        if settings.dry_run:
+            if self.ranks.main:
+                print(
+                    f"a run would first make copies of {side} pixels; measured here on the files themselves",
+                    file=sys.stderr,
+                )
+            return None
+        folder = settings.data_root / "shards"
+        workers = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self.ranks.main_only(lambda: ensure_shards(source, folder, side, workers))
+        return str(shards_of(source, folder, side))
 
     @property
     def identity(self) -> State:
@@ -172,41 +181,105 @@ class Run:
         }
 
     def prepare_model(self) -> State | None:
-        """Build the model or load it, the same on all ranks to the last bit; the checkpoint to continue from."""
+        """Make ready all that the stages need, so that nothing is found wanting after the first step.
+
+        The model is built or loaded, the same on all ranks to the last bit; so are the teacher and the validation set.
+
+        Returns:
+            The checkpoint to continue from.
+        """
         settings, ranks = self.settings, self.ranks
         check_stages(self.corpus, self.recipe, self.stages, ranks.size)
+        found = None if settings.dry_run else to_continue(self.out, settings.resume, ranks)
+        left = self._left(found[1] if found else None)
+        ranks.together(lambda: self._find_weights(left))
         set_seed(self.recipe.seed)
         own = initial_model(settings.init) if settings.init and settings.model is None else None
-        size = settings.model or ("demo" if settings.corpus == "demo" else "middle")
-        self.model = own or build.build_model(size, self.corpus, settings.data_root, self.recipe, settings.text)
-        resumed = None if settings.dry_run else self._resumed()
-        if settings.init and own is None:
+        self.model = own or build.build_model(self._size(), self.corpus, settings.data_root, self.recipe, settings.text)
+        if found is not None:
+            check_same_run(*found, self.identity, ranks, accept_changes=settings.accept_changes)
+        self._load_initial(own is not None)
+        self.model.to(ranks.device)
+        if found is None and not settings.init:
+            warm_up(self.model, self.recipe)
+        if ranks.size > 1:
+            for value in self.model.state_dict().values():
+                dist.broadcast(value, 0)
+        self._guides(left)
+        self.model.vision_encoder.checkpointing = self.model.text_encoder.checkpointing = settings.checkpointing
+        if ranks.size > 1 and (settings.fsdp or ranks.sharding_asked_for):
+            sharding.shard_blocks(self.model, ranks.device, reshard=ranks.reshard)
+        return found[1] if found else None
+
+    def _size(self) -> str:
+        return self.settings.model or ("demo" if self.settings.corpus == "demo" else "middle")
+
+    def _left(self, state: State | None) -> list[Stage]:
+        """The stages that are still to run."""
+        first = 0
+        if state is not None:
+            if state["stage"] not in self.stages:
+                raise VtrError(
+                    f"the checkpoint is of stage {state['stage']}, this run has only {', '.join(self.stages)}"
+                )
+            first = state["stage_index"] = self.stages.index(state["stage"])
+        return [getattr(self.recipe, name) for name in self.stages[first:]]
+
+    def _find_weights(self, left: list[Stage]) -> None:
+        """Look for everything that is downloaded, and say of all that is missing at once."""
+        settings, problems = self.settings, []
+        own = settings.init is not None and settings.model is None
+        if not own and settings.text != "scratch" and self._size() != "demo":
+            try:
+                locate_text(settings.text)
+            except VtrError as error:
+                problems.append(error)
+        if any(stage.uta > 0 for stage in left) and not made_on_the_spot(settings):
+            try:
+                self.teacher = load_teacher(teacher_name(settings))
+            except VtrError as error:
+                problems.append(error)
+        if len(problems) == 1:
+            raise problems[0]
+        if problems:
+            raise VtrError("; and ".join(map(str, problems)))
+
+    def _load_initial(self, whole: bool) -> None:
+        """Take over the weights of --init, where it is not the `whole` model already, and of --init-vision."""
+        settings = self.settings
+        if settings.init and not whole:
             load_strictly(self.model, initial_weights(settings.init), settings.init)
         if settings.init_vision:
             found = initial_weights(settings.init_vision)
             vision = {k.removeprefix("vision_encoder."): v for k, v in found.items() if k.startswith("vision_encoder.")}
             load_strictly(self.model.vision_encoder, vision, settings.init_vision)
-        self.model.to(ranks.device)
-        if resumed is None and not settings.init:
-            warm_up(self.model, self.recipe)
-        if ranks.size > 1:
-            for value in self.model.state_dict().values():
-                dist.broadcast(value, 0)
-        self.model.vision_encoder.checkpointing = self.model.text_encoder.checkpointing = settings.checkpointing
-        if ranks.size > 1 and (settings.fsdp or ranks.sharding_asked_for):
-            sharding.shard_blocks(self.model, ranks.device, reshard=ranks.reshard)
-        return resumed
 
-    def _resumed(self) -> State | None:
-        found = to_continue(self.out, self.settings.resume, self.ranks)
-        if found is None:
-            return None
-        path, state = found
-        if state["stage"] not in self.stages:
-            raise VtrError(f"the checkpoint is of stage {state['stage']}, this run has only {', '.join(self.stages)}")
-        state["stage_index"] = self.stages.index(state["stage"])
-        check_same_run(path, state, self.identity, self.ranks, accept_changes=self.settings.accept_changes)
-        return state
+    def _guides(self, left: list[Stage]) -> None:
+        """The teacher and the validation set of the stages that are left."""
+        settings, ranks = self.settings, self.ranks
+        said = []
+        if any(stage.uta > 0 for stage in left):
+            if made_on_the_spot(settings):
+                self.teacher = demo_teacher(settings, self.recipe, self.model, self.corpus, ranks)
+            assert self.teacher is not None
+            name = teacher_name(settings, self.model.config.video.image_size)
+            check_teacher(self.teacher, name, self.recipe, self.model)
+            self.teacher.to(ranks.device)
+            said.append(f"teacher: {name}")
+        if settings.validate_every and any(stage.vtc > 0 for stage in left):
+            self.validation = ranks.together(self._validation)
+            said.append(f"validation: {self.validation.name}, {len(self.validation.videos)} videos")
+        say_how(ranks, *said)
+        if ranks.main and (better := more_ranks(self.model, ranks)):
+            print(better, file=sys.stderr)
+
+    def _validation(self) -> Validation:
+        """Retrieval on held-out videos."""
+        settings = self.settings
+        name = settings.validate or ("demo" if settings.corpus == "demo" else None)
+        if name is None:
+            raise UsageError("--validate-every needs --validate: a benchmark name or an annotation file (.json, .csv)")
+        return Validation(self.model, name, settings.data_root, settings.validate_samples, self.ranks)
 
     def begin(self, resumed: State | None) -> None:
         """Write down what the run is, and take over what a checkpoint carries."""
@@ -216,7 +289,7 @@ class Run:
         self.log.cut(resumed["log_bytes"] if resumed else 0)
         if resumed:
             self.progress = Progress(**{**resumed["progress"], "judged_seen": 0, "judged_bad": 0})
-        trackers_begin(self.ranks)
+        trackers_begin(self.ranks, {"settings": self.settings, "recipe": self.recipe}, self.out)
 
     def _record(self) -> None:
         """run.json: settings, recipe, what of the corpus was found, and each call that worked on the run."""
@@ -260,14 +333,6 @@ class Run:
             self.ranks.accelerator.free_memory()
         return loop.seconds, loop.schedule.end - loop.schedule.first
 
-    def validation(self) -> Validation:
-        """Retrieval on held-out videos."""
-        settings = self.settings
-        name = settings.validate or ("demo" if settings.corpus == "demo" else None)
-        if name is None:
-            raise UsageError("--validate-every needs --validate: a benchmark name or an annotation file (.json, .csv)")
-        return Validation(self.model, name, settings.data_root, settings.validate_samples, self.ranks)
-
     def finish(self) -> None:
         """Write the final model."""
         ranks, folder = self.ranks, self.out / "model"
@@ -296,25 +361,21 @@ class StageLoop(Loop[Batch]):
         step: PretrainStep,
         optimizer: torch.optim.Optimizer,
         batches: Stream,
-        teacher: Teacher | None,
     ) -> None:
         bench = Bench(
             ranks=run.ranks, log=run.log, progress=run.progress, folder=run.out / "checkpoints", stop=run.stop
         )
         super().__init__(schedule, bench, run.model, optimizer, step.stage.optim.clip_grad)
-        self._run, self._place, self._step, self._teacher = run, place, step, teacher
+        self._run, self._place, self._step = run, place, step
         self._stage = step.stage
         self._stream, self._batches = batches, iter(batches)
-        self._validation: Validation | None = None
+        self._teacher = run.teacher if self._stage.uta > 0 else None
 
     @classmethod
     def of(cls, run: Run, place: Place, resumed: State | None, most: int) -> StageLoop | None:
         """The loop of a stage, in the state of a checkpoint; None when that has nothing left to do."""
         settings, chosen, model, ranks = run.settings, run.recipe, run.model, run.ranks
         stage: Stage = getattr(chosen, place.name)
-        teacher = None
-        if stage.uta > 0:
-            teacher = stage_teacher(settings, chosen, model, run.corpus, ranks)
         step = PretrainStep(
             model,
             stage,
@@ -350,10 +411,7 @@ class StageLoop(Loop[Batch]):
         stream = Stream(
             run.corpus, reading, rank=ranks.rank, world=ranks.size, start=positions, first_step=first, judge=False
         )
-        loop = cls(run, place, schedule, step, optimizer, stream, teacher)
-        if schedule.validate_every and not most:
-            loop._validation = run.validation()
-        return loop
+        return cls(run, place, schedule, step, optimizer, stream)
 
     def close(self) -> None:
         """End the data workers."""
@@ -421,8 +479,8 @@ class StageLoop(Loop[Batch]):
         }
 
     def validate(self) -> dict[str, float]:
-        assert self._validation is not None
-        return self._validation()
+        assert self._run.validation is not None
+        return self._run.validation()
 
     def score(self, found: dict[str, float]) -> float:
         return found["t2v_r1"] + found["v2t_r1"]

@@ -114,7 +114,8 @@ def test_underscores_are_dashes_and_filters_reach_the_search(
     assert main(["search", lib, "a dog", "--all_moments", "--where", 'path ~ "clip1"']) == 0
     line = capsys.readouterr().out
     assert line.count("\n") == 1
-    assert line.split()[1:] == ["0.0-1.5s", "#2", str(tmp_path / "videos" / "clip1.mp4")]
+    assert line.split()[0] == "similarity"
+    assert line.split()[2:] == ["0.0-1.5s", "#2", str(tmp_path / "videos" / "clip1.mp4")]
     assert main(["search", lib, "a dog", "--where", "1=1"]) == 2
     assert main(["index", "remove", lib, str(tmp_path / "videos" / "clip1.mp4")]) == 0
     assert main(["search", lib, "a dog", "--where", 'path ~ "clip1"']) == 0

@@ -59,10 +59,11 @@ class Ranks:
         rank, size: This process among how many.
         device: Where this rank computes.
         threads: What it computes with, where that was chosen.
-        precision: bf16 or fp32.
+        precision, precision_from: bf16 or fp32, and who said so.
     """
 
     threads: Threads | None = None
+    precision_from: str = "default"
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
         self.accelerator = accelerator
@@ -113,12 +114,16 @@ class Ranks:
         return getattr(plugin, "reshard_after_forward", True) is not False
 
     def compute_with(self, threads: Threads) -> None:
-        """Compute with so many threads on this rank, and say so once."""
+        """Compute with so many threads on this rank."""
         self.threads = threads
         use(threads)
+
+    def say(self, *lines: str) -> None:
+        """Say how this job computes, once: its threads, then what else is known."""
         if self.main:
-            count = threads.number
-            print(f"threads: {count} a rank ({threads.why})", file=sys.stderr)
+            if self.threads is not None:
+                lines = (f"threads: {self.threads.number} a rank ({self.threads.why})", *lines)
+            print("; ".join(lines), file=sys.stderr)
 
     def wait(self) -> None:
         """Until all ranks are here."""

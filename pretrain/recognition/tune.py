@@ -21,7 +21,7 @@ from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.eval.recognition import ViewScore, merged, metrics, report, score_views, write_views
 from vtr.files import write_atomically
 from vtr.models.recognition import RecognitionModel
-from vtr.pretrain.join import call_facts, check_joining, join, trackers_begin
+from vtr.pretrain.join import call_facts, check_joining, join, say_how, trackers_begin
 from vtr.pretrain.loop import Bench, Loop, Schedule
 from vtr.pretrain.recognition.data import (
     Clips,
@@ -104,6 +104,7 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     splits = load_splits(settings, task, chosen.classes, names)
     if ranks.main:
         print(describe(settings, task, chosen, splits), file=sys.stdout if settings.dry_run else sys.stderr)
+    say_how(ranks)
     chosen = settled(chosen, splits)
     set_seed(chosen.seed)
     model = build_model(settings.model or "tiny", chosen, splits["test"].names)
@@ -114,7 +115,6 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     model.to(ranks.device)
     model.encoder.checkpointing = settings.checkpointing
     run = Tuning(settings, chosen, model, ranks, out, splits)
-    trackers_begin(ranks)
     if ranks.size > 1:
         for value in model.state_dict().values():
             dist.broadcast(value, 0)
@@ -248,8 +248,9 @@ class Tuning:
         """Train to the end; the model is then that of the best validation."""
         settings, ranks = self.settings, self.ranks
         loop = TuneLoop.of(self, stop)
-        if not settings.dry_run and ranks.main:
-            self._record()
+        if not settings.dry_run:
+            ranks.main_only(self._record)
+            trackers_begin(ranks, {"settings": settings, "recipe": self.recipe}, self.out)
         loop.run()
         if settings.dry_run:
             if ranks.main:

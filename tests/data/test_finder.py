@@ -94,3 +94,23 @@ def test_an_annotation_of_one_name_in_two_folders_is_asked_about(tmp_path: Path)
     with pytest.raises(VtrError, match="in several folders and not the same"):
         RootIndex(tmp_path).find_file("test.json")
     assert RootIndex(tmp_path).find_file("b/test.json") == tmp_path / "b" / "test.json"
+
+
+def test_a_video_at_its_path_wins_over_the_same_name_deeper_down(tmp_path: Path) -> None:
+    root(tmp_path, "set/videos/7.webm", "set/previews/7.mp4", "set/videos/deep/8.mp4", "set/8.mkv")
+    finder = VideoFinder(RootIndex(tmp_path), ("set/videos", "set"))
+    assert finder.find("7") == finder.find("7.avi") == tmp_path / "set/videos/7.webm"
+    assert finder.find("8.mp4") == tmp_path / "set/8.mkv"
+
+
+def test_an_absolute_path_is_followed_inside_the_root_alone(tmp_path: Path) -> None:
+    root(tmp_path, "in/a.mp4", "a.mp4")
+    finder = VideoFinder(RootIndex(tmp_path / "in"))
+    assert finder.find(str(tmp_path / "in" / "a.mp4")) == tmp_path / "in" / "a.mp4"
+    assert finder.find(str(tmp_path / "a.mp4")) is None
+    assert "leads out of" in finder.look("../a.mp4").note
+
+
+def test_accents_are_the_same_in_one_piece_or_two(tmp_path: Path) -> None:
+    root(tmp_path, "cafe\u0301.mp4")
+    assert found(tmp_path, "caf\u00e9.mp4")["caf\u00e9.mp4"] == "cafe\u0301.mp4"

@@ -197,10 +197,11 @@ def test_a_list_without_captions_says_so_where_they_are_needed(tmp_path: Path) -
         read_list(tmp_path / "a.json").need_captions()
 
 
-def test_the_other_columns_come_along_for_metadata(tmp_path: Path) -> None:
-    found = entries(tmp_path, "a.csv", "path,year,title\nx/a.mp4,1999,A film\n")[0]
-    assert (found.videos[0], dict(found.more), found.place) == (
-        "x/a.mp4",
-        {"year": "1999", "title": "A film"},
-        "line 2",
-    )
+def test_metadata_are_a_file_and_its_other_columns_whatever_they_hold(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,year,title,id\nx/a.mp4,1999,A film,\nb.mp4,,nan,\n,1,2,3\n")
+    found = read_list(tmp_path / "a.csv", captions=False).entries
+    assert (found[0].videos, found[0].more) == (("x/a.mp4",), {"year": "1999", "title": "A film", "id": ""})
+    assert [(e.place, e.bad) for e in found] == [("line 2", ""), ("line 3", ""), ("line 4", "path is empty")]
+    (tmp_path / "a.csv").write_text("film,year\nx,1\n")
+    with pytest.raises(VtrError, match="no header; expected columns named in the first line, one of them for the file"):
+        read_list(tmp_path / "a.csv", captions=False)

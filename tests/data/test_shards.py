@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import video_bytes, write_videos
 from vtr.cli import main
 from vtr.data.build import build_shards, read_rows
-from vtr.data.shard_reader import TarIndex
+from vtr.data.shard_reader import FILES, TarIndex, captions_in
 from vtr.data.shards import (
     ShardWriter,
     count_samples,
@@ -202,7 +202,7 @@ def test_headers_are_read_alike_in_every_form_of_a_tar(form: int, tmp_path: Path
     names += ["é 1.mp4", "h" * 180 + ".mp4"] if form != tarfile.USTAR_FORMAT else []
     path = tar(tmp_path / "a.tar", [(n, bytes(i * 300)) for i, n in enumerate(names)], form)
     with tarfile.open(path) as real:
-        expected = [(m.offset, m.offset_data + m.size, m.name) for m in real if m.isfile()]
+        expected = [(m.offset, m.offset_data, m.offset_data + m.size, m.name) for m in real if m.isfile()]
     assert list(members_of(str(path))) == expected
     keys = [s.key for s in iterate_samples(str(path))]
     assert sample_keys(str(path)) == keys
@@ -386,3 +386,16 @@ def test_shards_of_the_earlier_writer_are_read_as_they_were(tmp_path: Path) -> N
     members = [("a.mp4", b"v"), ("a.txt", b"two\nlines"), ("a.json", json.dumps({"caption": "two\nlines"}).encode())]
     sample = next(iterate_samples(str(tar(tmp_path / "a.tar", members))))
     assert (sample.caption, sample.captions) == ("two\nlines", ("two\nlines",))
+
+
+def test_captions_of_shards_and_lists_are_read_without_their_media(tmp_path: Path) -> None:
+    members = [
+        ("a.mp4", b"v"),
+        ("a.txt", b"one\ntwo"),
+        ("b.mp4", b"v"),
+        ("b.json", b'{"caption": "three"}'),
+        ("c.mp4", b"v"),
+    ]
+    assert list(captions_in(str(tar(tmp_path / "a.tar", members)))) == ["one", "two", "three"]
+    path = listing(tmp_path, "video,caption\na.mp4,four\nb.mp4,nan\nc.mp4,five\n")
+    assert list(captions_in(FILES + str(path))) == ["four", "five"]

@@ -16,7 +16,7 @@ import pytest
 from tests.helpers import video_bytes, write_videos
 from vtr.data.manifests import Corpus, CorpusMember, load_corpus
 from vtr.data.shards import ShardWriter, expand_shards, shard_sizes
-from vtr.data.stream import Batch, Stream, StreamSettings, media_at, sample_id
+from vtr.data.stream import Batch, Stream, StreamSettings, sample_id
 from vtr.errors import VtrError
 
 SETTINGS = StreamSettings(
@@ -97,12 +97,6 @@ def test_ids_differ_between_corpora_and_fit_63_bits() -> None:
     a, b = sample_id("cc3m", "1"), sample_id("webvid", "1")
     assert a != b
     assert 0 <= a < 2**63
-
-
-def test_the_media_schedule_has_the_asked_shares() -> None:
-    kinds = [media_at(step, {"video": 0.8, "image": 0.2}, 0) for step in range(100)]
-    assert kinds.count("video") == 80
-    assert kinds != [media_at(step, {"video": 0.8, "image": 0.2}, 1) for step in range(100)]
 
 
 def broken_corpus(folder: Path, bad: int, total: int = 64) -> Corpus:

@@ -167,7 +167,7 @@ class Place:
                 return f"segments lost or doubled: {spans}, expected {expected[0]}"
             if not np.allclose(vectors, expected[1], atol=1e-5):
                 return "vectors of another video"
-        moments = library.search("a dog runs", k=1000, all_moments=True)
+        moments = library.search("a dog runs", k=1000, all_moments=True, unmerged=True)
         if len({h.segment for h in moments}) != len(moments) or len(moments) != library.store.segments():
             return f"a search gives {len(moments)} of {library.store.segments()} segments"
         return ""

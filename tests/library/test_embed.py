@@ -109,8 +109,8 @@ def test_vectors_are_those_of_the_files_themselves_and_samples_can_be_looked_at_
     (tmp_path / "v" / "4.mp4").write_bytes(CLIPS[4])
     with Library.create(tmp_path / "own", small_model(), window=1.0, stride=1.0) as own:
         own.add(tmp_path / "v")
-        expected = own.search("a dog", k=9, all_moments=True)
-        found = library.search("a dog", k=9, all_moments=True, where="views = 4")
+        expected = own.search("a dog", k=9, all_moments=True, unmerged=True)
+        found = library.search("a dog", k=9, all_moments=True, unmerged=True, where="views = 4")
         assert [(h.start, h.end) for h in found] == [(h.start, h.end) for h in expected]
         assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-5)
         again = library.search("a dog", k=1, rerank=3, where="views = 4")
@@ -149,14 +149,14 @@ def test_a_killed_process_loses_only_the_shard_it_was_at(
 def test_a_second_build_takes_only_what_is_new_or_has_changed(shards: Path, tmp_path: Path) -> None:
     assert run(command(shards)) == 0
     with library_of(tmp_path) as library:
-        before = {h.segment for h in library.search("a dog", k=100, all_moments=True)}
+        before = {h.segment for h in library.search("a dog", k=100, all_moments=True, unmerged=True)}
     with library_of(tmp_path) as library:
-        assert {h.segment for h in library.search("a dog", k=100, all_moments=True)} == before
+        assert {h.segment for h in library.search("a dog", k=100, all_moments=True, unmerged=True)} == before
     write_shard(shards / "000000.tar", range(1))
     write_shard(shards / "000003.tar", range(8, 9))
     assert run(command(shards)) == 0
     with library_of(tmp_path) as library:
-        names = sorted(h.path.split("shards/")[1] for h in library.search("a dog", k=100))
+        names = sorted(h.path.split("shards/")[1] for h in library.search("a dog", k=100, unmerged=True))
         assert [n for n in names if n.startswith("000000")] == ["000000.tar/0000.mp4", "000000.tar/still.jpg"]
         assert "000003.tar/0008.mp4" in names
         assert len(names) == 2 + 4 + 4 + 2

@@ -33,7 +33,7 @@ def test_every_segment_is_exported_with_vector_metadata_and_model(
     assert run(["index", "export", str(library.path), "--out", str(out)]) == 0
     assert f"{library.store.segments()} segments" in capsys.readouterr().err
     rows = pq.read_table(out).to_pylist()
-    hits = {h.segment: h for h in library.search("a dog", k=100, all_moments=True)}
+    hits = {h.segment: h for h in library.search("a dog", k=100, all_moments=True, unmerged=True)}
     assert [r["segment"] for r in rows] == sorted(hits)
     for row in rows:
         hit = hits[row["segment"]]

@@ -42,13 +42,15 @@ def test_queries_moments_scores_paths_and_the_model_are_shown(library: Library, 
     for words in ("<h2>a dog runs</h2>", "<h2>no such thing</h2>", "Nothing found", "/runs/m", "clip0.mp4"):
         assert words in text
     for hit in hits:
-        assert f"{hit.score:.3f}" in text
+        assert f"{hit.rank}. {Path(hit.path).name}" in text
+        assert f"{hit.measure} {hit.match:.3f}" in text
+        assert f"#{hit.segment}" in text
         assert f"{_clock(hit.start)} \u2013 {_clock(hit.end)}" in text
     assert list(tmp_path.glob("*.tmp")) == []
 
 
 def test_links_jump_to_the_moment_and_pictures_are_inside(library: Library, tmp_path: Path) -> None:
-    hits = library.search("a dog runs", all_moments=True)
+    hits = library.search("a dog runs", all_moments=True, unmerged=True)
     write_contact_sheet(tmp_path / "x.html", [("q", hits)], library)
     page = Elements((tmp_path / "x.html").read_text())
     links = [str(a["href"]) for a in page.of("a")]

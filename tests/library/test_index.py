@@ -10,6 +10,7 @@ import pytest
 
 from vtr.errors import UsageError, VtrError
 from vtr.library import index as indexes
+from vtr.library.wanted import Wanted
 
 FLAT_MEMORY = 1 << 30  # enough for the vectors themselves
 WIDTH = 32
@@ -51,7 +52,7 @@ def found(
     """Rows of the nearest ten."""
     shot, rows = snapshot(index, vectors, pairs)
     looked_up = lambda ids: np.array([rows.get(int(i), -1) for i in ids], np.int64)  # noqa: E731
-    scores, ids = shot.nearest(query[None], 10, allowed, looked_up)
+    scores, ids = shot.nearest(Wanted(words=query), 10, allowed, looked_up)
     assert (np.diff(scores) <= 0).all()
     np.testing.assert_allclose(scores, vectors[[rows[int(i)] for i in ids]] @ query, atol=1e-5)
     return [rows[int(i)] for i in ids]
@@ -179,11 +180,11 @@ def test_as_many_as_are_asked_for_are_found_though_they_lie_in_many_lists(memory
     shot, rows = snapshot(index, vectors, pairs)
     looked_up = lambda ids: np.array([rows[int(i)] for i in ids])  # noqa: E731
     assert index.description["nprobe"] * 4 < index.description["lists"]
-    every = shot.nearest(vectors[:1], 4000, None, looked_up)[1]
+    every = shot.nearest(Wanted(words=vectors[0]), 4000, None, looked_up)[1]
     assert sorted(every.tolist()) == pairs[:, 0].tolist()
-    half = shot.nearest(vectors[:1], 4000, pairs[:2000], looked_up)[1]
+    half = shot.nearest(Wanted(words=vectors[0]), 4000, pairs[:2000], looked_up)[1]
     assert sorted(half.tolist()) == pairs[:2000, 0].tolist()
-    best = shot.nearest(vectors[:1], 400, None, looked_up)[1]
+    best = shot.nearest(Wanted(words=vectors[0]), 400, None, looked_up)[1]
     assert len(best) == 400
     assert len({rows[int(i)] for i in best} & set(brute(vectors, vectors[0], 400))) > 360
 

@@ -118,7 +118,7 @@ library = Library.open(lib, small_model())
 seen, count = set(), 0
 print("ready", flush=True)
 while not stop.exists():
-    hits = library.search("a dog runs", k=100, all_moments=True, where="duration < 100" if count % 2 else None)
+    hits = library.search("a dog runs", k=100, all_moments=True, unmerged=True, where="duration < 100" if count % 2 else None)
     assert len({h.segment for h in hits}) == len(hits)
     assert len({(h.path, h.start) for h in hits}) == len(hits)
     assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)

@@ -62,7 +62,7 @@ def test_long_videos_become_overlapping_windows(tmp_path: Path) -> None:
     write_videos(tmp_path / "v", 1, frames=30)  # 3.75 s
     library = Library.create(tmp_path / "lib", small_model(), window=2.0, stride=1.0)
     library.add(tmp_path / "v")
-    moments = library.search("a dog runs", k=10, all_moments=True)
+    moments = library.search("a dog runs", k=10, all_moments=True, unmerged=True)
     assert len(moments) >= 3
     assert all(0 <= m.start < m.end <= 3.8 for m in moments)
     assert len(library.search("a dog runs", k=10)) == 1

@@ -148,7 +148,7 @@ def walk(page: Any, words: str, path_filter: str, clip: Path) -> None:
     later = starts.index(max(starts))
     assert starts[later] > 0
     parts: list[int] = []
-    page.on("response", lambda answer: parts.append(answer.status) if answer.url.endswith("/file") else None)
+    page.on("response", lambda answer: parts.append(answer.status) if "/file" in answer.url else None)
     page.locator(f"{MOMENTS} .play").nth(later).click()
     at = wait_until_playing(page, starts[later])
     assert at < starts[later] + 5
@@ -238,7 +238,18 @@ def test_everything_can_be_done_with_the_keyboard(visit: Callable[..., Any], add
     page.wait_for_selector("#chip:not([hidden])")
 
 
-def test_two_wishes_and_what_is_not_wanted_are_asked_for_together(visit: Callable[..., Any], address: str) -> None:
+def test_two_wishes_and_what_is_not_wanted_are_asked_for_together(
+    visit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtr.library.found.CLOSE", -1.0)  # no two windows are of one scene
+    (tmp_path / "long.mp4").write_bytes(video_bytes(8, frames=80))
+    with Library.create(tmp_path / "lib", small_model(), window=2.0, stride=1.0) as library:
+        library.add(tmp_path / "long.mp4")
+    with running(make_app(tmp_path / "lib", small_model())) as address:
+        _two_wishes(visit, address)
+
+
+def _two_wishes(visit: Callable[..., Any], address: str) -> None:
     page = visit(address + "/?minus=water&group=4")
     with page.expect_response("**/api/search?*") as answer:
         ask(page, "a dog + a red car")
@@ -320,7 +331,7 @@ def test_a_filter_that_does_not_parse_and_a_clip_that_is_none_are_explained(
 ) -> None:
     page = visit(address + "/?q=a+dog&where=lenght+%3C+3")
     page.wait_for_selector(".state.bad")
-    assert "unknown column in where: 'lenght'" in page.inner_text(".state")
+    assert "where: unknown column 'lenght'" in page.inner_text(".state")
     (tmp_path / "notes.mp4").write_text("no video at all, but words")
     page.fill("#q", "")
     page.click("#filters summary")
@@ -392,3 +403,52 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(visit: Callable[..., Any], 
     assert page.evaluate(wide) == []
     small = "() => [...document.querySelectorAll('#player button, #player a')].filter(n => n.offsetHeight && n.offsetHeight < 40).length"
     assert page.evaluate(small) == 0
+
+
+def test_the_link_with_the_token_works_in_a_tab_that_asks_for_it(visit: Callable[..., Any], made: Path) -> None:
+    with running(make_app(made / "lib", small_model(), ServerOptions(token="secret"))) as address:
+        page = visit(address)
+        page.wait_for_selector("text=This library needs a token")
+        page.evaluate("() => { location.hash = '#token=secret'; }")
+        page.wait_for_selector("text=Describe a moment, and see it")
+        assert "secret" not in page.url
+        ask(page, "a dog runs")
+
+
+def test_an_open_moment_has_an_address_and_back_closes_it(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address)
+    ask(page, "a dog runs")
+    asked = page.url
+    page.locator(f"{MOMENTS} .play").nth(1).click()
+    page.wait_for_selector("#player[open]")
+    title, link = page.inner_text("#title"), page.url
+    assert "at=" in link
+    page.go_back()
+    page.wait_for_selector("#player", state="hidden")
+    assert page.url == asked
+    assert page.locator(MOMENTS).count() > 0
+    page.go_forward()
+    page.wait_for_selector("#player[open]")
+    assert page.inner_text("#title") == title
+    page.keyboard.press("Escape")
+    page.wait_for_function("asked => location.href === asked", arg=asked)
+    other = visit(link)  # a link that was sent to somebody
+    other.wait_for_selector("#player[open]")
+    assert other.inner_text("#title") == title
+    alone = visit(address + "/?" + "&".join(p for p in link.split("?")[1].split("&") if not p.startswith("q=")))
+    alone.wait_for_selector("#player[open]")
+    assert alone.inner_text("#title").split("\n")[0] == title.split("\n")[0]
+
+
+def test_equal_files_are_one_card_that_names_its_copies(visit: Callable[..., Any], tmp_path: Path) -> None:
+    [video] = write_videos(tmp_path / "videos", 1)
+    (tmp_path / "videos" / "copy of it.mp4").write_bytes(video.read_bytes())
+    with Library.create(tmp_path / "lib", small_model()) as library:
+        library.add(tmp_path / "videos")
+    with running(make_app(tmp_path / "lib", small_model())) as address:
+        page = visit(address)
+        ask(page, "a dog runs")
+        assert page.locator(MOMENTS).count() == 1
+        assert page.inner_text(".copies") == "2 copies of this file"
+        assert float(page.inner_text(".score")) >= 0
+        assert page.locator(".score").get_attribute("title").startswith("similarity to the words: ")

@@ -94,10 +94,9 @@ def write_shard(path: Path, files: dict[str, bytes]) -> Path:
 
 def test_a_search_answers_as_the_library_does(client: TestClient, made: Path) -> None:
     with Library.open(made / "lib", small_model()) as library:
-        expected = library.search("a dog runs", k=5, all_moments=True, where="start < 1.5")
-    answer = client.get(
-        "/api/search", params={"q": "a dog runs", "k": 5, "all_moments": True, "where": "start < 1.5"}
-    ).json()
+        expected = library.search("a dog runs", k=5, all_moments=True, unmerged=True, where="start < 1.5")
+    params = {"q": "a dog runs", "k": 5, "all_moments": True, "unmerged": True, "where": "start < 1.5"}
+    answer = client.get("/api/search", params=params).json()
     assert [(h["segment"], h["path"], h["start"]) for h in answer["hits"]] == [
         (h.segment, h.path, h.start) for h in expected
     ]
@@ -109,8 +108,8 @@ def test_several_texts_unwanted_ones_and_moments_of_a_video_are_asked_for_as_in_
     client: TestClient, made: Path
 ) -> None:
     with Library.open(made / "lib", small_model()) as library:
-        expected = library.search(["a dog", "a red car"], k=2, minus=["water"], moments=2)
-    params: dict[str, Any] = {"q": ["a dog", "a red car"], "minus": "water", "k": 2, "moments": 2}
+        expected = library.search(["a dog", "a red car"], k=2, minus=["water"], moments=2, unmerged=True)
+    params: dict[str, Any] = {"q": ["a dog", "a red car"], "minus": "water", "k": 2, "moments": 2, "unmerged": True}
     answer = client.get("/api/search", params=params).json()
     assert answer["query"] == "a dog + a red car − water"
     assert [(h["segment"], h["rank"], h["moment"], h["score"]) for h in answer["hits"]] == [
@@ -271,7 +270,7 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
 def test_the_schema_describes_every_answer_and_its_errors(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     assert set(schema["paths"]) == {
-        "/api/info", "/api/search", "/api/search/clip", "/api/segments/{segment}/similar", "/api/login",
+        "/health", "/api/segments/{segment}", "/api/info", "/api/search", "/api/search/clip", "/api/segments/{segment}/similar", "/api/login",
         "/api/segments/{segment}/thumbnail.jpg", "/api/segments/{segment}/preview.jpg", "/api/videos/{video}/file",
     }  # fmt: skip
     assert "HTTPValidationError" not in json.dumps(schema)
@@ -294,6 +293,7 @@ def test_the_schema_describes_every_answer_and_its_errors(client: TestClient) ->
         ({"q": "a", "where": "a" * 1001}, 422, "1000"),
         ({"q": "a", "where": "1=1; DROP TABLE videos"}, 400, "where: "),
         ({"q": "  \t "}, 400, "empty query"),
+        ({"q": "a", "momments": 2}, 400, "unknown parameter 'momments': did you mean 'moments'?"),
     ],
 )
 def test_requests_out_of_bounds_are_refused_in_one_line(

@@ -50,3 +50,9 @@ def test_smoothing_keeps_a_constant_and_ticks_are_round() -> None:
     assert smoothed([(i, 3.0) for i in range(5)]) == [(i, pytest.approx(3.0)) for i in range(5)]
     assert ticks(0.13, 1.02) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert ticks(5, 5) == [5]
+
+
+def test_a_stage_begins_where_the_one_before_has_ended_not_at_its_first_logged_step(tmp_path: Path) -> None:
+    rows = [{"step": s, "stage": "a" if s <= 20 else "b", "loss": 1.0} for s in (10, 20, 30, 40)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert read_curves(tmp_path).stages == ((1, "a"), (21, "b"))

@@ -34,3 +34,23 @@ def test_a_teacher_without_weights_is_refused():
 def test_an_unknown_teacher_is_answered_with_the_nearest():
     with pytest.raises(UsageError, match="ViT-B-16"):
         load_teacher("ViT-B-61/openai")
+
+
+def test_missing_weights_name_the_file_its_place_and_the_ways_without(monkeypatch):
+    import open_clip
+
+    def create_model(*args, **options):
+        raise RuntimeError("Failed to download weights from the HF Hub")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    with pytest.raises(VtrError) as error:
+        load_teacher("ViT-B-16/openai")
+    said = str(error.value)
+    for words in (
+        "open_clip_model.safetensors",
+        "models--timm--vit_base_patch16_clip_224.openai",
+        "hf download timm/vit_base_patch16_clip_224.openai",
+        "--teacher none",
+    ):
+        assert words in said
+    assert "\n" not in said

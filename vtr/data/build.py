@@ -8,10 +8,10 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,11 +23,13 @@ from vtr.data.decode import DecodeError, probe, read_frames
 from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.lists import Entry, Listing, read_list
 from vtr.data.media import ending
-from vtr.data.shard_reader import place_of
+from vtr.data.shard_reader import folder_list, listed_files, place_of, text_beside
 from vtr.data.shards import ShardWriter, write_sizes
 from vtr.data.whole import cut_off
 from vtr.errors import UsageError, VtrError
 from vtr.files import write_atomically
+
+_MOST_DECODED = 4 << 30  # bytes of a video's frames: a longer one is kept as it is rather than re-encoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +58,19 @@ def read_rows(listing: Path, root: Path | None = None, split: str | None = None)
     """The samples that a list asks for.
 
     Args:
-        listing: A list of files and captions in any format that `vtr.data.lists` reads.
+        listing: A list of files and captions in any format that `vtr.data.lists` reads, or a folder of files with a list
+            in it or texts beside them.
         root: Folder that relative paths start from (default: the listing's).
         split: Which part, where the list has several.
 
     Raises:
         VtrError: The list cannot be meant, has no captions, or two rows have the same id.
     """
+    if listing.is_dir():
+        inner = folder_list(listing)
+        if inner is None:
+            return _folder_rows(listing)
+        listing = inner
     found: Listing = read_list(listing, split=split).need_captions()
     base = root or listing.parent
     finder = VideoFinder(RootIndex(base))
@@ -86,6 +94,42 @@ def read_rows(listing: Path, root: Path | None = None, split: str | None = None)
         captions = tuple(" ".join(c.split()) for c in entry.captions)
         rows.append(Row(place=entry.place, source=entry.videos[0], path=path, captions=captions, key=key, bad=bad))
     return rows
+
+
+def _folder_rows(folder: Path) -> list[Row]:
+    """The files of a folder with the texts beside them."""
+    rows = []
+    for number, (path, _) in enumerate(listed_files(folder)):
+        sample = text_beside(path)
+        place = str(path.relative_to(folder))
+        rows.append(
+            Row(
+                place=place,
+                source=place,
+                path=path,
+                captions=sample.captions,
+                key=f"{number:09d}",
+                bad="" if sample.captions else sample.fault or "no caption: no .txt or .json beside it",
+            )
+        )
+    if not any(row.captions for row in rows):
+        raise VtrError(
+            f"{folder}: no captions: expected a .txt beside each file, or a list of files and captions in it"
+        )
+    return rows
+
+
+def together(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one file made one: a sample has all captions of its file, and no two samples are one clip."""
+    first: dict[Path, Row] = {}
+    for row in rows:
+        other = first.get(row.path)
+        if other is None or other.bad or row.bad:
+            first.setdefault(row.path if other is None else Path(f"{row.path}\0{row.place}"), row)
+        else:
+            more = tuple(c for c in row.captions if c not in other.captions)
+            first[row.path] = replace(other, captions=other.captions + more)
+    return list(first.values())
 
 
 def _safe(key: str) -> str:
@@ -135,6 +179,7 @@ def build_shards(
     short_side: int = 0,
     gop: int = 0,
     split: str | None = None,
+    merge: bool = False,
 ) -> BuildReport:
     """Write shards of the listed files; those of an earlier call are kept where their rows and files are the same.
 
@@ -147,10 +192,12 @@ def build_shards(
         short_side: Re-encode videos to this many pixels on the short side (0 = copy the bytes).
         gop: Frames between key frames when re-encoding (0 = 8).
         split: Which part, where the list has several.
+        merge: Rows of one file are one sample with all their captions.
     """
     if shard_size < 1 or workers < 1:
         raise UsageError(f"--shard-size {shard_size} --workers {workers}: expected positive numbers")
     rows = read_rows(listing, root, split)
+    rows = together(rows) if merge else rows
     _prepare(out)
     settings = {"listing": str(listing.resolve()), "shard_size": shard_size, "short_side": short_side, "gop": gop}
     parts = []
@@ -178,6 +225,40 @@ def build_shards(
     write_sizes(out, sizes)
     report.shards = len(sizes)
     return report
+
+
+def shards_of(source: Path, folder: Path, short_side: int) -> Path:
+    """Where `ensure_shards` keeps the copies of a list or folder: another place for each."""
+    mark = hashlib.blake2b(str(source.resolve()).encode(), digest_size=4).hexdigest()
+    return folder / f"{source.resolve().stem}-{short_side}-{mark}"
+
+
+def ensure_shards(source: Path, folder: Path, short_side: int, workers: int = 2) -> Path:
+    """Small copies of the files of a list or a folder, made once: shards in `folder`; called again only what changed.
+
+    Args:
+        source: A list of files and captions, or a folder.
+        short_side: Pixels of the videos' short side.
+
+    Returns:
+        The folder of the shards.
+
+    Raises:
+        VtrError: The list cannot be meant, or none of its files can be used.
+    """
+    out = shards_of(source, folder, short_side)
+    print(f"{source.name}: copies of {short_side} pixels are kept in {out}", file=sys.stderr)
+    report = build_shards(source, out, short_side=short_side, workers=workers, merge=True)
+    for line in report.bad[:10]:
+        print(f"left out: {line}", file=sys.stderr)
+    print(
+        f"{out}: {report.written} samples ({report.skipped_shards} of {report.shards} shards were there), "
+        f"{len(report.bad)} left out",
+        file=sys.stderr,
+    )
+    if not report.written:
+        raise VtrError(f"{source}: none of its files can be used, first {report.bad[0] if report.bad else 'no rows'}")
+    return out
 
 
 def _prepare(out: Path) -> None:
@@ -289,7 +370,8 @@ def _made(row: Row, short_side: int, gop: int) -> tuple[str, bytes, str]:
         if why:
             return "", b"", f"{row.path}: {why}"
         info = probe(row.path)
-        if short_side and info.kind == "video":
+        decoded = info.frames * info.width * info.height * 3
+        if short_side and info.kind == "video" and decoded <= _MOST_DECODED:
             return "mp4", reencode(row.path, short_side, gop), ""
     except (VtrError, OSError) as error:
         return "", b"", str(error)

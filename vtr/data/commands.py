@@ -20,7 +20,8 @@ class BuildSettings:
     """Turn files and captions into WebDataset shards; calling it again continues, and builds what has changed."""
 
     listing: tyro.conf.Positional[Path]
-    """CSV, TSV, JSON or JSON lines with columns video (or image) and caption."""
+    """CSV, TSV, JSON or JSON lines with columns video (or image) and caption; or a folder with such a list in it (metadata,
+    captions, annotations) or a .txt beside each file."""
     out: Path
     """Folder of the shards."""
     root: Path | None = None
@@ -30,7 +31,8 @@ class BuildSettings:
     workers: int = 2
     """Processes."""
     short_side: int = 0
-    """Re-encode videos to this many pixels on the short side; 0 copies the bytes."""
+    """Re-encode videos to this many pixels on the short side; 0 copies the bytes, as is done with a video whose frames take
+    more than 4 GiB."""
     gop: int = 0
     """Frames between key frames when re-encoding (default 8)."""
     split: str | None = None

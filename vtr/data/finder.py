@@ -116,6 +116,11 @@ class VideoFinder:
         last, above = _composed(parts[-1]), tuple(parts[:-1])
         stem = _stem(last)
         other = stem.removeprefix("v_") if stem.startswith("v_") else f"v_{stem}"
+        for folder in self._folders:  # its path with another ending, before the same name deeper down
+            there = [p for p in self._by_stem.get(stem, ()) if p.parent == folder.joinpath(*parts[:-1])]
+            there = [p for p in there if _same_kind(last, p.name)]
+            if there:
+                return self._one(there, 2)
         elsewhere: list[Path] = []
         for key, rank in ((stem, 1), (other, 3)):
             there = [p for p in self._by_stem.get(key, ()) if _same_kind(last, p.name)]
@@ -123,12 +128,12 @@ class VideoFinder:
             elsewhere += [p for p in there if p not in fitting]
             exact = [p for p in fitting if _composed(p.name) == last]
             if exact or fitting:
-                return self._one(name, exact or fitting, rank if exact or rank == 3 else 2)
+                return self._one(exact or fitting, rank if exact or rank == 3 else 2)
         if elsewhere:
             return Found(note=f"{self._shown(elsewhere)} has its name, in another folder")
         return Found()
 
-    def _one(self, name: str, paths: list[Path], rank: int) -> Found:
+    def _one(self, paths: list[Path], rank: int) -> Found:
         first = paths[0]
         if all(_same_file(first, p) for p in paths[1:]):
             return Found(path=first, rank=rank)

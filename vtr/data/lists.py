@@ -5,9 +5,9 @@ Shards, `--corpus FILE`, evaluation, validation, fine-tuning, `vtr embed` and `-
     for entry in read_list(Path("captions.csv")).entries:
         entry.place, entry.videos, entry.captions, entry.bad, entry.more
 
-A library's metadata are the same call: `entry.videos[0]` is the path as written (relative to the list's folder),
-`entry.more` the other columns, `entry.place` where they stand. Nothing is replaced or skipped: a row that cannot be used
-says why in `bad`, a file that cannot be meant is an error.
+A library's metadata are `read_list(path, captions=False)`: `entry.videos[0]` is the path as written (relative to the
+list's folder), `entry.more` all other columns, texts in a table, values in JSON; `entry.bad` is then about the path alone.
+Nothing is replaced or skipped: a row that cannot be used says why in `bad`, a file that cannot be meant is an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SPLITS = ("train", "training", "val", "validate", "validation", "dev", "test", 
 _INNER = ("raw", "caption", "sentence", "text", "description")  # of a caption that is an object
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """One item of a list.
 
@@ -55,7 +55,7 @@ class Entry:
         captions: Its texts, blank ends cut.
         key: Its own id, where the list has a column of them.
         bad: Why it cannot be used, "" where it can.
-        more: Every other column.
+        cells: The row's values by column, and `column` that of its files.
     """
 
     place: str
@@ -64,7 +64,13 @@ class Entry:
     captions: tuple[str, ...] = ()
     key: str | None = None
     bad: str = ""
-    more: Mapping[str, object] = field(default_factory=dict)
+    cells: Mapping[str, object] = field(default_factory=dict)
+    column: str = ""
+
+    @property
+    def more(self) -> dict[str, object]:
+        """Every column but that of its files."""
+        return {k: v for k, v in self.cells.items() if k != self.column}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,22 +98,25 @@ class Listing:
         return self
 
 
-def read_list(path: Path, *, split: str | None = None) -> Listing:
+def read_list(path: Path, *, split: str | None = None, captions: bool = True) -> Listing:
     """Read a list of files, with captions where it has them, in any format.
 
     Args:
         split: Which part, where one file holds several.
+        captions: Look at captions and ids; otherwise these are columns as all others.
 
     Raises:
         VtrError: The file cannot be meant: file, line, what was found, what was expected.
     """
-    return listing_of(path, read_table(path, KNOWN), split)
+    return listing_of(path, read_table(path, KNOWN), split, captions)
 
 
-def listing_of(path: Path, table: Table | dict[str, object], split: str | None = None) -> Listing:
+def listing_of(
+    path: Path, table: Table | dict[str, object], split: str | None = None, captions: bool = True
+) -> Listing:
     """The items of a table that was read."""
     if isinstance(table, Table):
-        found = _of_table(table)
+        found = _of_table(table) if captions else _uncaptioned(table)
     else:
         found = _of_object(path, table, split)
     if not found.entries:
@@ -221,6 +230,21 @@ def _of_table(table: Table) -> Listing:
     )
 
 
+def _uncaptioned(table: Table) -> Listing:
+    """A table of files and whatever else is known about them."""
+    names: dict[str, str] = {}
+    for column in table.columns:
+        names.setdefault(normal(column), column)
+    video = _column(names, VIDEO)
+    if not table.columns or table.columns == ("",) or video is None:
+        raise VtrError(
+            f"{table.path}: {'columns ' + ', '.join(table.columns) if any(table.columns) else 'no header'}; expected columns "
+            f"named in the first line, one of them for the file: {', '.join(VIDEO[:8])} …"
+        )
+    entries = tuple(_entry(record, video, (), None) for record in _filled(table.records))
+    return Listing(path=table.path, kind=table.kind, entries=entries, captioned=False, columns=table.columns)
+
+
 def _no_columns(table: Table) -> VtrError:
     words = ", ".join(table.columns)
     expected = f"expected columns for the file (one of {', '.join(VIDEO[:8])} …) and the caption (one of {', '.join(CAPTION[:6])} …)"
@@ -269,7 +293,8 @@ def _entry(record: Record, video: str, captions: Sequence[str], key: str | None)
         captions=texts,
         key=own,
         bad=bad,
-        more={k: v for k, v in cells.items() if k != video},
+        cells=cells,
+        column=video,
     )
 
 
@@ -302,7 +327,7 @@ def _plain(table: Table) -> Listing:
         more = {"label": label} if head and re.fullmatch(r"\d+", label) else {}
         name = head.strip() if more else text.strip()
         entries.append(
-            Entry(place=record.place, line=record.line, videos=(name,), more=more, bad="" if name else "an empty name")
+            Entry(place=record.place, line=record.line, videos=(name,), cells=more, bad="" if name else "an empty name")
         )
     return Listing(path=table.path, kind="list of files", entries=tuple(entries), captioned=False)
 
@@ -335,7 +360,7 @@ def _headless(table: Table) -> Listing:
                 place=record.place,
                 line=record.line,
                 videos=(cells[0],),
-                more={"label": cells[-1]} if len(cells) > 1 else {},
+                cells={"label": cells[-1]} if len(cells) > 1 else {},
                 bad="" if cells[0] else "the path is empty",
             )
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from vtr.data.shard_reader import FILES, list_files
+from vtr.data.shard_reader import FILES, has_captions, list_files
 from vtr.data.shards import expand_shards, resolve_shards, sample_keys, shard_sizes
 from vtr.data.tables import TEXT_SUFFIXES
 from vtr.errors import UsageError, VtrError, unknown_name
@@ -53,6 +53,7 @@ class CorpusMember:
     licence: str = ""
     source: str = ""
     make: str = ""  # the command that makes the shards
+    captioned: bool = True  # False: plain files that nothing says a word about
     doubled: frozenset[str] = frozenset()  # keys that samples of several shards have: their ids hold the shard too
 
     @property
@@ -297,6 +298,7 @@ def _member(entry: MemberTable, shards: list[str], missing: list[str]) -> Corpus
         licence=entry.get("licence", ""),
         source=entry.get("source", ""),
         make=entry.get("make", ""),
+        captioned=not kept or any(not s.startswith(FILES) or has_captions(Path(s.removeprefix(FILES))) for s in kept),
         doubled=doubled_keys(kept, sizes),
     )
 

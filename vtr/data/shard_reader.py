@@ -15,6 +15,8 @@ import tarfile
 import tempfile
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,12 @@ from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.lists import Entry, read_list
 from vtr.data.media import MORE_VIDEO, VIDEO, ending
 from vtr.data.remote import open_remote
-from vtr.data.shards import Grouping, RawSample, members_of, sample_of, split_member
+from vtr.data.shards import Grouping, RawSample, iterate_samples, members_of, sample_of, split_member
+from vtr.data.tables import TEXT_SUFFIXES
 from vtr.errors import VtrError
 
 FILES = "files:"
+LIST_NAMES = ("metadata", "captions", "annotations")
 
 
 class TarIndex:
@@ -45,7 +49,7 @@ class TarIndex:
         groups = Grouping()
         try:
             size = os.path.getsize(path)
-            for first, end, name in members_of(path):
+            for first, _, end, name in members_of(path):
                 named = split_member(name)
                 if named is None:
                     continue
@@ -105,6 +109,14 @@ class FileList:
         self.path, self.damage = spec, ""
         self.items = listed_files(Path(spec.removeprefix(FILES)))
 
+    def captions(self) -> Iterator[str]:
+        """Every caption, without reading media."""
+        for path, entry in self.items:
+            if entry is None:
+                yield from text_beside(path).captions
+            elif not entry.bad:
+                yield from entry.captions
+
     def read(self, index: int) -> RawSample | str:
         """File `index`, or why it can't be read. Captions of one video share its key, and so its sample id."""
         path, entry = self.items[index]
@@ -114,21 +126,50 @@ class FileList:
             data = path.read_bytes()
         except OSError as error:
             return f"{path}: {error.strerror}" + (f" ({entry.place})" if entry is not None else "")
-        return RawSample(
-            key=str(path),
-            media=data,
-            extension=path.suffix[1:].lower(),
-            captions=entry.captions if entry is not None else (),
-            members=(path.suffix[1:].lower(),),
+        extension = path.suffix[1:].lower()
+        if entry is None:
+            return replace(text_beside(path), media=data, extension=extension)
+        return RawSample(key=str(path), media=data, extension=extension, captions=entry.captions, members=(extension,))
+
+
+def text_beside(path: Path) -> RawSample:
+    """A file of a folder as a sample without its media: its captions are in a .txt or .json of the same name."""
+    group: dict[str, bytes] = {path.suffix[1:].lower(): b""}
+    for extension in ("txt", "json"):
+        with contextlib.suppress(OSError):
+            group[extension] = path.with_suffix(f".{extension}").read_bytes()
+    return sample_of(str(path), group)
+
+
+def has_captions(source: Path) -> bool:
+    """Whether a folder or a list of media files has captions at all."""
+    return next(FileList(FILES + str(source)).captions(), None) is not None
+
+
+def folder_list(folder: Path) -> Path | None:
+    """The list in a folder that says what its files are: metadata.csv, captions.jsonl and the like.
+
+    Raises:
+        VtrError: There are several.
+    """
+    there = [p for p in sorted(folder.iterdir()) if p.stem in LIST_NAMES and p.suffix in TEXT_SUFFIXES and p.is_file()]
+    if len(there) > 1:
+        raise VtrError(
+            f"{folder}: holds several lists ({', '.join(p.name for p in there)}); give the one that is meant"
         )
+    return there[0] if there else None
 
 
 def listed_files(source: Path) -> list[tuple[Path, Entry | None]]:
     """The media files of a folder (all levels, sorted), or of a list, with what the list says about each.
 
+    A list in the folder (`folder_list`) stands for it.
+
     Raises:
         VtrError: There is nothing, or the list cannot be meant.
     """
+    inner = folder_list(source) if source.is_dir() else None
+    source = inner or source
     if source.is_dir():
         found = [(p, None) for p in sorted(source.rglob("*")) if ending(p.name) and p.is_file()]
         if not found:
@@ -160,6 +201,41 @@ def list_files(source: Path) -> list[Path]:
         VtrError: There is nothing, or the list cannot be meant.
     """
     return [path for path, _ in listed_files(source)]
+
+
+def captions_in(shard: str) -> Iterator[str]:
+    """The captions of a shard or a list, in order; the media of local shards are passed over.
+
+    Raises:
+        VtrError: It is damaged; captions before the damage have been yielded.
+    """
+    if shard.startswith(FILES):
+        yield from FileList(shard).captions()
+    elif "://" in shard:
+        for sample in iterate_samples(shard):
+            yield from sample.captions
+    else:
+        yield from _local_captions(shard)
+
+
+def _local_captions(shard: str) -> Iterator[str]:
+    groups = Grouping()
+    texts: dict[str, bytes] = {}
+    try:
+        with open(shard, "rb") as file:
+            for _, first, end, name in members_of(shard):
+                named = split_member(name)
+                if named is None:
+                    continue
+                if groups.begins(*named) and texts:
+                    yield from sample_of("", texts).captions
+                    texts = {}
+                if named[1] in ("txt", "json"):
+                    file.seek(first)
+                    texts[named[1]] = file.read(end - first)
+            yield from sample_of("", texts).captions
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise VtrError(f"{shard}: not a readable tar ({error})") from error
 
 
 class ShardCache:

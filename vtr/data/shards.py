@@ -225,8 +225,8 @@ def _json_captions(value: object, fault: str) -> tuple[tuple[str, ...], str]:
     return captions, why and f"{why} (its .json)"
 
 
-def members_of(path: str) -> Iterator[tuple[int, int, str]]:
-    """(first byte with headers, end of the content, name) of the plain files of a local tar, in order.
+def members_of(path: str) -> Iterator[tuple[int, int, int, str]]:
+    """(first byte with headers, first and end of the content, name) of the plain files of a local tar, in order.
 
     Raises:
         tarfile.TarError, OSError, EOFError: It cannot be read; members before the damage have been yielded.
@@ -252,7 +252,7 @@ def members_of(path: str) -> Iterator[tuple[int, int, str]]:
                     break
                 end = place + 512 + length
                 if kind != 53:
-                    yield place, end, name
+                    yield place, place + 512, end, name
                 place = end + -end % 512
             else:
                 if place:
@@ -260,7 +260,7 @@ def members_of(path: str) -> Iterator[tuple[int, int, str]]:
     with tarfile.open(path, mode="r:") as tar:
         for member in tar:
             if member.isfile() and member.offset >= place:
-                yield member.offset, member.offset_data + member.size, member.name
+                yield member.offset, member.offset_data, member.offset_data + member.size, member.name
 
 
 def count_samples(shard: str) -> int:
@@ -272,7 +272,7 @@ def count_samples(shard: str) -> int:
                 names = [m.name for m in tar if m.isfile()]
         else:
             size, names = os.path.getsize(shard), []
-            for _, end, name in members_of(shard):
+            for _, _, end, name in members_of(shard):
                 names.append(name)
                 if end > size:
                     raise EOFError(f"{name} is cut off")
@@ -289,7 +289,7 @@ def sample_keys(shard: str, most: int | None = None) -> list[str]:
     keys: list[str] = []
     groups = Grouping()
     with contextlib.suppress(tarfile.TarError, OSError, EOFError):
-        for _, _, name in members_of(shard):
+        for *_, name in members_of(shard):
             named = split_member(name)
             if named is not None and groups.begins(*named):
                 keys.append(named[0])

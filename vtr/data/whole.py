@@ -15,6 +15,7 @@ import av
 from vtr.data.decode.sniff import missing_bytes
 from vtr.data.decode.types import Source
 
+_UNFINISHED = 1 << 62  # what a file promises that ends inside one of its parts
 _SLACK = 16  # bytes: writers that count a padding byte too many
 _FAR = (1.0, 0.1)  # seconds, and share of the header's duration, that may be lacking
 _TIMED = ("matroska", "webm", "flv", "mov", "mp4", "avi", "asf")  # formats whose header names a duration
@@ -42,6 +43,8 @@ def cut_off(source: Source, *, thorough: bool = True) -> str:
 def _verdict(data: bytes | mmap.mmap, source: Source, thorough: bool) -> str:
     size = len(data)
     promised, certain = _promised(data)
+    if promised >= _UNFINISHED:
+        return "cut off: it ends in the middle of a part"
     if promised > size + _SLACK:
         return f"cut off: {promised - size} of its {promised} bytes are missing"
     if certain and not thorough:
@@ -125,18 +128,17 @@ def _ogg(data: bytes | mmap.mmap) -> int:
     """Ogg: the end of the last page."""
     place = data.rfind(b"OggS")
     if len(data) < place + 27:
-        return place + 27 + _SLACK
+        return _UNFINISHED
     segments = data[place + 26]
     table = data[place + 27 : place + 27 + segments]
-    return place + 27 + segments + sum(table) if len(table) == segments else place + 27 + segments + _SLACK
+    return place + 27 + segments + sum(table) if len(table) == segments else _UNFINISHED
 
 
 def _gif(data: bytes | mmap.mmap) -> int:
-    """GIF: walks its blocks; one that ends before the trailer lacks at least that."""
+    """GIF: walks its blocks up to the trailer."""
     size = len(data)
-    beyond = size + _SLACK + 1
     if size < 13:
-        return beyond
+        return _UNFINISHED
     place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     while place < size:
         kind = data[place]
@@ -149,7 +151,7 @@ def _gif(data: bytes | mmap.mmap) -> int:
         while place < size and data[place]:
             place += 1 + data[place]
         place += 1
-    return beyond
+    return _UNFINISHED
 
 
 def _too_short(source: Source) -> str:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vtr.library.library import Hit, Library
+from vtr.library.library import Hit, Hits, Library
 
-__all__ = ["Hit", "Library"]
+__all__ = ["Hit", "Hits", "Library"]

@@ -28,7 +28,13 @@ class BuildSettings:
     stride: float = 4.0
     """Seconds between the starts of two segments."""
     metadata: Path | None = None
-    """CSV, TSV or JSONL with a column path; the others can be used in --where."""
+    """A list (CSV, TSV, JSONL …) with a column of paths, relative to the folder it is in; the other columns can be used in
+    --where. path, duration, start, end and date are the file's own there; a column of that name is meta.NAME."""
+    exclude: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Leave out files and folders of this name, or path below a folder, as in '*.gif' or 'raw/*' (may be given several
+    times; remembered by the library)."""
+    include_hidden: bool = False
+    """Also files and folders whose names begin with a dot (remembered)."""
     max_memory: str | None = None
     """Most memory the index may take, as in 4G (default: half of the machine's)."""
     token_cache: str | None = None
@@ -45,7 +51,13 @@ class AddSettings:
     model: str | None = None
     """The library's model, where it has moved since."""
     metadata: Path | None = None
-    """CSV, TSV or JSONL with a column path; the others can be used in --where."""
+    """A list (CSV, TSV, JSONL …) with a column of paths, relative to the folder it is in; the other columns can be used in
+    --where. path, duration, start, end and date are the file's own there; a column of that name is meta.NAME."""
+    exclude: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Leave out files and folders of this name, or path below a folder, as in '*.gif' or 'raw/*' (may be given several
+    times; remembered by the library)."""
+    include_hidden: bool = False
+    """Also files and folders whose names begin with a dot (remembered)."""
     max_memory: str | None = None
     """Most memory the index may take from now on."""
     token_cache: str | None = None
@@ -62,7 +74,13 @@ class SyncSettings:
     model: str | None = None
     """The library's model, where it has moved since."""
     metadata: Path | None = None
-    """CSV, TSV or JSONL with a column path; the others can be used in --where."""
+    """A list (CSV, TSV, JSONL …) with a column of paths, relative to the folder it is in; the other columns can be used in
+    --where. path, duration, start, end and date are the file's own there; a column of that name is meta.NAME."""
+    exclude: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Leave out files and folders of this name, or path below a folder, as in '*.gif' or 'raw/*' (may be given several
+    times; remembered by the library)."""
+    include_hidden: bool = False
+    """Also files and folders whose names begin with a dot (remembered)."""
     quick: bool = False
     """Trust size and time of a file instead of reading it to compare its content."""
     may_be_empty: bool = False
@@ -149,7 +167,7 @@ class SearchSettings:
     minus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A text that is not wanted (may be given several times)."""
     like: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """A video or an image that hits resemble (may be given several times)."""
+    """A video or an image that hits resemble, by cosine (may be given several times)."""
     more: int | None = None
     """More like this hit: the number behind # (`segment` with --json)."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
@@ -162,10 +180,12 @@ class SearchSettings:
     """Several moments of one video, each with a rank of its own."""
     moments: int = 1
     """Up to so many moments of a video, together; the best video first."""
+    unmerged: bool = False
+    """Every window and every copy of a file on its own: no overlapping windows and no equal files made one."""
     html: Path | None = None
     """Write a page with thumbnails."""
     json: bool = False
-    """One JSON object a line."""
+    """One JSON object a line; `match` is the number between 0 and 1, `score` the raw one that `measure` names."""
     model: str | None = None
     """The library's model, where it has moved since."""
 

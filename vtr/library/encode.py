@@ -6,15 +6,16 @@ n windows, T frames, S pixels, w width of the embedding.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vtr.data.decode import DecodeError, Window, Windows, read_moment, read_windows, reduced_to
+from vtr.data.decode import DecodeError, Window, Windows, probe, read_moment, read_windows, reduced_to
 from vtr.data.text import clean_caption
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BATCH",
     "clean_caption",
+    "embed_example",
     "embed_file",
     "encode_windows",
     "encoded",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 BATCH = 16  # windows that are encoded together
+EXAMPLE_WINDOWS = 32  # of a clip that is searched by
 K = TypeVar("K")
 
 
@@ -109,6 +112,32 @@ def embed_file(source: str | Path | bytes, settings: LibrarySettings, model: Vid
     if not parts:
         raise DecodeError(str(source) if isinstance(source, str | Path) else "upload", "no frames")
     return Embedded(spans=[s for s, _ in parts], vectors=np.stack([v for _, v in parts]), duration=windows.duration)
+
+
+class Example(NamedTuple):
+    """Vectors (m, w) of what a query gives as an example, and what could not be looked at."""
+
+    vectors: np.ndarray
+    notes: list[str]
+
+
+def embed_example(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> Example:
+    """Vectors of a clip's windows, as they would be indexed; of a long film some of them, evenly spread.
+
+    Raises:
+        DecodeError: The file gives no frames.
+    """
+    media = source if isinstance(source, bytes) else media_source(str(source))
+    duration = probe(media).duration
+    count = max(0, math.ceil((duration - settings.window) / settings.stride - 1e-6)) + 1
+    if count <= EXAMPLE_WINDOWS:
+        return Example(embed_file(media, settings, model).vectors, [])
+    places = np.linspace(0, count - 2, EXAMPLE_WINDOWS).round().astype(int) * settings.stride
+    frames = [frames_of(media, settings, model, at, at + settings.window) for at in places.tolist()]
+    batches = [encoded(model, frames[at : at + BATCH]) for at in range(0, len(frames), BATCH)]
+    name = "upload" if isinstance(source, bytes) else str(source)
+    note = f"{name}: {EXAMPLE_WINDOWS} of its {count} windows, evenly spread, stand for it: give a clip of the moment itself"
+    return Example(np.concatenate(batches), [note])
 
 
 def frames_of(

@@ -1,4 +1,4 @@
-"""Files of a library's folders: which are media, their content hash, and how a name is shown."""
+"""Files of a library: their content hash, what to decode, their metadata, and how a name is shown."""
 
 from __future__ import annotations
 
@@ -10,58 +10,16 @@ import math
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vtr.errors import UsageError, VtrError
 
-_VIDEOS = ".mp4 .m4v .mov .mkv .webm .avi .gif .flv .mpg .mpeg .m2ts .3gp .ogv .wmv .ts .mts .mxf .vob"
-_IMAGES = ".jpg .jpeg .png .webp .bmp .tif .tiff .avif .heic"
-MEDIA = frozenset(f"{_VIDEOS} {_IMAGES}".split())
-
-
-def find_media(
-    paths: Iterable[str | Path],
-    *,
-    may_be_empty: bool = False,
-    unlisted: list[str] | None = None,
-    links: list[str] | None = None,
-) -> list[Path]:
-    """Media files under folders (by extension), and files named outright whatever their extension.
-
-    Args:
-        paths: Folders and files. Symbolic links to folders inside folders are not followed.
-        may_be_empty: A folder without media files is no error.
-        unlisted: Gets the folders that cannot be listed; without it they are left out.
-        links: Gets the links to folders that were not followed.
-
-    Raises:
-        VtrError: A path does not exist, or a folder holds no media file.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(_inside(path, [] if unlisted is None else unlisted, [] if links is None else links))
-            if not inside and not may_be_empty:
-                raise VtrError(f"{path}: no video or image files in this folder")
-            found += inside
-        elif os.path.lexists(path):
-            found.append(path)
-        else:
-            raise VtrError(f"{path}: no such file or folder")
-    return list({os.path.abspath(p): p for p in found}.values())
-
 
 def leads_out(file: Path) -> bool:
     """Whether a file is a symbolic link to something outside its folder."""
     return file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(file.parent))
-
-
-def _inside(folder: Path, unlisted: list[str], links: list[str]) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(str(error.filename))):
-        links += [name for name in (os.path.join(place, f) for f in folders) if os.path.islink(name)]
-        yield from (Path(place, name) for name in names if Path(name).suffix.lower() in MEDIA)
 
 
 def sha256(file: Path) -> str:

@@ -1,10 +1,17 @@
-"""A segment that a query found, on its way to become a hit."""
+"""What a query found: segments, moments (windows of a video that overlap and score alike are one), hits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
+from vtr.library.files import shown
 from vtr.library.rows import Metadata
+from vtr.library.wanted import Measure
+
+CLOSE = 0.005  # similarities that differ by less are one moment's, where windows overlap
 
 
 class Found(NamedTuple):
@@ -19,3 +26,131 @@ class Found(NamedTuple):
     end: float
     duration: float
     metadata: Metadata
+    content: str | None  # SHA-256 of the file, where it is known
+
+    @property
+    def what(self) -> str:
+        """The file by its content: the same for all copies."""
+        return self.content or self.path
+
+
+class Moment(NamedTuple):
+    """A stretch of a video: its best segment, and the span of all that it is made of."""
+
+    best: Found
+    start: float
+    end: float
+
+
+def distinct(found: Iterable[Found]) -> list[Found]:
+    """Each segment of a content once, however many copies of the file there are."""
+    seen: dict[tuple[str, float, float], Found] = {}
+    for item in found:
+        seen.setdefault((item.what, item.start, item.end), item)
+    return list(seen.values())
+
+
+def moments_of(found: Sequence[Found]) -> list[Moment]:
+    """The moments of one video's segments, best first.
+
+    A segment that overlaps a better one belongs to its moment: it makes it longer where it scores alike, so that a
+    scene of many windows is one hit; otherwise it is but the better one's edge.
+    """
+    kept: list[Moment] = []
+    for item in found:
+        over = [m for m in kept if min(item.end, m.end) - max(item.start, m.start) > 0]
+        alike = [m for m in over if m.best.similarity - item.similarity <= CLOSE]
+        if not over:
+            kept.append(Moment(item, item.start, item.end))
+        elif len(alike) == len(over):  # else it would grow into a moment that it is no part of
+            joined = Moment(
+                over[0].best, min(item.start, *(m.start for m in over)), max(item.end, *(m.end for m in over))
+            )
+            kept = [joined if m is over[0] else m for m in kept if m is over[0] or m not in over]
+    return kept
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Hit:
+    """One answer: a moment of a video.
+
+    Attributes:
+        score: What hits are ordered by; `measure` names it.
+        path: The file.
+        start, end: Seconds; equal for an image.
+        duration: Seconds of the whole video.
+        segment: The moment's id in the library.
+        rank: 1 for the best; moments of one video share it where several are asked for.
+        similarity: The score before re-ranking.
+        reranked: Whether the cross-modal decoder has looked at it.
+        moment: 1 for the best moment of a video.
+        measure: "similarity" (mean cosine of text and frames; of several texts their mean, less what is not wanted),
+            "likeness" (cosine of two moments), "mixed" (the mean of both), or "combined" (re-ranked: the similarity over
+            the model's temperature plus the decoder's log-odds).
+        match: The score between 0 and 1.
+        copies: Other files of the same content.
+        metadata: The video's metadata.
+    """
+
+    score: float
+    path: str
+    start: float
+    end: float
+    duration: float
+    segment: int
+    rank: int = 0
+    similarity: float = 0.0
+    reranked: bool = False
+    moment: int = 1
+    measure: Measure = "similarity"
+    match: float = 0.0
+    copies: tuple[str, ...] = ()
+    metadata: Metadata = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        copies = f", {len(self.copies)} copies" if self.copies else ""
+        return f"<Hit {self.rank}: {self.measure} {self.match:.3f}, {shown(self.path)} {when(self)}, #{self.segment}{copies}>"
+
+
+class Hits(list[Hit]):
+    """The hits of a query, best first.
+
+    Attributes:
+        notes: What could not be done as it was asked for, one line each.
+    """
+
+    def __init__(self, hits: Iterable[Hit] = (), notes: Sequence[str] = ()) -> None:
+        super().__init__(hits)
+        self.notes = list(notes)
+
+    def __repr__(self) -> str:
+        return "[" + ",\n ".join(map(repr, self)) + "]"
+
+
+def when(hit: Hit) -> str:
+    """The moment's time, as in `12.0-20.0s`."""
+    return f"{hit.start:.1f}-{hit.end:.1f}s" if hit.end > hit.start else "image"
+
+
+def hit_dict(hit: Hit) -> dict[str, object]:
+    """A hit as plain values for JSON."""
+    values = {**asdict(hit), "copies": list(hit.copies)}
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
+
+
+def hit_lines(hits: Sequence[Hit]) -> list[str]:
+    """Hits as lines of text: match, time, id, file; further moments of a video are indented."""
+    times = [when(hit) for hit in hits]
+    width, named = max(map(len, times), default=0), max((len(h.measure) for h in hits), default=0)
+    return [
+        f"{hit.measure:>{named}} {hit.match:.3f}  {time:>{width}}  #{hit.segment:<6} "
+        f"{'  ' if hit.moment > 1 else ''}{shown(hit.path)}{_copies(hit)}"
+        for hit, time in zip(hits, times)
+    ]
+
+
+def _copies(hit: Hit) -> str:
+    if not hit.copies:
+        return ""
+    first = shown(Path(hit.copies[0]).name)
+    return f"  (= {first}{f' and {len(hit.copies) - 1} more' if len(hit.copies) > 1 else ''})"

@@ -19,7 +19,8 @@ from vtr.files import write_atomically
 from vtr.library.files import media_source, shown
 
 if TYPE_CHECKING:
-    from vtr.library.search import Hit, Searcher
+    from vtr.library.found import Hit
+    from vtr.library.search import Searcher
 
 _STYLE = """
 :root{color-scheme:light dark;--back:#f5f5f2;--card:#fff;--ink:#1c1c1a;--soft:#66665f;--line:#dddcd5;--hole:#ecebe6}
@@ -97,11 +98,15 @@ def _card(hit: Hit) -> str:
             pictures += "<div class=small>" + "".join(f"<img alt='' src='{f}'>" for f in frames[1:]) + "</div>"
     else:
         pictures = f"<p class=gone>No picture: {_text(lacking)}</p>"
-    detail = f"<br>re-ranked, similarity {hit.similarity:.3f}" if hit.reranked else ""
+    detail = f"<br>re-ranked; similarity {hit.similarity:.3f}" if hit.reranked else ""
+    if hit.copies:
+        detail += f"<br>the same file: {_text(', '.join(Path(p).name for p in hit.copies[:5]))}"
+        detail += f" and {len(hit.copies) - 5} more" if len(hit.copies) > 5 else ""
     return (
         f"<li><a href='{html.escape(link, quote=True)}'>{pictures}<div class=text>"
-        f"<b>{_text(Path(hit.path).name)}</b><div class=row><span>{time}</span><span>{hit.score:.3f}</span></div>"
-        f"<small>{_text(str(Path(hit.path).parent))}{detail}</small></div></a></li>"
+        f"<b>{hit.rank}. {_text(Path(hit.path).name)}</b>"
+        f"<div class=row><span>{time}</span><span>{hit.measure} {hit.match:.3f}</span></div>"
+        f"<small>{_text(str(Path(hit.path).parent))}<br>#{hit.segment}{detail}</small></div></a></li>"
     )
 
 

@@ -15,7 +15,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +24,8 @@ import numpy as np
 from vtr.errors import UsageError, VtrError
 from vtr.files import write_atomically
 from vtr.library.index_types import TYPES, Description, index_type
+from vtr.library.wanted import Wanted, lengths, unit
+from vtr.library.where import Node
 
 if TYPE_CHECKING:
     import faiss
@@ -36,6 +38,8 @@ ITERATIONS = 10  # of k-means: more gives no measurable recall
 _REFINES = (1, 2, 4, 8, 16, 32, 64)  # candidates for each hit that IVF-PQ has re-scored exactly
 _QUERIES = 256  # half of them to choose by, half to measure with
 _BLOCK = 32 << 20  # bytes of vectors that are handled at a time
+_OLDER = 16  # candidates of an example for each hit, where an older index holds vectors of other lengths than 1
+_UNIT = 1e-4  # lengths that differ by less from 1 are 1
 _CHOICE = 4  # segments looked at for each that is wanted
 _MAGIC = b"vtrindex"
 
@@ -108,7 +112,9 @@ def build(vectors: np.ndarray, pairs: np.ndarray, *, max_memory: int | None = No
     if on_gpu:  # faiss-gpu: k-means there, it is most of the work
         index.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(width))
     sample = np.sort(random.choice(count, size, replace=False))
-    index.train(_taken(vectors, pairs[sample, 1]))
+    taken = _taken(vectors, pairs[sample, 1])
+    described["lengths"] = bool(np.abs(lengths(taken) - 1).max() > _UNIT)
+    index.train(unit(taken) if described["lengths"] else taken)
     built = Index(index, {**described, "trained_on": count, "sample": size, "count": 0, "last": 0})
     extend(built, vectors, pairs)
     tune(built, vectors, pairs)
@@ -118,6 +124,7 @@ def build(vectors: np.ndarray, pairs: np.ndarray, *, max_memory: int | None = No
 def extend(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
     """Add segments (n, 2) ids and rows, all with ids above the index's last one."""
     for start, block in _blocks(vectors, pairs[:, 1]):
+        block = unit(block) if index.description.get("lengths") else block
         index.faiss.add_with_ids(block, np.ascontiguousarray(pairs[start : start + len(block), 0]))
     if len(pairs):
         index.description["last"] = int(pairs[-1, 0])
@@ -166,7 +173,8 @@ def tune(index: Index, vectors: np.ndarray, pairs: np.ndarray) -> None:
     queries = _taken(vectors, pairs[picks[0], 1]) + _taken(vectors, pairs[random.permutation(picks[1]), 1])
     top = min(10, len(pairs))
     truth = pairs[exact(queries, vectors, pairs[:, 1], top)[1], 0]
-    lists, coded = index.faiss.nlist, not index_type(index.description["type"]).exact
+    lists = index.faiss.nlist
+    coded = not index_type(index.description["type"]).exact or index.description.get("lengths", False)
     index.faiss.parallel_mode = 0  # many queries: a thread for each
     probes, refine, recalls = 1, 1, np.zeros(2)
     while True:
@@ -362,6 +370,7 @@ class Snapshot:
         vectors: (rows, w).
         generation, part: Of the database.
         damaged: index.faiss is there and cannot be used.
+        filters: Ids and rows of what a filter allows, of those that were asked for last.
     """
 
     base: Index | None
@@ -370,13 +379,14 @@ class Snapshot:
     generation: int
     part: int
     damaged: bool = False
+    filters: dict[Node, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tail) + (self.base.faiss.ntotal if self.base else 0)
 
     def nearest(
         self,
-        query: np.ndarray,
+        wanted: Wanted,
         count: int,
         allowed: np.ndarray | None,
         rows_of: Callable[[np.ndarray], np.ndarray],
@@ -384,31 +394,35 @@ class Snapshot:
         """Scores and ids of the best `count` segments, best first.
 
         Args:
-            query: (1, w) float32.
+            wanted: The query.
             count: Ids that have been removed since the index was made may be among them.
             allowed: (n, 2) ids and rows, by id, of the segments that a filter allows; None: all.
             rows_of: Gives the row of each id, -1 where it is no more.
         """
-        query = np.ascontiguousarray(query, np.float32)
         if allowed is not None and (self.base is None or len(allowed) <= EXACT_UP_TO):
             allowed = allowed[np.argsort(allowed[:, 1], kind="stable")]
-            return _ordered([self._exact(query, allowed, count)], count)
+            return _ordered([self._exact(wanted, allowed, count)], count)
         tail = self.tail
         if allowed is not None:
             tail = tail[np.isin(tail[:, 0], allowed[:, 0])]
-        parts = [self._exact(query, tail, count)]
+        parts = [self._exact(wanted, tail, count)]
         if self.base is not None:
-            parts.append(self._indexed(self.base, query, count, allowed, rows_of))
+            parts.append(self._indexed(self.base, wanted, count, allowed, rows_of))
         return _ordered(parts, count)
 
-    def _exact(self, query: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        scores, places = exact(query, self.vectors, pairs[:, 1], count)
-        return scores[0], pairs[places[0], 0]
+    def _exact(self, wanted: Wanted, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        if not wanted.examples:
+            scores, places = exact(wanted.directions, self.vectors, pairs[:, 1], count)
+            return scores[0], pairs[places[0], 0]
+        parts = [
+            (wanted.scores(block), pairs[at : at + len(block), 0]) for at, block in _blocks(self.vectors, pairs[:, 1])
+        ]
+        return _ordered(parts, count) if parts else (np.zeros(0, np.float32), np.zeros(0, np.int64))
 
     def _indexed(
         self,
         base: Index,
-        query: np.ndarray,
+        wanted: Wanted,
         count: int,
         allowed: np.ndarray | None,
         rows_of: Callable[[np.ndarray], np.ndarray],
@@ -423,26 +437,39 @@ class Snapshot:
             bits[allowed[:, 0]] = True
             chosen = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
             possible = min(inside, int(np.searchsorted(allowed[:, 0], base.description["last"], side="right")))
-        wanted = min(count * base.description["refine"], possible)
-        if not wanted:
+        final, factor = _scoring(base.description, wanted)
+        looked_for = min(count * factor, possible)
+        if not looked_for:
             return np.zeros(0, np.float32), np.zeros(0, np.int64)
         # nprobe was chosen for ten hits. Where more are wanted, or few of the nearest lists' are allowed, so many lists
         # are looked at that there is something to choose from.
         share = max(1.0, inside / max(1, possible))
-        probes = int(share * max(base.faiss.nprobe, _CHOICE * wanted * lists / max(1, inside)))
+        probes = int(share * max(base.faiss.nprobe, _CHOICE * looked_for * lists / max(1, inside)))
         while True:
             probes = min(probes, lists)
             parameters = faiss.SearchParametersIVF(sel=chosen, nprobe=probes)  # type: ignore[call-arg]
-            scores, ids = base.faiss.search(query, wanted, params=parameters)
-            scores, ids = scores[0][ids[0] >= 0], ids[0][ids[0] >= 0]
-            if len(ids) == wanted or probes == lists:
+            scores, ids = base.faiss.search(wanted.directions, looked_for, params=parameters)
+            scores, ids = scores[ids >= 0], ids[ids >= 0]
+            if len(ids) == looked_for * len(wanted.directions) or probes == lists:
                 break
             probes *= 4
-        if not index_type(base.description["type"]).exact:
+        if not final:
+            ids = np.unique(ids)  # several directions may lead to the same segment
             rows = rows_of(ids)
             ids, rows = ids[rows >= 0], rows[rows >= 0]
-            scores = self.vectors[rows] @ query[0]
+            scores = wanted.scores(self.vectors[rows])
         return scores, ids
+
+
+def _scoring(description: Description, wanted: Wanted) -> tuple[bool, int]:
+    """Whether the index's own scores are those of the query; candidates for each hit, where they are not."""
+    varied = description.get("lengths")
+    if wanted.examples:
+        final = varied is not None and wanted.words is None and wanted.plain and wanted.weight == 1
+        older = varied is None or wanted.words is not None
+    else:
+        final, older = not varied, False
+    return final and index_type(description["type"]).exact, max(description["refine"], _OLDER if older else 1)
 
 
 def _ordered(parts: list[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:

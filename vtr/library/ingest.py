@@ -13,9 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from vtr.data.decode import DecodeError, TimeLimit
-from vtr.library.files import clean_metadata, find_media, leads_out, sha256, shown
+from vtr.library.files import clean_metadata, leads_out, sha256, shown
 from vtr.library.rows import Embedded, Facts, Failure, Metadata, Value, VideoRow
+from vtr.library.scan import Scan, find_media
 from vtr.library.store import Store, checksum
+from vtr.library.where import BUILT_IN
 
 Listing = Mapping[str, Mapping[str, Value]]  # {path: {column: value}}
 
@@ -25,7 +27,8 @@ class AddReport:
     """What an `add` or `sync` did; `failed` holds one line for each file that could not be read.
 
     `moved` files were found again under another name, `known` ones have the content of a file that is in the library:
-    neither is encoded again. `notes` say what was done otherwise than one might expect.
+    neither is encoded again. `skipped` counts what was left out of the folders, and why; `notes` say what was done
+    otherwise than one might expect.
     """
 
     added: int = 0
@@ -34,6 +37,7 @@ class AddReport:
     moved: int = 0
     known: int = 0
     removed: int = 0
+    skipped: str = ""
     failed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -46,23 +50,32 @@ class Ingest:
         embed: Segments and vectors of a file.
         after: Called after each file.
         metadata: Of files, by path.
+        exclude, include_hidden: As in `find_media`.
     """
 
     def __init__(
-        self, store: Store, embed: Callable[[Path], Embedded], after: Callable[[], None], metadata: Listing | None
+        self,
+        store: Store,
+        embed: Callable[[Path], Embedded],
+        *,
+        after: Callable[[], None],
+        metadata: Listing | None,
+        exclude: Sequence[str] = (),
+        include_hidden: bool = False,
     ) -> None:
         self.store, self.embed, self.after = store, embed, after
         self.report = AddReport()
+        self.exclude, self.include_hidden = exclude, include_hidden
         self.wanted = {os.path.abspath(n): clean_metadata(v, "metadata") for n, v in (metadata or {}).items()}
 
     def find(self, paths: Iterable[str | Path], *, may_be_empty: bool = False) -> list[Path]:
         """Media files under paths; what could not be listed or followed goes into the report."""
-        unlisted, links = list[str](), list[str]()
-        files = find_media(paths, may_be_empty=may_be_empty, unlisted=unlisted, links=links)
-        self.unlisted = unlisted
-        self.report.notes += _notes(files, links)
-        self.report.failed += [shown(f"{folder}: the folder cannot be read") for folder in unlisted]
-        return files
+        scan = find_media(paths, may_be_empty=may_be_empty, exclude=self.exclude, include_hidden=self.include_hidden)
+        self.unlisted = scan.unlisted
+        self.report.notes += _notes(scan)
+        self.report.skipped = scan.skipped()
+        self.report.failed += [shown(f"{folder}: the folder cannot be read") for folder in scan.unlisted]
+        return scan.files
 
     def add(self, files: Sequence[Path], *, hashed: bool = False, gone: Iterable[str] = ()) -> None:
         """Take files in, each in a transaction of its own.
@@ -77,6 +90,33 @@ class Ingest:
         for file in tqdm(files, desc="index", unit="file", file=sys.stderr, mininterval=often):
             self._add_one(file, hashed, vanished)
             self.after()
+        self._describe({os.path.abspath(file) for file in files})
+
+    def _describe(self, visited: set[str]) -> None:
+        """Metadata of files that were not looked at in this call; what fits no file of the library is said."""
+        lost = []
+        for path, values in self.wanted.items():
+            if path in visited:
+                continue
+            known = self.store.video_at(path)
+            if known is None:
+                lost.append(path)
+            elif known.metadata != values:
+                with self.store.change():
+                    self.store.set_metadata(known.id, values)
+        if lost:
+            self.report.notes.append(
+                shown(
+                    f"metadata: {len(lost)} of {len(self.wanted)} rows fit no file of the library (first: {lost[0]}); "
+                    "paths are relative to the folder that the listing is in"
+                )
+            )
+        ours = sorted({n for values in self.wanted.values() for n in values} & set(BUILT_IN))
+        if ours:
+            self.report.notes.append(
+                f"metadata: in a filter, {', '.join(ours)} are the file's own; ask for these columns as "
+                + ", ".join(f"meta.{n}" for n in ours)
+            )
 
     def forget(self, paths: Sequence[str]) -> None:
         """Forget files that are gone."""
@@ -134,7 +174,7 @@ class Ingest:
         """Whether the same content is in the library under another name: then its vectors serve again."""
         assert seen.sha256 is not None
         others = self.store.of_content(seen.sha256, but=name)
-        moved = next((o for o in others if o.path in vanished), None)
+        moved = next((o for o in others if o.path in vanished or _gone(o.path)), None)
         if moved is not None:
             with self.store.change():
                 if known:
@@ -193,9 +233,20 @@ def _facts(file: Path) -> Facts:
     return Facts(facts.st_size, facts.st_mtime, None)
 
 
-def _notes(files: Sequence[Path], links: Sequence[str]) -> list[str]:
-    notes = [shown(f"{link}: a link to a folder is not followed; name the folder itself") for link in links]
-    out = [f for f in files if leads_out(f)]
+def _gone(path: str) -> bool:
+    """Whether a file is surely no longer there; one that cannot be looked at may be."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _notes(scan: Scan) -> list[str]:
+    notes = [shown(f"{link}: a link to a folder is not followed; name the folder itself") for link in scan.links]
+    out = [f for f in scan.files if leads_out(f)]
     if out:
         notes.append(
             shown(f"links that lead out of their folders: {len(out)} ({out[0]}); indexed, ")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
@@ -20,12 +21,14 @@ import numpy as np
 from vtr.errors import VtrError
 from vtr.library import index as indexes
 from vtr.library.files import shown
-from vtr.library.found import Found
+from vtr.library.found import Found, Hit, Hits, hit_dict
 from vtr.library.index_types import Description
-from vtr.library.search import Hit, Searcher, hit_dict
+from vtr.library.rows import SegmentRow
+from vtr.library.search import Searcher
 from vtr.library.settings import LibrarySettings, check_windows
 from vtr.library.store import MissingVectors, Store, is_damage
 from vtr.library.tokens import TokenCache
+from vtr.library.wanted import Wanted
 from vtr.library.where import Node, to_sql
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from vtr.library.rows import Embedded
     from vtr.models.base import VideoTextEncoder
 
-__all__ = ["Hit", "Library", "hit_dict"]
+__all__ = ["Hit", "Hits", "Library", "hit_dict"]
 
 T = TypeVar("T")
 _FILTERS = 8  # filters whose segments are remembered until the library changes
@@ -55,6 +58,8 @@ class Info(TypedDict, total=False):
     index: Description | None
     max_memory: int | None
     token_cache: int | None
+    exclude: list[str]
+    include_hidden: bool
     videos: int
     segments: int
     seconds: float
@@ -72,7 +77,7 @@ class Compacted(TypedDict):
 class Library(Searcher):
     """A search library on disk; use `create` or `open`.
 
-    Any number of processes may search while one writes. An object is for one thread at a time.
+    Any number of processes may search while one writes. An object may be used from several threads at once.
     """
 
     def __init__(
@@ -85,9 +90,9 @@ class Library(Searcher):
         self.store = Store(path, settings.width, create=create)
         self._cache = TokenCache(path / "tokens", settings.token_cache or 0)
         self._seen: indexes.Snapshot | None = None
-        self._filters: dict[Node, np.ndarray] = {}
+        self._lock = threading.RLock()  # over what threads share: the snapshot, the model while it is loaded
         self._indexed_up_to = 0
-        self._patient = False  # an index newer than the database seen is a matter of the moment
+        self._own = threading.local()  # patient: an index newer than the database seen is a matter of the moment
 
     @classmethod
     def create(
@@ -188,6 +193,16 @@ class Library(Searcher):
         """Let go of the database; the library cannot be used afterwards."""
         self.store.close()
 
+    def __repr__(self) -> str:
+        try:
+            videos, seconds = self.read(self.store.totals)
+            count = self.store.segments()
+        except VtrError:
+            return f"<Library {self.path}: {'closed' if self.store.closed else 'cannot be read'}>"
+        length = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+        model = self.settings.model or self.settings.fingerprint[:12]
+        return f"<Library {self.path}: {videos} videos, {count} segments, {length}; model {model}>"
+
     def __enter__(self) -> Library:
         return self
 
@@ -217,6 +232,8 @@ class Library(Searcher):
         window: float | None = None,
         stride: float | None = None,
         metadata: Listing | None = None,
+        exclude: Sequence[str] | None = None,
+        include_hidden: bool | None = None,
     ) -> AddReport:
         """Index files and folders; unchanged files are skipped, changed ones done again.
 
@@ -228,7 +245,10 @@ class Library(Searcher):
             paths: Folders (searched for media files), and files of any name.
             window, stride: Seconds; those of the library unless it is still empty.
             metadata: {path: {column: number or text}}; replaces what a video had.
+            exclude: Patterns of files and folders to leave out, see `vtr.library.scan.find_media`. Written down.
+            include_hidden: Also take what has a dot before its name. Written down.
         """
+        self._choose(exclude, include_hidden)
         ingest = self._ingest(metadata)
         files = ingest.find([paths] if isinstance(paths, str | Path) else paths)
         with self.store.writing():
@@ -244,6 +264,8 @@ class Library(Searcher):
         quick: bool = False,
         may_be_empty: bool = False,
         metadata: Listing | None = None,
+        exclude: Sequence[str] | None = None,
+        include_hidden: bool | None = None,
     ) -> AddReport:
         """Bring the library up to date with folders: new files are added, changed ones done again, vanished ones forgotten.
 
@@ -254,7 +276,7 @@ class Library(Searcher):
             paths: Folders.
             quick: Trust size and time stamp instead of reading every file.
             may_be_empty: A folder without any media file is meant: all its videos are forgotten.
-            metadata: As in `add`.
+            metadata, exclude, include_hidden: As in `add`; files that are left out now are forgotten.
 
         Raises:
             VtrError: A folder does not exist (an unmounted disk is no reason to forget its videos), or is empty.
@@ -263,6 +285,7 @@ class Library(Searcher):
         for folder in folders:
             if not folder.is_dir():
                 raise _no_folder(folder)
+        self._choose(exclude, include_hidden)
         ingest = self._ingest(metadata)
         files = [f for f in ingest.find(folders, may_be_empty=True) if f.exists()]
         there = {os.path.abspath(f) for f in files}
@@ -279,10 +302,29 @@ class Library(Searcher):
             self.update_index()
         return ingest.report
 
+    def _choose(self, exclude: Sequence[str] | None, include_hidden: bool | None) -> None:
+        """Remember which files are left out of folders, from now on; None: as it is."""
+        own = self.settings
+        chosen = replace(
+            own,
+            exclude=own.exclude if exclude is None else tuple(p for p in exclude if p),
+            include_hidden=own.include_hidden if include_hidden is None else include_hidden,
+        )
+        if chosen != own:
+            with self.store.writing():
+                self._write_settings(chosen)
+
     def _ingest(self, metadata: Listing | None) -> Ingest:
         from vtr.library.ingest import Ingest
 
-        return Ingest(self.store, self._embed, self._index_tail, metadata)
+        return Ingest(
+            self.store,
+            self._embed,
+            after=self._index_tail,
+            metadata=metadata,
+            exclude=self.settings.exclude,
+            include_hidden=self.settings.include_hidden,
+        )
 
     def _index_tail(self) -> None:
         """Put a long tail into the index while files are added: for readers of a library that grows for days."""
@@ -395,12 +437,16 @@ class Library(Searcher):
 
     def snapshot(self) -> indexes.Snapshot:
         """What is searched now; within `store.reading()` it fits what the database shows there."""
+        with self._lock:
+            return self._snapshot()
+
+    def _snapshot(self) -> indexes.Snapshot:
         generation, part = self.store.generation(), self.store.part()
         seen = self._seen
         if seen is None or (seen.generation, seen.part) != (generation, part):
             path = self.path / "index.faiss"
             described = indexes.describe(path)
-            if self._patient and described is not None and self._newer(described):
+            if getattr(self._own, "patient", False) and described is not None and self._newer(described):
                 raise MissingVectors(f"{path} was replaced at that moment")  # look again: the database is newer too
             base, damaged = None, False
             kept = seen.base if seen is not None else None
@@ -417,23 +463,23 @@ class Library(Searcher):
                     f"vtr index compact {self.path} makes it anew",
                     file=sys.stderr,
                 )
-            self._seen = indexes.Snapshot(base, tail, self.store.vectors(), generation, part, damaged)
-            self._filters.clear()
-        assert self._seen is not None
-        return self._seen
+            seen = indexes.Snapshot(base, tail, self.store.vectors(), generation, part, damaged)
+            self.store.check_place()  # the vectors and the index were opened by their names
+            self._seen = seen
+        return seen
 
     def read(self, function: Callable[[], T]) -> T:
         """Call within one view of the database; again where vectors or index were replaced at that moment."""
         try:
             for _ in range(5):
                 try:
-                    self._patient = True
+                    self._own.patient = True
                     with self.store.reading():
                         return function()
                 except MissingVectors:
                     continue
                 finally:
-                    self._patient = False
+                    self._own.patient = False
             with self.store.reading():
                 return function()
         except sqlite3.Error as error:
@@ -453,56 +499,61 @@ class Library(Searcher):
         """Names of the metadata columns."""
         return list(self.read(self.store.columns))
 
-    def _allowed(self, where: Node | None) -> np.ndarray | None:
-        """Ids and rows of the segments a filter allows; within `_read`, after `snapshot`."""
+    def _allowed(self, where: Node | None, snapshot: indexes.Snapshot) -> np.ndarray | None:
+        """Ids and rows of the segments a filter allows; within `read`."""
         if where is None:
             return None
-        if where not in self._filters:
+        kept = snapshot.filters.get(where)
+        if kept is None:
             values: list[object] = []
-            condition = to_sql(where, values)
-            while len(self._filters) >= _FILTERS:
-                self._filters.pop(next(iter(self._filters)))
-            self._filters[where] = self.store.pairs(0, condition, values)
-        return self._filters[where]
+            kept = self.store.pairs(0, to_sql(where, values), values)
+            with self._lock:
+                while len(snapshot.filters) >= _FILTERS:
+                    snapshot.filters.pop(next(iter(snapshot.filters)))
+                snapshot.filters[where] = kept
+        return kept
 
-    def _nearest(self, vector: np.ndarray, count: int, where: Node | None) -> tuple[list[Found], bool]:
+    def _nearest(self, wanted: Wanted, count: int, where: Node | None) -> tuple[list[Found], bool]:
         def read() -> tuple[list[Found], bool]:
             snapshot = self.snapshot()
-            allowed = self._allowed(where)
+            allowed = self._allowed(where, snapshot)
             total = len(snapshot) if allowed is None else len(allowed)
             if total == 0:
                 return [], True
-            scores, ids = snapshot.nearest(vector, min(count, total), allowed, self.store.rows_of)
+            scores, ids = snapshot.nearest(wanted, min(count, total), allowed, self.store.rows_of)
             return self._found(scores, ids), count >= total
 
         return self.read(read)
 
-    def _moments(self, vector: np.ndarray, paths: Sequence[str], where: Node | None) -> list[Found]:
+    def _moments(self, wanted: Wanted, paths: Sequence[str], where: Node | None) -> list[Found]:
         def read() -> list[Found]:
             snapshot = self.snapshot()
-            allowed = self._allowed(where)
+            allowed = self._allowed(where, snapshot)
             pairs = self.store.pairs_of(paths)
             if allowed is not None:
                 pairs = pairs[np.isin(pairs[:, 0], allowed[:, 0])]
-            scores = snapshot.vectors[pairs[:, 1]] @ vector[0]
+            scores = wanted.scores(snapshot.vectors[pairs[:, 1]])
             order = np.argsort(-scores, kind="stable")
             return self._found(scores[order], pairs[order, 0])
 
         return self.read(read)
 
-    def _vector_of(self, segment: int) -> tuple[np.ndarray, str]:
-        def read() -> tuple[np.ndarray, str]:
-            found = self.store.details([segment])
-            if segment not in found:
+    def _vector_of(self, segment: int) -> tuple[np.ndarray, Found]:
+        def read() -> tuple[np.ndarray, Found]:
+            row = self.store.details([segment]).get(segment)
+            if row is None:
                 raise VtrError(f"{self.path} has no segment {segment}; hits show theirs as #NUMBER")
-            return np.array(self.store.vectors()[self.store.rows_of(np.array([segment]))[0]]), found[segment].path
+            return np.array(self.store.vectors()[row.row]), _found(row, 1.0)
 
         return self.read(read)
+
+    def _copies(self, contents: Collection[str]) -> dict[str, list[str]]:
+        return self.read(lambda: self.store.copies(contents))
 
     def _found(self, scores: np.ndarray, ids: np.ndarray) -> list[Found]:
         details = self.store.details(ids.tolist())
         return [
-            Found(score, score, False, segment, row.path, row.start, row.end, row.duration, row.metadata)
+            _found(row, score)
             for score, segment in zip(scores.tolist(), ids.tolist())
             if (row := details.get(segment)) is not None  # else it was removed since the index was made
         ]
@@ -517,6 +568,10 @@ class Library(Searcher):
             "unreadable": [shown(reason) for reason in self.store.reasons()],
         }
         return cast(Info, {"path": str(self.path), **self.settings.as_json(), **counted})
+
+
+def _found(row: SegmentRow, score: float) -> Found:
+    return Found(score, score, False, row.id, row.path, row.start, row.end, row.duration, row.metadata, row.sha256)
 
 
 def _no_folder(folder: Path) -> VtrError:

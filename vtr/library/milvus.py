@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ from vtr.library.search import Searcher
 from vtr.library.settings import FORMAT, ORIGIN, LibrarySettings
 from vtr.library.store import folded
 from vtr.library.tokens import TokenCache
+from vtr.library.wanted import Wanted, unit
 from vtr.library.where import Joined, Node, Not, interval
 
 _BATCH = 500  # segments of an upsert: gRPC messages are at most 64 MB
 _LIMIT = 16_384  # the most hits Milvus gives
 _NO_DATE = -1e18
-_FIELDS = ["path", "start", "end", "duration", "meta"]
+_FORMAT = 2  # of a collection
+_FIELDS = ["path", "start", "end", "duration", "meta", "sha256"]
 
 
 def is_address(text: str | Path) -> bool:
@@ -108,10 +110,12 @@ def push(library: Library, address: str) -> dict[str, int]:
     """
     uri, name = _parsed(address)
     client = _connected(uri)
-    own = {**{k: getattr(library.settings, k) for k in ORIGIN}, "id": library.settings.id}
+    own = {**{k: getattr(library.settings, k) for k in ORIGIN}, "id": library.settings.id, "collection": _FORMAT}
     there = _settings_of(client, uri, name)
     if there is None:
         _call(uri, lambda: _create(client, uri, name, own))
+    elif there.get("collection") != _FORMAT:
+        raise _older(uri, name)
     elif there != own:
         raise VtrError(f"{uri}: the collection {name} holds another library (or other windows); choose another name")
     _call(uri, lambda: client.load_collection(name))
@@ -148,6 +152,10 @@ def push(library: Library, address: str) -> dict[str, int]:
     return counts
 
 
+def _older(uri: str, name: str) -> VtrError:
+    return VtrError(f"{uri}: the collection {name} is of an older vtr: drop it, or choose another name, and push again")
+
+
 def _create(client: Any, uri: str, name: str, settings: dict[str, Any]) -> None:
     from pymilvus import DataType
 
@@ -155,8 +163,11 @@ def _create(client: Any, uri: str, name: str, settings: dict[str, Any]) -> None:
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=described)
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=settings["width"])
+    # Inner products with the vectors are the similarity of texts; those with unit vectors the likeness of clips.
+    schema.add_field("unit", DataType.FLOAT_VECTOR, dim=settings["width"])
     for field in ("path", "path_folded"):
         schema.add_field(field, DataType.VARCHAR, max_length=16_384)
+    schema.add_field("sha256", DataType.VARCHAR, max_length=64)
     for field in ("start", "end", "duration", "modified"):
         schema.add_field(field, DataType.DOUBLE)
     # Metadata as it is, and by kind for filters: a comparison with a text must not match a number.
@@ -164,7 +175,8 @@ def _create(client: Any, uri: str, name: str, settings: dict[str, Any]) -> None:
         schema.add_field(field, DataType.JSON)
     schema.add_field("stamp", DataType.INT64)
     index = client.prepare_index_params()
-    index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+    for field in ("vector", "unit"):
+        index.add_index(field, index_type="AUTOINDEX", metric_type="IP")
     # Milvus Lite (3.2) forgets descriptions, but keeps properties.
     properties = {"vtr": described} if uri.startswith("/") else None
     client.create_collection(name, schema=schema, index_params=index, properties=properties)
@@ -177,6 +189,8 @@ def _entity(row: SegmentRow, vector: np.ndarray) -> dict[str, object]:
     return {
         "id": row.id,
         "vector": vector.tolist(),
+        "unit": unit(vector[None])[0].tolist(),
+        "sha256": row.sha256 or "",
         "path": row.path,
         "path_folded": folded(row.path),
         "start": row.start,
@@ -281,6 +295,8 @@ class MilvusLibrary(Searcher):
         settings = _settings_of(self._client, self._uri, self._name)
         if settings is None:
             raise VtrError(f"{self._uri} has no collection {self._name}; make it with: vtr index push LIBRARY --to …")
+        if settings.get("collection") != _FORMAT:
+            raise _older(self._uri, self._name)
         _call(self._uri, lambda: self._client.load_collection(self._name))
         self.settings = LibrarySettings.from_json({"format": FORMAT, **settings})
         self._model, self._model_path = None, self.settings.model
@@ -308,41 +324,78 @@ class MilvusLibrary(Searcher):
 
         return _Columns(has)
 
-    def _search(self, vector: np.ndarray, count: int, expression: str) -> list[Found]:
-        answer = _call(
-            self._uri,
-            lambda: self._client.search(
-                self._name,
-                data=[vector[0].tolist()],
-                limit=count,
-                filter=expression,
-                output_fields=_FIELDS,
-                consistency_level="Strong",
-            ),
-        )
-        return [_found(float(r["distance"]), int(r["id"]), r["entity"]) for r in answer[0]]
+    def _search(self, wanted: Wanted, count: int, expression: str) -> list[Found]:
+        """The best segments of each direction; where several count, or words and examples, scored again together."""
+        again = not wanted.plain or wanted.weight != 1 or wanted.measure == "mixed"
+        rows: dict[int, tuple[float, dict[str, object]]] = {}
+        first = 0 if wanted.words is None else 1
+        for number, direction in enumerate(wanted.directions):
+            answer = _call(
+                self._uri,
+                lambda d=direction, n=number: self._client.search(  # type: ignore[misc]
+                    self._name,
+                    data=[d.tolist()],
+                    anns_field="vector" if n < first else "unit",
+                    limit=count,
+                    filter=expression,
+                    output_fields=[*_FIELDS, "vector"] if again else _FIELDS,
+                    consistency_level="Strong",
+                ),
+            )
+            rows.update((int(r["id"]), (float(r["distance"]), r["entity"])) for r in answer[0])
+        scores = {number: distance for number, (distance, _) in rows.items()}
+        if again and rows:
+            vectors = np.array([entity["vector"] for _, entity in rows.values()], np.float32)
+            scores = dict(zip(rows, wanted.scores(vectors).tolist()))
+        found = [_found(scores[number], number, entity) for number, (_, entity) in rows.items()]
+        return sorted(found, key=lambda f: -f.score)[:count]
 
-    def _nearest(self, vector: np.ndarray, count: int, where: Node | None) -> tuple[list[Found], bool]:
-        wanted = min(count, _LIMIT)
-        found = self._search(vector, wanted, "" if where is None else to_milvus(where))
+    def _nearest(self, wanted: Wanted, count: int, where: Node | None) -> tuple[list[Found], bool]:
+        most = min(count, _LIMIT)
+        found = self._search(wanted, most, "" if where is None else to_milvus(where))
         return found, len(found) < count or count >= _LIMIT
 
-    def _moments(self, vector: np.ndarray, paths: Sequence[str], where: Node | None) -> list[Found]:
+    def _moments(self, wanted: Wanted, paths: Sequence[str], where: Node | None) -> list[Found]:
         expression = f"path in [{', '.join(map(_quoted, paths))}]"
         if where is not None:
             expression += f" and {to_milvus(where)}"
-        return self._search(vector, _LIMIT, expression)
+        return self._search(wanted, _LIMIT, expression)
 
-    def _vector_of(self, segment: int) -> tuple[np.ndarray, str]:
+    def _copies(self, contents: Collection[str]) -> dict[str, list[str]]:
+        out: dict[str, set[str]] = {}
+        if contents:
+            expression = f"sha256 in [{', '.join(map(_quoted, sorted(contents)))}]"
+            rows = _call(
+                self._uri,
+                lambda: self._client.query(
+                    self._name, filter=expression, output_fields=["path", "sha256"], limit=_LIMIT
+                ),
+            )
+            for row in rows:
+                out.setdefault(str(row["sha256"]), set()).add(str(row["path"]))
+        return {content: sorted(paths) for content, paths in out.items()}
+
+    def _vector_of(self, segment: int) -> tuple[np.ndarray, Found]:
         rows = _call(
-            self._uri, lambda: self._client.get(self._name, ids=[int(segment)], output_fields=["vector", "path"])
+            self._uri, lambda: self._client.get(self._name, ids=[int(segment)], output_fields=["vector", *_FIELDS])
         )
         if not rows:
             raise VtrError(f"{self.path} has no segment {segment}; hits show theirs as #NUMBER")
-        return np.array(rows[0]["vector"], np.float32), str(rows[0]["path"])
+        return np.array(rows[0]["vector"], np.float32), _found(1.0, segment, rows[0])
 
 
 def _found(score: float, segment: int, row: dict[str, Any]) -> Found:
     meta = row.get("meta") or {}
     values = json.loads(meta) if isinstance(meta, str) else dict(meta)
-    return Found(score, score, False, segment, row["path"], row["start"], row["end"], row["duration"], values)
+    return Found(
+        score,
+        score,
+        False,
+        segment,
+        row["path"],
+        row["start"],
+        row["end"],
+        row["duration"],
+        values,
+        row["sha256"] or None,
+    )

@@ -138,6 +138,17 @@ class Records:
         sql = "DELETE FROM videos WHERE path = ? OR (? AND substr(path, 1, ?) = ?)"
         return self.db.execute(sql, (path, below, len(inside), inside)).rowcount
 
+    def copies(self, contents: Collection[str]) -> dict[str, list[str]]:
+        """Paths of all readable videos of each content, sorted."""
+        wanted, out = sorted(contents), dict[str, list[str]]()
+        for start in range(0, len(wanted), _MARKS):
+            part = wanted[start : start + _MARKS]
+            marks = ",".join("?" * len(part))
+            sql = f"SELECT sha256, path FROM videos WHERE sha256 IN ({marks}) AND reason IS NULL ORDER BY path"
+            for content, path in self.db.execute(sql, part):
+                out.setdefault(content, []).append(path)
+        return out
+
     def columns(self) -> list[str]:
         """Names of the metadata columns."""
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from vtr.errors import VtrError
 from vtr.library.encode import BATCH
-from vtr.library.files import shown
 from vtr.library.found import Found
 from vtr.library.tokens import TokenCache
 from vtr.models.base import TextFeatures, combined_scores
@@ -36,6 +34,7 @@ class Reranker:
         self, model: VideoTextEncoder, texts: TextFeatures, weights: Sequence[float], cache: TokenCache | None
     ) -> None:
         self.model, self.texts, self.weights, self.cache = model, texts, weights, cache
+        self.failed: list[str] = []  # why moments could not be looked at
         self._items: list[Found] = []
         self._odds: list[Tensor] = []
 
@@ -49,7 +48,6 @@ class Reranker:
         """
         known: list[tuple[Found, np.ndarray]] = []
         rest: list[Found] = []
-        missed: list[str] = []
         batch: list[tuple[Found, Tensor]] = []
         for item in found[:top]:
             kept = self.cache.get(item.segment) if self.cache is not None else None
@@ -60,15 +58,11 @@ class Reranker:
                 batch.append((item, frames(item)))
             except (VtrError, OSError, ValueError) as error:
                 rest.append(item)  # the file is gone or has changed since it was indexed
-                missed.append(shown(str(error)))
+                self.failed.append(str(error))
                 continue
             if len(batch) == BATCH:
                 self._encode(batch)
                 batch = []
-        if missed:
-            count = min(top, len(found))
-            said = f"{len(missed)} of {count} moments could not be looked at again and keep their place"
-            print(f"re-ranking: {said} (first: {missed[0]})", file=sys.stderr)
         if batch:
             self._encode(batch)
         self._match_known(known)

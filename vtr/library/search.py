@@ -1,13 +1,13 @@
-"""Queries of a library, wherever its vectors are: texts, videos and images into one vector, re-ranking, grouping.
+"""Queries of a library, wherever its vectors are: texts, videos and images, re-ranking, moments, copies.
 
 w width of the embedding, T frames, S pixels.
 """
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,11 +15,11 @@ import numpy as np
 
 from vtr.errors import UsageError, VtrError
 from vtr.library.files import shown
-from vtr.library.found import Found
-from vtr.library.rows import Metadata, Value
+from vtr.library.found import Found, Hit, Hits, Moment, distinct, moments_of
 from vtr.library.settings import LibrarySettings
 from vtr.library.tokens import TokenCache
-from vtr.library.where import Node, parse
+from vtr.library.wanted import MINUS, Wanted, match
+from vtr.library.where import Node, parse, shadowed
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -28,46 +28,16 @@ if TYPE_CHECKING:
 
     from vtr.models.base import TextFeatures, VideoTextEncoder
 
-    Example = str | Path | bytes | Tensor
+    Example = str | Path | bytes | Tensor | np.ndarray
 
-MINUS = 0.5  # weight of what is not wanted: with 1 little but the difference would be left
+_LOADING = threading.RLock()  # threads that share a searcher load its model once
 _MOST = 1000  # hits of one query; more is an export
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """One answer: a moment of a video.
-
-    Attributes:
-        score: What hits are ordered by: the similarity, or the combined score where it was re-ranked.
-        path: The file.
-        start, end: Seconds; equal for an image.
-        duration: Seconds of the whole video.
-        segment: The moment's id in the library.
-        rank: 1 for the best; moments of one video share it where several are asked for.
-        similarity: The cosine similarity of text and moment; of several texts their mean, less what is not wanted.
-        reranked: Whether the cross-modal decoder has looked at it.
-        moment: 1 for the best moment of a video.
-        metadata: The video's metadata.
-    """
-
-    score: float
-    path: str
-    start: float
-    end: float
-    duration: float
-    segment: int
-    rank: int = 0
-    similarity: float = 0.0
-    reranked: bool = False
-    moment: int = 1
-    metadata: Metadata = field(default_factory=dict, hash=False)
-
-
 class Query(NamedTuple):
-    """What is looked for: a vector (1, w), and the texts with their weights for the cross-modal decoder."""
+    """What is looked for, and the texts with their weights for the cross-modal decoder."""
 
-    vector: np.ndarray
+    wanted: Wanted
     texts: TextFeatures | None
     weights: list[float]
 
@@ -89,16 +59,20 @@ class Searcher(ABC):
     # -- what a place of vectors has to give --------------------------------------------------------------------------
 
     @abstractmethod
-    def _nearest(self, vector: np.ndarray, count: int, where: Node | None) -> tuple[list[Found], bool]:
+    def _nearest(self, wanted: Wanted, count: int, where: Node | None) -> tuple[list[Found], bool]:
         """The best `count` segments, best first, and whether there are no more."""
 
     @abstractmethod
-    def _moments(self, vector: np.ndarray, paths: Sequence[str], where: Node | None) -> list[Found]:
+    def _moments(self, wanted: Wanted, paths: Sequence[str], where: Node | None) -> list[Found]:
         """All segments of these videos, best first."""
 
     @abstractmethod
-    def _vector_of(self, segment: int) -> tuple[np.ndarray, str]:
-        """Vector (w,) and path of a segment; VtrError where there is none."""
+    def _vector_of(self, segment: int) -> tuple[np.ndarray, Found]:
+        """Vector (w,) of a segment, and what it is; VtrError where there is none."""
+
+    @abstractmethod
+    def _copies(self, contents: Collection[str]) -> dict[str, list[str]]:
+        """The paths of all readable videos of these contents, sorted."""
 
     @abstractmethod
     def columns(self) -> list[str]:
@@ -109,12 +83,20 @@ class Searcher(ABC):
     @property
     def model(self) -> VideoTextEncoder:
         """The model, loaded on first use."""
+        with _LOADING:
+            return self._loaded()
+
+    def _loaded(self) -> VideoTextEncoder:
         if self._model is None:
             if not self._model_path:
                 raise VtrError(
                     lambda say: f"{self.path} does not say where its model is: name it with {say.name('model')}"
                 )
-            self._accept(_encoding().load_encoder(self._model_path))
+            try:
+                model = _encoding().load_encoder(self._model_path)
+            except VtrError as error:
+                raise _no_model(str(self.path), error) from error
+            self._accept(model)
         assert self._model is not None
         return self._model
 
@@ -167,8 +149,12 @@ class Searcher(ABC):
         like: Example | Sequence[Example] = (),
         more: int | None = None,
         moments: int = 1,
-    ) -> list[Hit]:
+        unmerged: bool = False,
+    ) -> Hits:
         """The best moments for a query, best first; one moment a video unless asked for more.
+
+        Files of the same content are one hit that names its copies. Moments of a video never overlap: windows that do
+        are one.
 
         Args:
             text: What is looked for, in words; several texts count the same.
@@ -178,131 +164,184 @@ class Searcher(ABC):
             where: A filter, applied before the search; see `vtr.library.where`.
             all_moments: Several moments of one video, each with a rank of its own.
             minus: Texts that are not wanted.
-            like: A video or an image, or several, that the hits resemble: paths, files' bytes, or tensors of frames
-                (T, 3, S, S) uint8 (as `frames_of` gives).
+            like: A video or an image, or several, that the hits resemble, by cosine: paths, files' bytes, tensors of
+                frames (T, 3, S, S) uint8 (as `frames_of` gives), or arrays of vectors (m, w). A clip of several windows
+                is as like as the most like one.
             more: A hit's `segment`: more like that one; its own video is left out (with `all_moments` only itself).
             moments: Up to so many moments of a video, together; the video whose best moment is best comes first.
+            unmerged: Every window and every copy of a file on its own, as they are stored.
 
         Raises:
             UsageError: An empty query, a number out of range, a filter that does not parse.
             VtrError: What the query names cannot be read; the library cannot be read.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        against = [minus] if isinstance(minus, str) else list(minus)
-        likes: list[Example] = list(like) if isinstance(like, list | tuple) else [like]  # type: ignore[list-item]
+        texts, against, likes = _listed(text), _listed(minus), _examples(like)
         if texts == [""] and (likes or more is not None):
             texts = []
-        _in_range(k=(k, 1), rerank=(rerank, 0), moments=(moments, 1))
-        if all_moments and moments > 1:
-            raise UsageError(
-                lambda say: (
-                    f"{say.name('all_moments')} and {say.name('moments')} exclude each other: "
-                    "ranks of their own, or by video"
-                )
-            )
+        _check(texts, likes, more, k=k, rerank=rerank, moments=moments, all_moments=all_moments)
         texts, against = [_words(t) for t in texts], [_words(t) for t in against]
-        if not texts and not likes and more is None:
-            raise UsageError(
-                lambda say: f"an empty query: ask for something in words, with {say.name('like')} or {say.name('more')}"
-            )
-        if rerank and not texts:
-            raise UsageError(
-                lambda say: f"{say.name('rerank')} needs a text: the cross-modal decoder compares videos with words"
-            )
         if rerank and not self.model.reranks:
             raise UsageError(
                 lambda say: (
                     f"{say.given('rerank', rerank)}: {self._model_path} has no cross-modal decoder; leave it out"
                 )
             )
-        condition = None if where is None else parse(where, self.columns())
+        notes: list[str] = []
+        condition = None
+        if where is not None:
+            columns = self.columns()
+            condition = parse(where, columns)
+            notes += shadowed(condition, columns)
         if self._nothing():
-            return []
-        query, own = self._query(texts, against, likes, more)
-        leave: set[str | int] = set() if more is None else {more if all_moments else own}
-        found = self._enough(query.vector, max(k, 1), rerank, condition, all_moments, leave)
+            return Hits(notes=notes)
+        query, own = self._query(texts, against, likes, more, notes)
+
+        def left(item: Found) -> bool:
+            if own is None:
+                return True
+            if not all_moments:
+                return item.path != own.path and (unmerged or item.what != own.what)
+            return item.segment != own.segment and (unmerged or _place(item) != _place(own))
+
+        def arranged(found: Sequence[Found]) -> list[list[Moment]]:
+            return _arranged(found, all_moments=all_moments, unmerged=unmerged)
+
+        found = self._enough(query.wanted, k, rerank, condition, left, arranged, unmerged)
         if rerank:
-            found = self._reranked(query, found, rerank)
-        groups: dict[str | int, list[Found]] = {}
-        for item in found:
-            groups.setdefault(item.segment if all_moments else item.path, []).append(item)
-        best = list(groups.values())[:k]
-        if moments > 1 and best:
-            best = self._grouped(query.vector, best, moments, condition)
-        return [
-            Hit(**item._asdict(), rank=rank, moment=moment)
-            for rank, group in enumerate(best, 1)
-            for moment, item in enumerate(group[:moments], 1)
-        ]
+            found = self._reranked(query, found, rerank, notes)
+        groups = arranged(found)[:k]
+        if moments > 1 and groups:
+            groups = self._grouped(query.wanted, found, groups, condition, unmerged)
+        return Hits(self._hits(groups, moments, query, unmerged), notes)
+
+    def _hits(self, groups: list[list[Moment]], moments: int, query: Query, unmerged: bool) -> list[Hit]:
+        contents = {group[0].best.content for group in groups} - {None}
+        copies = {} if unmerged else self._copies([c for c in contents if c is not None])
+        temperature = float(self.model.temp) if any(m.best.reranked for group in groups for m in group) else 1.0
+        hits = []
+        for rank, group in enumerate(groups, 1):
+            for number, moment in enumerate(group[:moments], 1):
+                best = moment.best
+                measure = "combined" if best.reranked else query.wanted.measure
+                hits.append(
+                    Hit(
+                        score=best.score,
+                        path=best.path,
+                        start=moment.start,
+                        end=moment.end,
+                        duration=best.duration,
+                        segment=best.segment,
+                        rank=rank,
+                        similarity=best.similarity,
+                        reranked=best.reranked,
+                        moment=number,
+                        measure=measure,
+                        match=match(best.score, measure, temperature),
+                        copies=tuple(p for p in copies.get(best.content or "", ()) if p != best.path),
+                        metadata=best.metadata,
+                    )
+                )
+        return hits
 
     def _nothing(self) -> bool:
         return False
 
-    def _query(self, texts: list[str], against: list[str], likes: list[Example], more: int | None) -> tuple[Query, str]:
-        """The query's vector is the mean of what is wanted, less MINUS times the mean of what is not."""
-        wanted: list[np.ndarray] = []
-        unwanted: list[np.ndarray] = []
-        features, own = None, ""
+    def _query(
+        self, texts: list[str], against: list[str], likes: list[Example], more: int | None, notes: list[str]
+    ) -> tuple[Query, Found | None]:
+        """The query, and the segment of `more`."""
+        examples: list[np.ndarray] = []
+        own = None
         if more is not None:
             vector, own = self._vector_of(more)
-            wanted.append(_unit(vector))
+            examples.append(vector[None])
         for source in likes:
-            frames = self.frames_of(source) if isinstance(source, str | Path | bytes) else source
-            wanted.append(_unit(self.encoded([frames])[0]))
+            if isinstance(source, np.ndarray):
+                examples.append(np.atleast_2d(source))
+            elif isinstance(source, str | Path | bytes):
+                found = _encoding().embed_example(source, self.settings, self.model)
+                examples.append(found.vectors)
+                notes += found.notes
+            else:
+                examples.append(self.encoded([source]))
+        features, vectors = None, np.zeros((0, self.settings.width), np.float32)
         if texts or against:
             features = _encoding().encoded_texts(self.model, [*texts, *against])
             vectors = features.embedding.float().cpu().numpy()
-            wanted += list(vectors[: len(texts)])
-            unwanted += list(vectors[len(texts) :])
-        vector = np.mean(wanted, axis=0)
-        if unwanted:
-            vector = vector - MINUS * np.mean(unwanted, axis=0)
         weights = [1 / len(texts) for _ in texts] + [-MINUS / len(against) for _ in against]
-        return Query(vector[None].astype(np.float32), features, weights), own
+        wanted = Wanted.of(vectors[: len(texts)], vectors[len(texts) :], examples)
+        return Query(wanted, features, weights), own
 
     def _enough(
         self,
-        vector: np.ndarray,
+        wanted: Wanted,
         k: int,
         rerank: int,
         where: Node | None,
-        all_moments: bool,
-        leave: set[str | int],
+        left: Callable[[Found], bool],
+        arranged: Callable[[Sequence[Found]], list[list[Moment]]],
+        unmerged: bool,
     ) -> list[Found]:
-        """Nearest segments, enough of them for k videos."""
-        count = max(k if all_moments else 4 * k, rerank) + len(leave)
+        """Nearest segments, enough of them for k hits."""
+        count = max(4 * k, rerank) + 1
         while True:
-            found, over = self._nearest(vector, count, where)
-            found = [f for f in found if f.path not in leave and f.segment not in leave]
-            if over or (len(found) if all_moments else len({f.path for f in found})) >= k:
+            found, over = self._nearest(wanted, count, where)
+            found = [f for f in (found if unmerged else distinct(found)) if left(f)]
+            if over or (len(found) >= rerank and len(arranged(found)) >= k):
                 return found
             count *= 4  # long videos fill the list with their own moments
 
     def _grouped(
-        self, vector: np.ndarray, best: list[list[Found]], moments: int, where: Node | None
-    ) -> list[list[Found]]:
-        """Up to `moments` moments of each video: those re-ranked first, none that mostly shows what a better one does."""
+        self,
+        wanted: Wanted,
+        found: Sequence[Found],
+        groups: list[list[Moment]],
+        where: Node | None,
+        unmerged: bool,
+    ) -> list[list[Moment]]:
+        """All moments of each video: those re-ranked first."""
         every: dict[str, list[Found]] = {}
-        for item in self._moments(vector, [group[0].path for group in best], where):
+        for item in self._moments(wanted, [group[0].best.path for group in groups], where):
             every.setdefault(item.path, []).append(item)
         out = []
-        for group in best:
-            kept: list[Found] = []
-            again = [f for f in group if f.reranked] or group[:1]
+        for group in groups:
+            path = group[0].best.path
+            again = [f for f in found if f.path == path and f.reranked] or [group[0].best]
             known = {f.segment for f in again}
-            for item in [*again, *(f for f in every.get(group[0].path, []) if f.segment not in known)]:
-                shared = [min(item.end, o.end) - max(item.start, o.start) for o in kept]
-                if len(kept) < moments and all(s <= (item.end - item.start) / 2 for s in shared):
-                    kept.append(item)
-            out.append(kept)
+            items = [*again, *(f for f in every.get(path, []) if f.segment not in known)]
+            out.append([Moment(f, f.start, f.end) for f in items] if unmerged else moments_of(items))
         return out
 
-    def _reranked(self, query: Query, found: list[Found], top: int) -> list[Found]:
+    def _reranked(self, query: Query, found: list[Found], top: int, notes: list[str]) -> list[Found]:
         from vtr.library.rerank import Reranker
 
         assert query.texts is not None
         again = Reranker(self.model, query.texts, query.weights, self._cache)
-        return again(found, top, lambda item: self.segment_frames(item.path, item.start, item.end))
+        ordered = again(found, top, lambda item: self.segment_frames(item.path, item.start, item.end))
+        if again.failed:
+            asked = min(top, len(found))
+            notes.append(
+                f"{len(again.failed)} of {asked} moments could not be looked at again and follow by similarity "
+                f"({shown(again.failed[0])})"
+            )
+        return ordered
+
+
+def _place(item: Found) -> tuple[str, float, float]:
+    return item.what, item.start, item.end
+
+
+def _arranged(found: Sequence[Found], *, all_moments: bool, unmerged: bool) -> list[list[Moment]]:
+    """What becomes hits, best first: a list for each hit, or for each video that hits are moments of."""
+    groups: dict[str | int, list[Found]] = {}
+    for item in found:
+        key = item.segment if all_moments and unmerged else item.path if unmerged else item.what
+        groups.setdefault(key, []).append(item)
+    if not all_moments or unmerged:
+        return [[Moment(group[0], group[0].start, group[0].end)] for group in groups.values()]
+    place = {f.segment: n for n, f in enumerate(found)}
+    moments = [moment for group in groups.values() for moment in moments_of(group)]
+    return [[moment] for moment in sorted(moments, key=lambda m: place[m.best.segment])]
 
 
 def _encoding() -> ModuleType:
@@ -312,38 +351,61 @@ def _encoding() -> ModuleType:
     return encode
 
 
-def _in_range(**values: tuple[int, int]) -> None:
-    for name, (value, least) in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
-            raise UsageError(
-                lambda say, n=name, v=value, low=least: (  # type: ignore[misc]
-                    f"{say.given(n, v)}: expected a number from {low} to {_MOST}"
-                )
+def _no_model(place: str, error: VtrError) -> VtrError:
+    return type(error)(
+        lambda say: (
+            f"{place}: its model cannot be loaded ({error.said(say)}); where it has moved, name it with "
+            f"{say.name('model')}"
+        )
+    )
+
+
+def _listed(texts: object) -> list[str]:
+    found = [texts] if isinstance(texts, str) else texts
+    if not isinstance(found, list | tuple) or not all(isinstance(t, str) for t in found):
+        raise UsageError(f"expected a text or a list of texts, found {texts!r}"[:200])
+    return list(found)
+
+
+def _examples(like: Example | Sequence[Example]) -> list[Example]:
+    return list(like) if isinstance(like, list | tuple) else [like]  # type: ignore[list-item]
+
+
+def _check(
+    texts: list[str],
+    likes: list[Example],
+    more: int | None,
+    *,
+    k: int,
+    rerank: int,
+    moments: int,
+    all_moments: bool,
+) -> None:
+    for name, value, least in (("k", k, 1), ("rerank", rerank, 0), ("moments", moments, 1)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= _MOST:
+            raise _out_of_range(name, value, least)
+    if all_moments and moments > 1:
+        raise UsageError(
+            lambda say: (
+                f"{say.name('all_moments')} and {say.name('moments')} exclude each other: ranks of their own, or by video"
             )
+        )
+    if not texts and not likes and more is None:
+        raise UsageError(
+            lambda say: f"an empty query: ask for something in words, with {say.name('like')} or {say.name('more')}"
+        )
+    if rerank and not texts:
+        raise UsageError(
+            lambda say: f"{say.name('rerank')} needs a text: the cross-modal decoder compares videos with words"
+        )
+
+
+def _out_of_range(name: str, value: object, least: int) -> UsageError:
+    return UsageError(lambda say: f"{say.given(name, repr(value))}: expected a whole number from {least} to {_MOST}")
 
 
 def _words(text: str) -> str:
-    words = _encoding().clean_caption(text)
+    words: str = _encoding().clean_caption(text)
     if not words.strip():
         raise UsageError(f"an empty query ({text!r} has no words): ask for something")
     return words
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    length = float(np.linalg.norm(vector))
-    return vector / length if length > 0 else vector
-
-
-def hit_dict(hit: Hit) -> dict[str, Value | Metadata]:
-    """A hit as plain values for JSON."""
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(hit).items()}
-
-
-def hit_lines(hits: Sequence[Hit]) -> list[str]:
-    """Hits as lines of text: score, time, id, file; further moments of a video are indented."""
-    times = [f"{hit.start:.1f}-{hit.end:.1f}s" if hit.end > hit.start else "image" for hit in hits]
-    width = max(map(len, times), default=0)
-    return [
-        f"{hit.score:7.3f}  {time:>{width}}  #{hit.segment:<6} {'  ' if hit.moment > 1 else ''}{shown(hit.path)}"
-        for hit, time in zip(hits, times)
-    ]

@@ -30,6 +30,7 @@ class LibrarySettings:
         index: What index.faiss is; None before there were segments.
         max_memory: Bytes the index may take; None: half of the machine's.
         token_cache: Bytes of visual tokens kept on disk for re-ranking; None: none.
+        exclude, include_hidden: Which files are left out of folders, see `vtr.library.scan.find_media`.
     """
 
     model: str | None
@@ -43,6 +44,8 @@ class LibrarySettings:
     index: Description | None = None
     max_memory: int | None = None
     token_cache: int | None = None
+    exclude: tuple[str, ...] = ()
+    include_hidden: bool = False
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> LibrarySettings:
@@ -51,7 +54,8 @@ class LibrarySettings:
         if lacking:
             raise ValueError(f"lacks {', '.join(sorted(lacking))}")
         known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in values.items() if k in known})  # type: ignore[arg-type]
+        own = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**own)  # type: ignore[arg-type]
 
     @classmethod
     def read(cls, folder: Path) -> LibrarySettings:
@@ -86,8 +90,8 @@ class LibrarySettings:
 
     def as_json(self) -> dict[str, object]:
         """The content of library.json; what was not asked for is left out."""
-        optional = {"max_memory", "token_cache"}
-        return {k: v for k, v in asdict(self).items() if v is not None or k not in optional}
+        optional = {"max_memory": None, "token_cache": None, "exclude": (), "include_hidden": False}
+        return {k: v for k, v in asdict(self).items() if k not in optional or v != optional[k]}
 
     def with_windows(self, window: float | None, stride: float | None) -> LibrarySettings:
         """The same with other windows, where they are given."""

@@ -61,12 +61,12 @@ class Store(Records):
         self._own = threading.local()
         self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._writer = threading.RLock()
-        self._closed = False
+        self.closed = False
         if not create and not self._file.is_file():
             raise VtrError(f"{folder}: library.db is missing; restore it, or build the library in another folder")
         self._connection()
         self._create = False
-        self._inode = _inode(self._file)
+        self.identity = _inode(self._file) or (0, 0)  # device and inode of the database
 
     @property
     def _file(self) -> Path:
@@ -79,19 +79,24 @@ class Store(Records):
 
     def close(self) -> None:
         """Let go of all connections, those of other threads too; the store cannot be used afterwards."""
-        self._closed = True
+        self.closed = True
         for connection in list(self._all):
             connection.db.close()
 
     def check_place(self) -> None:
         """Replaced where the folder holds another database than the one that is open."""
-        if _inode(self._file) != self._inode:
+        now = _inode(self._file)
+        if now is None:
+            raise Replaced(
+                f"{self.folder}: library.db is no longer there (moved, removed, or made anew at this moment)"
+            )
+        if now != self.identity:
             raise Replaced(f"{self.folder} was replaced by another library since it was opened: open it again")
 
     # -- connections --------------------------------------------------------------------------------------------------
 
     def _connection(self) -> _Connection:
-        if self._closed:
+        if self.closed:
             raise VtrError(f"{self.folder}: the library was closed: open it again")
         found: _Connection | None = getattr(self._own, "connection", None)
         if found is None:
@@ -407,8 +412,13 @@ def checksum(vectors: np.ndarray) -> int:
 
 
 def day_of(modified: float | None) -> str | None:
-    """Local date and time of a file's time stamp, ISO 8601."""
-    return None if modified is None else datetime.datetime.fromtimestamp(modified).isoformat(timespec="seconds")
+    """Local date and time of a file's time stamp, ISO 8601; `@SECONDS` for one that no calendar here holds."""
+    if modified is None:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(modified).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"@{modified:.0f}"
 
 
 def folded(text: str) -> str:

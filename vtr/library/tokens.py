@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -31,12 +32,14 @@ class TokenCache:
         self.folder, self.limit = folder, limit
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def get(self, segment: int) -> np.ndarray | None:
         """The tokens of a segment, float16, or None."""
-        if segment in self._kept:
-            self._kept.move_to_end(segment)
-            return self._kept[segment]
+        with self._lock:
+            if segment in self._kept:
+                self._kept.move_to_end(segment)
+                return self._kept[segment]
         if self.folder is None or not self.limit:
             return None
         try:
@@ -82,9 +85,10 @@ class TokenCache:
             total -= size
 
     def _remember(self, segment: int, tokens: np.ndarray) -> None:
-        if segment in self._kept or tokens.nbytes > _IN_MEMORY:
-            return
-        self._kept[segment] = tokens
-        self._bytes += tokens.nbytes
-        while self._bytes > _IN_MEMORY:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        with self._lock:
+            if segment in self._kept or tokens.nbytes > _IN_MEMORY:
+                return
+            self._kept[segment] = tokens
+            self._bytes += tokens.nbytes
+            while self._bytes > _IN_MEMORY:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from vtr.errors import UsageError, VtrError
 from vtr.files import install_command
@@ -24,10 +24,12 @@ from vtr.library.commands import (
     SyncSettings,
     VerifySettings,
 )
-from vtr.library.files import find_media, read_metadata
+from vtr.library.files import read_metadata
+from vtr.library.found import hit_dict, hit_lines
 from vtr.library.index import parse_size
 from vtr.library.library import Library
-from vtr.library.search import Searcher, hit_dict, hit_lines
+from vtr.library.scan import find_media
+from vtr.library.search import Searcher
 from vtr.library.settings import check_windows
 
 if TYPE_CHECKING:
@@ -48,7 +50,9 @@ def build(settings: BuildSettings) -> int:
     _need(settings.paths)
     if settings.model is None:
         raise UsageError("--model is missing: name a run, a model folder or a hub id")
-    find_media(settings.paths)  # a wrong path is said before the model is loaded
+    find_media(
+        settings.paths, exclude=settings.exclude, include_hidden=settings.include_hidden
+    )  # a wrong path is said before the model is loaded
     metadata = read_metadata(settings.metadata) if settings.metadata else None
     library = Library.create(
         settings.out,
@@ -58,7 +62,7 @@ def build(settings: BuildSettings) -> int:
         max_memory=memory,
         token_cache=cache,
     )
-    return _report(library.add(settings.paths, metadata=metadata), library)
+    return _report(library.add(settings.paths, metadata=metadata, **_chosen(settings)), library)
 
 
 def add(settings: AddSettings) -> int:
@@ -68,7 +72,7 @@ def add(settings: AddSettings) -> int:
     metadata = read_metadata(settings.metadata) if settings.metadata else None
     library = Library.open(settings.library, settings.model)
     library.set_limits(max_memory=memory, token_cache=cache)
-    return _report(library.add(settings.paths, metadata=metadata), library)
+    return _report(library.add(settings.paths, metadata=metadata, **_chosen(settings)), library)
 
 
 def sync(settings: SyncSettings) -> int:
@@ -76,7 +80,13 @@ def sync(settings: SyncSettings) -> int:
     _need(settings.paths)
     metadata = read_metadata(settings.metadata) if settings.metadata else None
     library = Library.open(settings.library, settings.model)
-    report = library.sync(settings.paths, quick=settings.quick, may_be_empty=settings.may_be_empty, metadata=metadata)
+    report = library.sync(
+        settings.paths,
+        quick=settings.quick,
+        may_be_empty=settings.may_be_empty,
+        metadata=metadata,
+        **_chosen(settings),
+    )
     return _report(report, library)
 
 
@@ -194,6 +204,7 @@ def info(settings: InfoSettings) -> int:
         "segments": f"{values['segments']}, {values['window']:g} s every {values['stride']:g} s, "
         f"{values['frames']} frames each",
         "index": f"{index['type']}, recall@10 {index['recall_at_10']:g}" if index else "not made yet",
+        **({"left out": ", ".join(values["exclude"])} if "exclude" in values else {}),
         "unreadable": len(values["unreadable"]),
     }
     for key, value in rows.items():
@@ -223,7 +234,10 @@ def search(settings: SearchSettings) -> int:
         like=settings.like,
         more=settings.more,
         moments=settings.moments,
+        unmerged=settings.unmerged,
     )
+    for note in hits.notes:
+        print(f"note: {note}", file=sys.stderr)
     if settings.html is not None:
         from vtr.library.html import write_contact_sheet
 
@@ -284,12 +298,24 @@ def _need(paths: tuple[Path, ...]) -> None:
         raise UsageError("no paths: name at least one folder or file")
 
 
+class _Chosen(TypedDict):
+    exclude: tuple[str, ...] | None
+    include_hidden: bool | None
+
+
+def _chosen(settings: BuildSettings | AddSettings | SyncSettings) -> _Chosen:
+    """Which files are left out; None for what was not said, so that it stays as the library remembers it."""
+    return {"exclude": settings.exclude or None, "include_hidden": settings.include_hidden or None}
+
+
 def _report(report: AddReport, library: Library) -> int:
     for line in report.failed:
         print(f"unreadable: {line}", file=sys.stderr)
     for line in report.notes:
         print(f"note: {line}", file=sys.stderr)
-    more = {"moved": report.moved, "removed": report.removed, "of known content": report.known}
+    if report.skipped:
+        print(report.skipped, file=sys.stderr)
+    more = {"moved": report.moved, "removed": report.removed, "with the content of another file": report.known}
     print(
         f"{library.path}: {report.added} added ({report.segments} segments), {report.unchanged} unchanged, "
         + "".join(f"{count} {what}, " for what, count in more.items() if count)

@@ -109,7 +109,9 @@ def _files(library: Library) -> list[str]:
     for video in tqdm(library.store.readable_files(), desc="files", unit="file", file=sys.stderr):
         try:
             if not os.path.exists(video.path):
-                problems.append(f"{shown(video.path)}: the file is gone; vtr index sync forgets it")
+                problems.append(
+                    f"{shown(video.path)}: the file is gone; vtr index sync of the folder it is in now finds it again, vtr index remove forgets it"
+                )
             elif sha256(Path(video.path)) != video.facts.sha256:
                 problems.append(f"{shown(video.path)}: the file has changed; vtr index sync does it again")
         except OSError as error:

@@ -20,6 +20,7 @@ BUILT_IN = (*_COLUMNS, "date")
 _TOKEN = re.compile(
     r"""\s*(?:(<=|>=|!=|=|<|>|~|\(|\))|"([^"]*)"|'([^']*)'|(-?(?:\d+\.?\d*|\.\d+)(?![\w.]))|([A-Za-z_][\w.]*)|`([^`]+)`)"""
 )
+_FIRST, _LAST = -62135596800.0, 253402300800.0  # time stamps of the years 1 and 10000, the ends of the calendar (UTC)
 _LONGEST = 200  # tokens: far below what SQLite or the recursion here can bear
 
 
@@ -93,6 +94,20 @@ def to_sql(node: Node, parameters: list[object]) -> str:
     return f"({kind} AND " + (f"contains({value}, ?))" if node.sign == "~" else f"{value} {node.sign} ?)")
 
 
+def shadowed(node: Node, columns: Collection[str]) -> list[str]:
+    """One line for each column of ours in a filter whose name is also a metadata column's."""
+    names = {n for n in _own_columns(node) if n in columns}
+    return [f"{n} in the filter is the file's own; the metadata column is meta.{n}" for n in sorted(names)]
+
+
+def _own_columns(node: Node) -> set[str]:
+    if isinstance(node, Joined):
+        return set().union(*map(_own_columns, node.parts))
+    if isinstance(node, Not):
+        return _own_columns(node.part)
+    return set() if node.meta else {node.column}
+
+
 def interval(sign: str, value: tuple[float, float]) -> tuple[list[str], list[float]]:
     """Comparisons of a time stamp that mean `sign` an interval (from, to); of = and != both must hold, or not."""
     low, high = value
@@ -108,17 +123,30 @@ def _day(text: str) -> tuple[float, float] | None:
             year, month = int(match[1]), int(match[2] or 1)
             first = datetime.datetime(year, month, 1)
             later = (year + (month == 12), month % 12 + 1) if match[2] else (year + 1, 1)
-            return first.timestamp(), datetime.datetime(*later, 1).timestamp()
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+            after = datetime.datetime(*later, 1) if later[0] <= datetime.MAXYEAR else None
+        elif re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
             first = datetime.datetime.fromisoformat(text)
-            return first.timestamp(), (first + datetime.timedelta(days=1)).timestamp()
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2})?", text):
+            after = _later(first, datetime.timedelta(days=1))
+        elif re.fullmatch(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2})?", text):
             first = datetime.datetime.fromisoformat(text)
-            step = datetime.timedelta(seconds=1 if text.count(":") == 2 else 60)
-            return first.timestamp(), (first + step).timestamp()
+            after = _later(first, datetime.timedelta(seconds=1 if text.count(":") == 2 else 60))
+        else:
+            return None
+    except ValueError:
+        return None
+    return _stamp(first, _FIRST), _LAST if after is None else _stamp(after, _LAST)
+
+
+def _later(first: datetime.datetime, step: datetime.timedelta) -> datetime.datetime | None:
+    return first + step if datetime.datetime.max - first >= step else None
+
+
+def _stamp(when: datetime.datetime, beyond: float) -> float:
+    """Its time stamp, or `beyond` at the ends of the calendar, where local time cannot be reckoned."""
+    try:
+        return when.timestamp()
     except (ValueError, OverflowError, OSError):
-        pass
-    return None
+        return beyond
 
 
 def _wrong(what: str) -> UsageError:
@@ -184,7 +212,7 @@ class _Parser:
         if meta and kind == "word":
             name = name.removeprefix("meta.") if name not in self.columns else name
         if meta and name not in self.columns:
-            raise unknown_name("column in the filter:", name, {*BUILT_IN, *self.columns})
+            raise _wrong(str(unknown_name("column", name, {*BUILT_IN, *self.columns})))
         kind, sign = self.peek()
         if kind != "sign" or sign in "()":
             raise self.wrong(f"expected a comparison after {name}, found {sign or 'the end'!r}")

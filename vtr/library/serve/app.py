@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import python_multipart  # noqa: F401 - FastAPI asks for it late, and not in one line
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -23,9 +23,9 @@ from vtr.errors import HTTP, UsageError, VtrError
 from vtr.files import package_file
 from vtr.library.serve import queries
 from vtr.library.serve.engine import UPLOADS, Engine, ServerOptions
-from vtr.library.serve.guard import FAULT, Guard
+from vtr.library.serve.guard import FAULT, OPEN, Guard
 from vtr.library.serve.media import Refused
-from vtr.library.serve.routes import add_login, add_media, add_queries
+from vtr.library.serve.routes import add_login, add_media, add_moments, add_queries, only_known
 from vtr.library.serve.schema import UPLOAD_PATH
 
 if TYPE_CHECKING:
@@ -60,10 +60,12 @@ def make_app(
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
+        dependencies=[Depends(only_known)],
     )
     _handle_errors(app)
     _page(app)
     add_queries(app, engine, path, options)
+    add_moments(app, engine)
     add_media(app, engine)
     add_login(app, options.token)
     if options.token is not None:
@@ -139,7 +141,7 @@ def _document_token(app: FastAPI) -> None:
         schema = plain()
         schema.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, methods in schema["paths"].items():
-            if path != "/api/login":
+            if path not in OPEN:
                 for operation in methods.values():
                     operation["security"] = [{"token": []}]
         return schema

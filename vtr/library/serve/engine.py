@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtr.library.serve import queries
+from vtr.library.serve.door import Door
 from vtr.library.serve.media import Files, Thumbnails
 
 if TYPE_CHECKING:
@@ -44,18 +45,17 @@ class Engine:
     """
 
     def __init__(self, path: Path, model: VideoTextEncoder | str | Path | None, options: ServerOptions) -> None:
-        self.model = model
-        self.quick = queries.Lane(path, lambda: model, cores=1)
-        self.slow = queries.Lane(path, lambda: self.model, waiting=32, cores=torch.get_num_threads())
-        self.lookup = queries.Lane(path, lambda: None, waiting=1024)
+        self.door = Door(path, model)
+        self.quick = queries.Lane(self.door, cores=1)
+        self.slow = queries.Lane(self.door, waiting=32, cores=torch.get_num_threads())
+        self.lookup = queries.Lane(self.door, waiting=1024)
         self.pictures = queries.Pool(2, waiting=512)
         self.opening = queries.Pool(4, waiting=512)
         self.uploads = queries.Pool(DECODERS, waiting=UPLOADS)
         self.files = Files(follow_links=options.follow_links)
         self.thumbnails = Thumbnails(self.files)
         try:
-            self.library = self.quick.now(queries.warm_up)  # only for what needs no database
-            self.model = self.library.model
+            self.quick.now(queries.warm_up)
         except BaseException:
             self.close()
             raise
@@ -63,3 +63,4 @@ class Engine:
     def close(self) -> None:
         for part in (self.quick, self.slow, self.lookup, self.pictures, self.opening, self.uploads):
             part.close()
+        self.door.close()

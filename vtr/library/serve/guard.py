@@ -17,7 +17,8 @@ FAULT = "the server failed at this request; its log says why"
 SMALL_BODY = 64 << 10  # bytes, for requests that carry no clip
 _QUIET = 30.0  # seconds without a byte of a body
 _WHOLE = 300.0  # seconds for a whole body
-_OPEN = ("/", "/api/login")  # need no token: the page (which holds no data), and the way to get in
+# Need no token: the page (which holds no data), the way to get in, and whether the server is well.
+OPEN = ("/", "/api/login", "/health")
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -91,7 +92,7 @@ class Guard:
         origin = headers.get(b"origin")
         if scope["method"] not in ("GET", "HEAD") and origin and urlsplit_netloc(origin) != host.lower():
             return 403, "requests from other web sites are refused"
-        if self.token is not None and scope["path"] not in _OPEN and not self._known(headers):
+        if self.token is not None and scope["path"] not in OPEN and not self._known(headers):
             return 401, "a token is needed: Authorization: Bearer TOKEN (the server printed it when it started)"
         length = headers.get(b"content-length", "0")
         limit = self.upload_bytes if scope["path"] == self.upload else SMALL_BODY

@@ -63,8 +63,9 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """A segment: its video and its span in seconds (equal ends for an image)."""
+    """A segment: its video and its span in seconds (equal ends for an image), of one library (its stamp)."""
 
+    library: str
     id: int
     video: Video
     start: float
@@ -230,16 +231,19 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+_Key = tuple[str, int, int]  # library, segment, frames
+
+
 class Thumbnails:
     """JPEG pictures of moments, kept in memory up to a number of bytes; the oldest unused ones go first."""
 
     def __init__(self, files: Files, *, capacity: int = CACHE_BYTES) -> None:
         self.files, self.capacity = files, capacity
-        self._cache: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._failed: dict[tuple[int, int], tuple[float, str]] = {}
+        self._cache: OrderedDict[_Key, bytes] = OrderedDict()
+        self._failed: dict[_Key, tuple[float, str]] = {}
         self._size = 0
         self._lock = threading.Lock()
-        self._making: dict[tuple[int, int], threading.Lock] = {}
+        self._making: dict[_Key, threading.Lock] = {}
 
     def get(self, moment: Moment, frames: int, width: int) -> bytes:
         """The moment's first picture, or `frames` of them side by side, each at most `width` x `width` pixels.
@@ -249,7 +253,7 @@ class Thumbnails:
         """
         opened = self.files.open(moment.video)
         try:
-            key = (moment.id, frames)
+            key = (moment.library, moment.id, frames)
             with self._lock:
                 lock = self._making.setdefault(key, threading.Lock())
             with lock:  # those who ask for the same picture meanwhile wait for it
@@ -261,7 +265,7 @@ class Thumbnails:
         finally:
             opened.close()
 
-    def _kept(self, key: tuple[int, int]) -> bytes | None:
+    def _kept(self, key: _Key) -> bytes | None:
         with self._lock:
             when, why = self._failed.get(key, (0.0, ""))
             if why and time.monotonic() - when < _FORGET:
@@ -270,7 +274,7 @@ class Thumbnails:
                 self._cache.move_to_end(key)
             return self._cache.get(key)
 
-    def _made(self, key: tuple[int, int], opened: Opened, moment: Moment, frames: int, width: int) -> bytes:
+    def _made(self, key: _Key, opened: Opened, moment: Moment, frames: int, width: int) -> bytes:
         before = identity(opened.fd)
         in_shard = opened.first > 0
         try:

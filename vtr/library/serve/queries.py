@@ -1,22 +1,23 @@
-"""Queries of the server: a library that belongs to one thread, and what it is asked."""
+"""Queries of the server: threads that ask the library, and what they ask."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 from vtr.errors import VtrError
+from vtr.library.found import Hit
 from vtr.library.library import Library
-from vtr.library.search import Hit
+from vtr.library.serve.door import Door
 from vtr.library.serve.media import Moment, Refused, Video
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -36,7 +37,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="vtr-serve")
         self._waiting, self._queued = waiting, 0
 
-    async def run(self, function: Callable[..., T], *values: Any, **more: Any) -> T:
+    async def run(self, function: Callable[P, T], *values: P.args, **more: P.kwargs) -> T:
         """`function(*values, **more)` in one of the threads.
 
         Raises:
@@ -56,66 +57,72 @@ class Pool:
 
 
 class Lane(Pool):
-    """One thread with a library of its own: SQLite connections belong to threads.
+    """Threads that ask the library.
 
     Args:
-        path: The library.
-        model: Gives the model (object, path or None for the library's own) when the library is first needed.
+        door: Gives the library.
         waiting: As for `Pool`.
         cores: How many the model may use; None: as many as torch takes. A short text gains nothing from a second one,
             and on a busy machine its steps wait for each other a hundred times as long as they work.
     """
 
-    def __init__(self, path: Path, model: Callable[[], Any], *, waiting: int = 256, cores: int | None = None) -> None:
+    def __init__(self, door: Door, *, waiting: int = 256, cores: int | None = None) -> None:
         super().__init__(1, waiting)
-        self._path, self._model, self._cores = path, model, cores
-        self._library: Library | None = None
+        self._door, self._cores = door, cores
 
-    async def ask(self, function: Callable[..., T], *values: Any, **more: Any) -> T:
+    async def ask(self, function: Callable[Concatenate[Library, P], T], *values: P.args, **more: P.kwargs) -> T:
         """`function(library, *values, **more)` in the lane's thread; Busy as from `run`."""
         return await self.run(self._call, function, *values, **more)
 
-    def now(self, function: Callable[..., T], *values: Any) -> T:
+    def now(self, function: Callable[[Library], T]) -> T:
         """As `ask`, for the time before the server answers."""
-        return self._threads.submit(self._call, function, *values).result()
+        return self._threads.submit(self._call, function).result()
 
-    def _call(self, function: Callable[..., T], *values: Any, **more: Any) -> T:
-        try:
-            if self._library is None:
-                if self._cores is not None:
-                    torch.set_num_threads(self._cores)  # of this thread, and the default of those that come later
-                self._library = Library.open(self._path, self._model())
-            return function(self._library, *values, **more)
-        except sqlite3.Error as error:
-            raise VtrError(f"{self._path}/library.db cannot be read ({error})") from error
-
-    def close(self) -> None:
-        def let_go() -> None:
-            if self._library is not None:
-                self._library.close()
-
-        self._threads.submit(let_go)
-        self._threads.shutdown(wait=True)
+    def _call(self, function: Callable[Concatenate[Library, P], T], *values: P.args, **more: P.kwargs) -> T:
+        if self._cores is not None:
+            torch.set_num_threads(self._cores)  # of this thread, and the default of those that come later
+            self._cores = None
+        return self._door.ask(function, *values, **more)
 
 
-def moment_of(library: Library, segment: int) -> Moment:
+class Answered(NamedTuple):
+    """Hits, each with the id of its video, and the library they are of."""
+
+    pairs: list[tuple[Hit, int]]
+    notes: list[str]
+    library: str
+
+
+def stamp(library: Library) -> str:
+    """What tells this library from others that may come into its folder."""
+    device, inode = library.store.identity
+    return (library.settings.id or f"{device:x}-{inode:x}")[:12]
+
+
+def _check(library: Library, of: str | None) -> None:
+    if of and of != stamp(library):
+        raise Refused(409, "the library was replaced by another one since; search again")
+
+
+def moment_of(library: Library, segment: int, of: str | None = None) -> Moment:
     """A segment and its video.
 
+    Args:
+        of: The stamp of the library that the id was given by; None: whichever is there.
+
     Raises:
-        Refused: There is none of this id.
+        Refused: There is none of this id, or the library is another one now.
     """
+    _check(library, of)
     row = library.store.details([segment]).get(segment)
     if row is None:
         raise Refused(404, f"no moment {segment} in this library (perhaps it was removed)")
-    return Moment(id=row.id, start=row.start, end=row.end, video=video_of(library, row.video))
+    return Moment(id=row.id, start=row.start, end=row.end, video=video_of(library, row.video), library=stamp(library))
 
 
-def video_of(library: Library, video: int) -> Video:
-    """A video by its id.
-
-    Raises:
-        Refused: There is none of this id.
-    """
+def video_of(library: Library, video: int, of: str | None = None) -> Video:
+    """A video by its id; arguments and errors as in `moment_of`."""
+    _check(library, of)
     row = library.store.video(video)
     if row is None or row.failure is not None:
         raise Refused(404, f"no video {video} in this library (perhaps it was removed)")
@@ -123,28 +130,25 @@ def video_of(library: Library, video: int) -> Video:
     return Video(id=row.id, path=row.path, bytes=size, modified=modified, sha256=sha256)
 
 
-def search(library: Library, words: Sequence[str] = (), k: int = 10, **options: Any) -> list[tuple[Hit, int]]:
+def search(
+    library: Library, words: Sequence[str] = (), k: int = 10, *, of: str | None = None, **options: Any
+) -> Answered:
     """`Library.search`, each hit with the id of its video.
 
     Raises:
         Refused: `more` names a moment that there is not.
     """
     if options.get("more") is not None:
-        moment_of(library, options["more"])
-    return _with_videos(library, library.search(words, k, **options))
-
-
-def clip_frames(library: Library, clip: bytes) -> Any:
-    """Frames of an uploaded clip, uint8 (T, 3, S, S), decoded in a bounded process of its own.
-
-    Uses the library's settings and model, not its database: any thread may call it.
-    """
-    return library.frames_of(clip, isolated=True)
-
-
-def _with_videos(library: Library, hits: list[Hit]) -> list[tuple[Hit, int]]:
+        moment_of(library, options["more"], of)
+    hits = library.search(words, k, **options)
     rows = library.store.details([h.segment for h in hits])
-    return [(h, rows[h.segment].video) for h in hits if h.segment in rows]
+    pairs = [(h, rows[h.segment].video) for h in hits if h.segment in rows]
+    return Answered(pairs, hits.notes, stamp(library))
+
+
+def clip_frames(library: Library, clip: bytes) -> Tensor:
+    """Frames of an uploaded clip, uint8 (T, 3, S, S), decoded in a bounded process of its own."""
+    return library.frames_of(clip, isolated=True)
 
 
 def warm_up(library: Library) -> Library:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, File, Form, Header, HTTPException, Query, Request, Response, UploadFile
+from fastapi.routing import APIRoute
 
 import vtr
+from vtr.errors import unknown_name
 from vtr.library.files import shown
-from vtr.library.search import Hit, hit_dict
+from vtr.library.found import Hit, hit_dict
+from vtr.library.library import Library
 from vtr.library.serve import queries
 from vtr.library.serve.engine import Engine, ServerOptions
 from vtr.library.serve.file_answer import FileAnswer
@@ -30,6 +33,7 @@ from vtr.library.serve.schema import (
     UPLOAD_PATH,
     AllMoments,
     Answer,
+    Health,
     Id,
     Info,
     K,
@@ -37,33 +41,40 @@ from vtr.library.serve.schema import (
     Login,
     Moment,
     Moments,
+    Of,
+    Unmerged,
     Where,
     Words,
     problems,
 )
 
 
+async def only_known(request: Request) -> None:
+    """Refuse parameters that a route does not have: what is misspelt must not be ignored."""
+    route = request.scope.get("route")
+    if isinstance(route, APIRoute) and route.include_in_schema:  # the page's parameters are the page's own
+        known = [parameter.alias for parameter in route.dependant.query_params]
+        for name in request.query_params:
+            if name not in known:
+                raise unknown_name("parameter", name[:100], known or ["none"])
+
+
 def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions) -> None:
+    """Routes of /api/info and of searching."""
     limits = Limits(upload_bytes=options.upload_bytes)
 
-    @app.get("/api/info", response_model=Info, responses=problems())
+    @app.get("/health", response_model=Health, responses=problems(503), operation_id="health")
+    async def health() -> Health:
+        """Whether the library can be read."""
+        await engine.lookup.ask(lambda library: library.read(library.store.segments))
+        return Health()
+
+    @app.get("/api/info", response_model=Info, responses=problems(503), operation_id="info")
     async def info() -> Info:
         """What the library holds, and the limits of requests."""
-        values = await engine.lookup.ask(lambda library: library.info())
-        return Info(
-            name=shown(path.absolute().name),
-            videos=values["videos"],
-            segments=values["segments"],
-            seconds=values["seconds"],
-            unreadable=len(values["unreadable"]),
-            window=values["window"],
-            stride=values["stride"],
-            columns=await engine.lookup.ask(lambda library: library.columns()),
-            version=vtr.__version__,
-            limits=limits,
-        )
+        return await engine.lookup.ask(_info, path, limits)
 
-    @app.get("/api/search", response_model=Answer, responses=problems(400))
+    @app.get("/api/search", response_model=Answer, responses=problems(400, 503), operation_id="search")
     async def search(
         q: Annotated[
             list[Words],
@@ -79,86 +90,171 @@ def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions
         where: Where = "",
         all_moments: AllMoments = False,
         moments: Moments = 1,
+        unmerged: Unmerged = False,
     ) -> Answer:
         """Moments for a text, or for several."""
         lane = engine.slow if rerank else engine.quick
-        options = {"rerank": rerank, "minus": minus, "moments": moments, **_common(where, all_moments)}
+        options = {"rerank": rerank, "minus": minus, **_common(where, all_moments, moments, unmerged)}
         shown_query = " + ".join(q) + "".join(f" \u2212 {text}" for text in minus)
         return await _answer(shown_query, lambda: lane.ask(queries.search, q, k, **options))
 
-    @app.post(UPLOAD_PATH, response_model=Answer, responses=problems(400, 408))
+    @app.post(UPLOAD_PATH, response_model=Answer, responses=problems(400, 408, 503), operation_id="search_by_clip")
     async def search_clip(
         clip: Annotated[UploadFile, File(description="a video or an image")],
         k: Annotated[int, Form(ge=1, le=MAX_K)] = 24,
         where: Annotated[str, Form(max_length=MAX_WHERE)] = "",
         all_moments: Annotated[bool, Form()] = False,
         moments: Annotated[int, Form(ge=1, le=MAX_MOMENTS)] = 1,
+        unmerged: Annotated[bool, Form()] = False,
     ) -> Answer:
         """Moments like a clip or an image. It is decoded in a process of its own and not kept."""
         body = await clip.read()
         if len(body) > options.upload_bytes:
             raise HTTPException(413, f"the clip is too large: at most {options.upload_bytes} bytes")
 
-        async def found() -> list[tuple[Hit, int]]:
-            frames = await engine.uploads.run(queries.clip_frames, engine.library, body)
-            options = {"like": frames, "moments": moments, **_common(where, all_moments)}
+        async def found() -> queries.Answered:
+            library = await engine.opening.run(engine.door.library)
+            frames = await engine.uploads.run(queries.clip_frames, library, body)
+            options = {"like": frames, **_common(where, all_moments, moments, unmerged)}
             return await engine.slow.ask(queries.search, (), k, **options)
 
         return await _answer(shown(clip.filename or "clip")[:200], found)
 
-    @app.get("/api/segments/{segment}/similar", response_model=Answer, responses=problems(400, 404))
+
+def add_moments(app: FastAPI, engine: Engine) -> None:
+    """Routes of one moment, and of those like it."""
+
+    @app.get("/api/segments/{segment}", response_model=Answer, responses=problems(404, 409, 503), operation_id="moment")
+    async def moment(segment: Id, of: Of = None) -> Answer:
+        """One moment by its id."""
+        return await _answer(f"#{segment}", lambda: engine.lookup.ask(_one, segment, of))
+
+    @app.get(
+        "/api/segments/{segment}/similar",
+        response_model=Answer,
+        responses=problems(400, 404, 409, 503),
+        operation_id="similar",
+    )
     async def similar(
-        segment: Id, k: K = 24, where: Where = "", all_moments: AllMoments = False, moments: Moments = 1
+        segment: Id,
+        k: K = 24,
+        where: Where = "",
+        all_moments: AllMoments = False,
+        moments: Moments = 1,
+        unmerged: Unmerged = False,
+        of: Of = None,
     ) -> Answer:
         """Moments like one of the library; of other videos, unless `all_moments`."""
-        own = await engine.lookup.ask(queries.moment_of, segment)
-        options = {"more": segment, "moments": moments, **_common(where, all_moments)}
+        own = await engine.lookup.ask(queries.moment_of, segment, of)
+        options = {"more": segment, "of": own.library, **_common(where, all_moments, moments, unmerged)}
         return await _answer(
             f"{own.video.name}, {own.start:.1f} s", lambda: engine.quick.ask(queries.search, (), k, **options)
         )
 
 
-def _common(where: str, all_moments: bool) -> dict[str, object]:
-    return {"where": where if where.strip() else None, "all_moments": all_moments}
+def _one(library: Library, segment: int, of: str | None) -> queries.Answered:
+    """A moment by its id, as if it had been searched for."""
+    queries.moment_of(library, segment, of)
+    row = library.store.details([segment])[segment]
+    hit = Hit(
+        score=1.0,
+        path=row.path,
+        start=row.start,
+        end=row.end,
+        duration=row.duration,
+        segment=row.id,
+        rank=1,
+        similarity=1.0,
+        measure="likeness",
+        match=1.0,
+        metadata=row.metadata,
+    )
+    return queries.Answered([(hit, row.video)], [], queries.stamp(library))
 
 
-async def _answer(query: str, found: Callable[[], Awaitable[list[tuple[Hit, int]]]]) -> Answer:
+def _info(library: Library, path: Path, limits: Limits) -> Info:
+    values = library.info()
+    return Info(
+        name=shown(path.absolute().name),
+        library=queries.stamp(library),
+        model=None if values["model"] is None else shown(Path(values["model"]).name),
+        videos=values["videos"],
+        segments=values["segments"],
+        seconds=values["seconds"],
+        unreadable=len(values["unreadable"]),
+        window=values["window"],
+        stride=values["stride"],
+        columns=library.columns(),
+        version=vtr.__version__,
+        limits=limits,
+    )
+
+
+def _common(where: str, all_moments: bool, moments: int, unmerged: bool) -> dict[str, object]:
+    return {
+        "where": where if where.strip() else None,
+        "all_moments": all_moments,
+        "moments": moments,
+        "unmerged": unmerged,
+    }
+
+
+async def _answer(query: str, found: Callable[[], Awaitable[queries.Answered]]) -> Answer:
     started = time.perf_counter()
-    pairs = await found()
+    answered = await found()
     moments = []
-    for hit, video in pairs:
+    for hit, video in answered.pairs:
         kind = TYPES.get(Path(hit.path).suffix.lower(), "file/").split("/")[0]
         values = {**hit_dict(hit), "path": shown(hit.path), "name": shown(Path(hit.path).name)}
-        moments.append(Moment(**values, video=video, kind=kind if kind in ("video", "image") else "file"))
-    return Answer(query=query, hits=moments, milliseconds=round(1000 * (time.perf_counter() - started), 1))
+        values["copies"] = [shown(copy) for copy in hit.copies]
+        moments.append(
+            Moment.model_validate({**values, "video": video, "kind": kind if kind in ("video", "image") else "file"})
+        )
+    spent = round(1000 * (time.perf_counter() - started), 1)
+    return Answer(query=query, hits=moments, milliseconds=spent, notes=answered.notes, library=answered.library)
 
 
 def add_media(app: FastAPI, engine: Engine) -> None:
-    async def picture(segment: int, frames: int, width: int) -> Response:
-        moment = await engine.lookup.ask(queries.moment_of, segment)
+    """Routes of pictures and files."""
+
+    async def picture(segment: int, of: str | None, frames: int, width: int) -> Response:
+        moment = await engine.lookup.ask(queries.moment_of, segment, of)
         jpeg = await engine.pictures.run(engine.thumbnails.get, moment, frames, width)
-        return Response(jpeg, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
+        # Without the library in the address, the next picture under it may be another library's.
+        kept = "private, max-age=600" if of else "private, no-cache"
+        return Response(jpeg, media_type="image/jpeg", headers={"cache-control": kept})
 
-    refusals = problems(404, 409, 410)
+    refusals = problems(404, 409, 410, 503)
 
-    @app.get("/api/segments/{segment}/thumbnail.jpg", response_class=Response, responses={**refusals, **PICTURE})
-    async def thumbnail(segment: Id) -> Response:
+    @app.get(
+        "/api/segments/{segment}/thumbnail.jpg",
+        response_class=Response,
+        responses={**refusals, **PICTURE},
+        operation_id="thumbnail",
+    )
+    async def thumbnail(segment: Id, of: Of = None) -> Response:
         """What the player shows where a moment begins, at most 480 pixels wide."""
-        return await picture(segment, 1, 480)
+        return await picture(segment, of, 1, 480)
 
-    @app.get("/api/segments/{segment}/preview.jpg", response_class=Response, responses={**refusals, **PICTURE})
-    async def preview(segment: Id) -> Response:
+    @app.get(
+        "/api/segments/{segment}/preview.jpg",
+        response_class=Response,
+        responses={**refusals, **PICTURE},
+        operation_id="preview",
+    )
+    async def preview(segment: Id, of: Of = None) -> Response:
         """Six frames of a moment side by side, each at most 320 pixels wide."""
-        return await picture(segment, 6, 320)
+        return await picture(segment, of, 6, 320)
 
     async def file(
         request: Request,
         video: Id,
+        of: Of = None,
         download: Annotated[bool, Query(description="as an attachment")] = False,
         range: Annotated[str | None, Header(description="one byte range, as in bytes=0-1023")] = None,
     ) -> Response:
         """The file, whole or one byte range of it, if it is still the one that was indexed."""
-        known = await engine.lookup.ask(queries.video_of, video)
+        known = await engine.lookup.ask(queries.video_of, video, of)
         opened = await engine.opening.run(engine.files.open, known)
         try:
             return FileAnswer(request, opened, known, range, download)
@@ -166,13 +262,13 @@ def add_media(app: FastAPI, engine: Engine) -> None:
             opened.close()
             raise
 
-    responses = {**problems(404, 409, 410, 416), **FILE}
-    app.get("/api/videos/{video}/file", response_class=Response, responses=responses)(file)
+    responses = {**problems(404, 409, 410, 416, 503), **FILE}
+    app.get("/api/videos/{video}/file", response_class=Response, responses=responses, operation_id="file")(file)
     app.head("/api/videos/{video}/file", include_in_schema=False)(file)
 
 
 def add_login(app: FastAPI, token: str | None) -> None:
-    @app.post("/api/login", status_code=204, response_class=Response, responses=problems(400))
+    @app.post("/api/login", status_code=204, response_class=Response, responses=problems(400), operation_id="login")
     async def login(given: Login) -> Response:
         """Set a cookie for the token, so that pictures and videos of the page can be asked for."""
         response = Response(status_code=204)

@@ -34,6 +34,12 @@ class Moment(BaseModel):
     end: float
     duration: float
     moment: Annotated[int, Field(description="1 for the best moment of its video")]
+    measure: Annotated[
+        Literal["similarity", "likeness", "mixed", "combined"],
+        Field(description="what the score is: of a text, of a clip (cosine), of both, or re-ranked"),
+    ]
+    match: Annotated[float, Field(ge=0, le=1, description="the score between 0 and 1")]
+    copies: Annotated[list[str], Field(description="other files of the same content")]
     metadata: dict[str, str | int | float | bool]
     kind: Literal["video", "image", "file"]
 
@@ -44,6 +50,8 @@ class Answer(BaseModel):
     query: str
     hits: list[Moment]
     milliseconds: float
+    notes: Annotated[list[str], Field(description="what could not be done as it was asked for")]
+    library: Annotated[str, Field(description="which library the ids are of: `library` of the routes that take an id")]
 
 
 class Limits(BaseModel):
@@ -62,6 +70,8 @@ class Info(BaseModel):
     """What the library holds."""
 
     name: str
+    library: str
+    model: str | None
     videos: int
     segments: int
     seconds: float
@@ -71,6 +81,12 @@ class Info(BaseModel):
     columns: Annotated[list[str], Field(description="metadata that filters may use")]
     version: str
     limits: Limits
+
+
+class Health(BaseModel):
+    """That the server answers and its library can be read."""
+
+    status: Literal["ok"] = "ok"
 
 
 class Problem(BaseModel):
@@ -89,6 +105,15 @@ K = Annotated[int, Query(ge=1, le=MAX_K, description="number of hits")]
 Where = Annotated[str, Query(max_length=MAX_WHERE, description='filter, as in: duration < 60 and path ~ "dog"')]
 AllMoments = Annotated[bool, Query(description="several moments of one video, each with a rank of its own")]
 Moments = Annotated[int, Query(ge=1, le=MAX_MOMENTS, description="up to so many moments of a video, together")]
+Unmerged = Annotated[bool, Query(description="every window and every copy of a file on its own")]
+Of = Annotated[
+    str | None,
+    Query(
+        alias="library",
+        max_length=40,
+        description="`library` of the answer that gave the id: refused (409) when another one has taken its place",
+    ),
+]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY)]
 Id = Annotated[int, InPath(ge=1, le=2**63 - 1, examples=[1])]
 

@@ -13,6 +13,7 @@ POST /api/login                          a token for a cookie, where the server 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import socket
@@ -68,9 +69,10 @@ def serve(
         )
         app = make_app(path, model, options)
         listening.listen(128)
-        shown_host = f"[{host}]" if ":" in host else host
         key = f"#token={quote(token, safe='')}" if token else ""
-        print(f"http://{shown_host}:{listening.getsockname()[1]}/{key}", flush=True)
+        port = listening.getsockname()[1]
+        for name in _names(host):
+            print(f"http://{f'[{name}]' if ':' in name else name}:{port}/{key}", flush=True)
         print("Ctrl-C stops", file=sys.stderr)
         uvicorn.Server(server_config(app)).run(sockets=[listening])
     return 0
@@ -137,7 +139,21 @@ def _size(text: str) -> int:
     return size
 
 
+def _names(host: str) -> list[str]:
+    """Addresses that lead to a host: 0.0.0.0 and :: are all of this machine's, and none to open."""
+    if host not in ("0.0.0.0", "::", ""):
+        return [host]
+    names = ["localhost"]
+    probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # nothing is sent: it only chooses which address others see
+        names.append(str(probe.getsockname()[0]))
+    return names
+
+
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise UsageError(lambda say: f"{say.given('port', port)}: expected a number from 0 to 65535 (0: any free one)")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError, OverflowError) as error:

@@ -1,0 +1,181 @@
+"""Files of folders: which are media, and what is left out, with the reason counted."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vtr.errors import VtrError
+from vtr.library.files import shown
+
+_VIDEOS = (
+    ".mp4 .m4v .mov .qt .mkv .mk3d .webm .avi .divx .xvid .gif .apng .flv .f4v .mpg .mpeg .mpe .mp2v .m1v .m2v .mpv .vob "
+    ".evo .m2ts .m2t .mts .ts .tp .trp .mod .tod .3gp .3g2 .3gpp .ogv .ogm .wmv .asf .wtv .dvr-ms .rm .rmvb .dv .dif .mxf "
+    ".gxf .amv .nut .nsv .bik .roq .insv .360 .h261 .h263 .h264 .264 .avc .h265 .265 .hevc .vvc .ivf .obu .av1 .y4m "
+    ".mjpg .mjpeg .mj2"
+)
+_IMAGES = (
+    ".jpg .jpeg .jpe .jfif .jif .png .webp .bmp .dib .tif .tiff .avif .avifs .heic .heics .heif .heifs .hif .jxl .jp2 "
+    ".j2k .jpx .ppm .pgm .pbm .pnm .tga .qoi .pcx .insp"
+)
+MEDIA = frozenset(f"{_VIDEOS} {_IMAGES}".split())
+
+# What a program is still writing; the second list comes before the file's own ending, as in film.temp.mp4.
+_PARTIAL = frozenset(
+    [
+        ".part",
+        ".crdownload",
+        ".download",
+        ".opdownload",
+        ".partial",
+        ".ytdl",
+        ".tmp",
+        ".temp",
+        ".!ut",
+        ".!qb",
+        ".bc!",
+        ".aria2",
+    ]
+)
+_UNFINISHED = frozenset({".temp", ".tmp"})
+# Folders that systems and NAS boxes keep for themselves: previews, deleted files, indexes.
+_SYSTEM = frozenset(
+    {
+        "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "@sharebin", "@synologydrive",
+        "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found", "__macosx",
+        ".trashes", ".thumbnails", ".@__thumb", ".spotlight-v100", ".fseventsd",
+    }
+)  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Scan:
+    """What was found under some paths.
+
+    Attributes:
+        files: Media files, each once.
+        unlisted: Folders that cannot be listed.
+        links: Links to folders, which are not followed.
+        left_out, folders_left_out: How many files and folders were left out, by the reason as it is shown.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    folders_left_out: Counter[str] = field(default_factory=Counter)
+
+    def skipped(self) -> str:
+        """What was left out, as in `37 files skipped: 30 ._*, 4 .part, 3 .xyz`; "" for nothing."""
+        parts = []
+        for what, counts in (("file", self.left_out), ("folder", self.folders_left_out)):
+            if total := counts.total():
+                most = ", ".join(f"{n} {shown(why)}" for why, n in counts.most_common(_SHOWN))
+                rest = f", {len(counts) - _SHOWN} more kinds" if len(counts) > _SHOWN else ""
+                parts.append(f"{total} {what}{'s' * (total > 1)} skipped: {most}{rest}")
+        return "; ".join(parts)
+
+
+_SHOWN = 12  # reasons that are named one by one
+
+
+def find_media(
+    paths: Iterable[str | Path],
+    *,
+    may_be_empty: bool = False,
+    exclude: Sequence[str] = (),
+    include_hidden: bool = False,
+) -> Scan:
+    """Media files under folders (by ending), and files named outright whatever their name.
+
+    Left out of folders: what is hidden (a name with a dot before it), what NAS boxes, desktops and cameras keep for
+    themselves, what is still being downloaded, and what is no media file.
+
+    Args:
+        paths: Folders and files. Symbolic links to folders inside folders are not followed.
+        may_be_empty: A folder without media files is no error.
+        exclude: Patterns (`*`, `?`, `[…]`) of names, or of paths below a folder where they have a slash; a folder that
+            one fits is left out with all that is in it.
+        include_hidden: Also files and folders whose names begin with a dot.
+
+    Raises:
+        VtrError: A path does not exist, or a folder holds no media file.
+    """
+    scan = Scan()
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            before = scan.skipped()
+            inside = sorted(_inside(path, scan, exclude, include_hidden))
+            if not inside and not may_be_empty:
+                left = f" ({scan.skipped()})" if scan.skipped() != before else ""
+                raise VtrError(f"{path}: no video or image files in this folder{left}")
+            found += inside
+        elif os.path.lexists(path):
+            found.append(path)
+        else:
+            raise VtrError(f"{path}: no such file or folder")
+    scan.files = list({os.path.abspath(p): p for p in found}.values())
+    return scan
+
+
+def _inside(folder: Path, scan: Scan, exclude: Sequence[str], include_hidden: bool) -> Iterator[Path]:
+    def unlisted(error: OSError) -> None:
+        scan.unlisted.append(str(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=unlisted):
+        below = os.path.relpath(place, folder)
+        kept = []
+        for name in folders:
+            why = _excluded(name, below, exclude) or _folder_left_out(name, include_hidden)
+            if why:
+                scan.folders_left_out[why] += 1
+            elif os.path.islink(os.path.join(place, name)):
+                scan.links.append(os.path.join(place, name))
+            else:
+                kept.append(name)
+        folders[:] = sorted(kept)
+        beside = set(names)
+        for name in names:
+            why = _excluded(name, below, exclude) or _file_left_out(name, beside, include_hidden)
+            if why:
+                scan.left_out[why] += 1
+            else:
+                yield Path(place, name)
+
+
+def _excluded(name: str, below: str, exclude: Sequence[str]) -> str | None:
+    path = name if below == "." else f"{below}/{name}"
+    for pattern in exclude:
+        tidy = pattern.strip("/").removeprefix("./")
+        if tidy and fnmatch.fnmatchcase(path if "/" in tidy else name, tidy):
+            return f"{pattern} (excluded)"
+    return None
+
+
+def _folder_left_out(name: str, include_hidden: bool) -> str | None:
+    if name.lower() in _SYSTEM or name.lower().startswith(".trash"):
+        return name
+    return ".*" if name.startswith(".") and not include_hidden else None
+
+
+def _file_left_out(name: str, beside: set[str], include_hidden: bool) -> str | None:
+    stem, ending = os.path.splitext(name)
+    ending = ending.lower()
+    if name.startswith("._"):
+        return "._*"  # what macOS writes beside a file where its file system has no place for it
+    if ending in _PARTIAL:
+        return ending
+    if os.path.splitext(stem)[1].lower() in _UNFINISHED and ending in MEDIA:
+        return os.path.splitext(stem)[1].lower() + ".*"
+    if f"{name}.aria2" in beside:
+        return "*.aria2 beside it"
+    if name.startswith(".") and not include_hidden:
+        return name if name in (".DS_Store",) else ".*"
+    if ending in MEDIA:
+        return None
+    return ending or "no ending"
