@@ -135,7 +135,14 @@ class Run:
         self.recipe = fitted(self.recipe, self.corpus, self.stages, given_keys(self.settings.set, self.settings.steps))
         if self.ranks.main:
             print(fit_line(self.recipe, self.corpus, self.stages), file=sys.stderr)
-            if self.corpus.samples < FEW and not (self.settings.init or self.settings.resume):
+            fresh = not (self.settings.init or self.settings.resume)
+            if fresh and self.stages[0] == "unmasked":
+                print(
+                    "note: the unmasked stage's lr is for a model that other stages have trained; for a new one: --set "
+                    f"unmasked.optim.lr={self.recipe.multimodal.optim.lr:g}",
+                    file=sys.stderr,
+                )
+            if self.corpus.samples < FEW and fresh:
                 print(
                     f"note: {self.corpus.samples:,} samples teach a new model these videos, not others; --init MODEL starts "
                     "from a trained one (vtr models)",

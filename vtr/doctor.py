@@ -80,6 +80,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     import vtr
+    from vtr.kernels.add_norm import add_norm_info
     from vtr.kernels.bimamba import backend_info
     from vtr.kernels.linear import linear_info
 
@@ -97,6 +98,7 @@ def examine() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "gpu": gpu,
         "bimamba": [asdict(row) for row in backend_info()],
+        "add_norm": [asdict(row) for row in add_norm_info()],
         "linear": [asdict(row) for row in linear_info()],
         "notes": conflicts(versions, importlib.metadata.packages_distributions().get("vtr", ())),
     }
@@ -116,7 +118,11 @@ def run(settings: DoctorSettings) -> int:
     print("\npackages:")
     for name, version in report["packages"].items():
         print(f"  {name:<18}{version or 'not installed'}")
-    for title, key in (("the kernel bimamba", "bimamba"), ("linear layers", "linear")):
+    for title, key in (
+        ("the kernel bimamba", "bimamba"),
+        ("residual add and norm", "add_norm"),
+        ("linear layers", "linear"),
+    ):
         print(f"\nbackends of {title}, in order of preference:")
         for row in report[key]:
             used = f"; used for {row['chosen_for']}" if row["chosen_for"] else ""
@@ -126,4 +132,17 @@ def run(settings: DoctorSettings) -> int:
     return 0
 
 
-COMMANDS = {"doctor": (DoctorSettings, run)}
+@dataclass(frozen=True, kw_only=True)
+class VersionSettings:
+    """Print the version."""
+
+
+def version(settings: VersionSettings) -> int:
+    """`vtr version`."""
+    import vtr
+
+    print(f"vtr {getattr(vtr, '__version__', '?')}")
+    return 0
+
+
+COMMANDS = {"doctor": (DoctorSettings, run), "version": (VersionSettings, version)}

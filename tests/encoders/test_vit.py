@@ -8,12 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.helpers import WORDS, small_model
 from vtr.encoders import draws
 from vtr.encoders.clip_teacher import ClipTeacher
 from vtr.encoders.registry import find_encoder
 from vtr.encoders.videomamba import sinusoid
 from vtr.encoders.vit import ViT, ViTConfig, position_table
 from vtr.errors import UsageError
+from vtr.models.video_text import VideoTextModel
+from vtr.pretrain.recipes import Stage
+from vtr.pretrain.step import PretrainStep
+from vtr.pretrain.teacher import small_clip
 
 SMALL = ViTConfig(image_size=32, dim=64, depth=3, num_frames=4, heads=4, pool="avg", pool_norm=True)
 
@@ -105,8 +110,6 @@ def test_sizes_that_make_no_sense_are_refused(changes: dict[str, object], says: 
 
 
 def test_a_teacher_at_its_own_resolution_resizes_without_antialiasing() -> None:
-    from vtr.pretrain.teacher import small_clip
-
     torch.manual_seed(0)
     clip = small_clip(32, 16, 50, 16, 0).eval()
     frames = torch.randn(2, 2, 3, 48, 48)
@@ -117,3 +120,23 @@ def test_a_teacher_at_its_own_resolution_resizes_without_antialiasing() -> None:
     plain = ClipTeacher.from_open_clip(clip, image_size=32)
     assert plain(frames).tokens.shape == own(frames).tokens.shape == (2, 1 + 2 * 4, 64)
     assert not torch.allclose(plain(frames).tokens, own(frames).tokens)
+
+
+def test_it_is_trained_by_the_same_step_as_every_encoder() -> None:
+    torch.manual_seed(0)
+    like = small_model()
+    video = dataclasses.replace(SMALL, dim=32, align_dim=64, align_layers=2)
+    model = VideoTextModel(dataclasses.replace(like.config, video=video), like.tokenizer).train()
+    teacher = ClipTeacher.from_open_clip(small_clip(32, 16, 50, 16, 0), post_norm=True)
+    stage = Stage(mask="attention", video_mask_ratio=0.5, uta=1.0, vtc=1.0, vtm=1.0, mlm=1.0)
+    step = PretrainStep(model, stage)
+    optimizer = torch.optim.AdamW(step.parameters(), lr=3e-3)
+    frames = torch.randint(0, 255, (4, 4, 3, 32, 32), dtype=torch.uint8)
+    losses = []
+    for number in range(8):
+        optimizer.zero_grad(set_to_none=True)
+        found = step(frames, WORDS, torch.arange(4), [{}] * 4, teacher, number)
+        assert set(found) >= {"uta", "vtc", "vtm", "mlm"}
+        optimizer.step()
+        losses.append(float(found["uta"]))
+    assert losses[-1] < losses[0]

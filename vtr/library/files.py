@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -12,9 +10,10 @@ import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from vtr.data.lists import read_list
 from vtr.errors import UsageError, VtrError
+from vtr.library.rows import Metadata
 
 
 def leads_out(file: Path) -> bool:
@@ -56,47 +55,41 @@ def media_source(path: str) -> Path | bytes:
     raise VtrError(f"{path}: the shard has no such sample")
 
 
-def read_metadata(listing: Path) -> dict[str, dict[str, Any]]:
-    """Metadata of files: {full path: {column: number or text}} of a CSV, TSV or JSONL with a column `path` (or video).
+def read_metadata(listing: Path) -> dict[str, Metadata]:
+    """Metadata of files: {full path: {column: number or text}} of a list with a column of paths, in any format.
 
-    Relative paths start from the listing's folder. Numbers of a CSV become numbers; empty cells are left out.
+    Relative paths start from the listing's folder. Numbers of a table become numbers; empty cells are left out.
 
     Raises:
-        VtrError: The listing cannot be read.
-        UsageError: It has no column of paths, or a column's name cannot be used in a filter.
+        VtrError: The listing cannot be read, or a row of it cannot be meant.
+        UsageError: A column's name cannot be used in a filter.
     """
     try:
-        text = listing.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise VtrError(f"--metadata {listing}: cannot be read ({error})") from error
-    rows: list[dict[str, Any]]
-    if listing.suffix.lower() in (".jsonl", ".json"):
-        try:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError as error:
-            raise VtrError(f"--metadata {listing}: expected one JSON object a line ({error})") from error
-        if not all(isinstance(row, dict) for row in rows):
-            raise VtrError(f"--metadata {listing}: expected one JSON object a line")
-    else:
-        delimiter = "\t" if listing.suffix.lower() == ".tsv" else ","
-        rows = [dict(row) for row in csv.DictReader(io.StringIO(text), delimiter=delimiter)]
-    out: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        column = next((c for c in ("path", "video", "file", "image") if c in row), None)
-        if column is None:
-            raise UsageError(f"--metadata {listing}: expected a column path, found {', '.join(map(str, row))}")
-        values = {str(n): _plain(v) for n, v in row.items() if n not in (None, column)}
-        out[os.path.abspath(listing.parent / str(row[column]))] = clean_metadata(values, f"--metadata {listing}")
+        entries = read_list(listing, captions=False).entries
+    except VtrError as error:
+        why = str(error)
+        raise VtrError(lambda say: f"{say.name('metadata')} {why}") from error
+    out: dict[str, Metadata] = {}
+    for entry in entries:
+        if entry.bad:
+            raise _bad_row(f"{listing}, {entry.place}: {entry.bad}")
+        values = {name: _plain(value) for name, value in entry.more.items()}
+        for video in entry.videos:
+            out[os.path.abspath(listing.parent / video)] = clean_metadata(values, f"--metadata {listing}")
     return out
 
 
-def clean_metadata(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+def _bad_row(what: str) -> VtrError:
+    return VtrError(lambda say: f"{say.name('metadata')} {what}")
+
+
+def clean_metadata(values: Mapping[str, object], origin: str) -> Metadata:
     """Metadata as it is stored: finite numbers and texts; nothing for what is empty.
 
     Raises:
         UsageError: A column's name cannot be used in a filter.
     """
-    out: dict[str, Any] = {}
+    out: Metadata = {}
     for name, value in values.items():
         if not name or any(c in '"`\\' or not c.isprintable() for c in name):
             raise UsageError(f"{origin}: column {name!r}: expected a name without quotes and control characters")
@@ -106,11 +99,11 @@ def clean_metadata(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
             continue
         if isinstance(value, int) and abs(value) >= 1 << 63:
             value = str(value)
-        out[name] = value
+        out[name] = value if isinstance(value, str | int | float) else str(value)
     return out
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A CSV cell as a number where it is one."""
     if not isinstance(value, str):
         return value
