@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test gpu lint types clean
+.PHONY: demo test wheel gpu lint types clean
 
 # A second call is instant: the stamp is newer than pyproject.toml.
 $(STAMP): pyproject.toml
@@ -28,7 +28,11 @@ types: $(STAMP)
 	$(BIN)/mypy --config-file pyproject.toml --no-error-summary build/types/vtr
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The sdist and the wheel, checked, installed beside the project and tried from another folder.
+wheel: $(STAMP)
+	$(BIN)/python -m tests.installed
 
 # On a machine with a GPU: its tests and its benchmarks, by a Python that has torch (PYTHON=...), nothing installed; then
 # docs/results/gpu.md. bench.mamba_baseline makes the comparison's wheels, which that Python may have.

@@ -14,6 +14,9 @@ from pathlib import Path
 if __name__ == "__main__":
     # A script's own folder comes first on sys.path; the repo root belongs there instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from vtr.threads import wait_asleep
+
+    wait_asleep()  # before torch is loaded
 
 import dataclasses
 import json
@@ -21,15 +24,14 @@ import os
 import time
 from dataclasses import dataclass
 
-import tyro
-
 import vtr
-from vtr.errors import UsageError, VtrError, unknown_name
+from vtr.errors import UsageError, VtrError, reports_errors, unknown_name
 from vtr.eval.benchmarks import Benchmark, load_benchmark
 from vtr.eval.evaluate import COMPAT, Options, evaluate
 from vtr.eval.report import Result, Run, compared, published_rows, table, write
 from vtr.models.load import load_encoder
 from vtr.ranks import Ranks, report
+from vtr.settings import parsed
 from vtr.threads import choose
 
 
@@ -149,9 +151,14 @@ def peak_memory() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, evaluate, return the exit code."""
-    settings = tyro.cli(ZeroShotSettings, args=argv, description=__doc__)
+    return start(parsed(ZeroShotSettings, argv, header=__doc__ or ""))
+
+
+def start(settings: ZeroShotSettings) -> int:
+    """Evaluate as one rank; returns the exit code."""
     ranks = None
     try:
         _check(settings)

@@ -15,15 +15,23 @@ from pathlib import Path
 if __name__ == "__main__":
     # A script's own folder comes first on sys.path; the repo root belongs there (see run.py).
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from vtr.threads import wait_asleep
 
-import tyro
+    wait_asleep()  # before torch is loaded
 
+from vtr.errors import reports_errors
 from vtr.pretrain.recognition.settings import TuneSettings
+from vtr.settings import parsed
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, fine-tune, return the exit code."""
-    settings = tyro.cli(TuneSettings, args=argv, description=__doc__)
+    return start(parsed(TuneSettings, argv, header=__doc__ or ""))
+
+
+def start(settings: TuneSettings) -> int:
+    """Fine-tune as one rank; returns the exit code."""
     # Only now what takes seconds to load: --help and a wrong flag are answered before.
     from vtr.pretrain.guard import guarded
 

@@ -65,6 +65,7 @@ def end_with_launcher(seconds: float = 1.0) -> None:
     def wait() -> None:
         while os.getppid() == first:
             time.sleep(seconds)
+        print(f"note: rank {os.environ.get('RANK', '0')} stops: its launcher is gone", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="launcher", daemon=True).start()

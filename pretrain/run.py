@@ -15,15 +15,23 @@ if __name__ == "__main__":
     # A script's own folder comes first on sys.path; the repo root belongs there, so that `vtr` is found un-installed
     # and nothing in this folder shadows an installed package.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from vtr.threads import wait_asleep
 
-import tyro
+    wait_asleep()  # before torch is loaded
 
+from vtr.errors import reports_errors
 from vtr.pretrain.settings import RunSettings
+from vtr.settings import parsed
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, train, return the exit code."""
-    settings = tyro.cli(RunSettings, args=argv, description=__doc__)
+    return start(parsed(RunSettings, argv, header=__doc__ or ""))
+
+
+def start(settings: RunSettings) -> int:
+    """Train as one rank; returns the exit code."""
     # Only now what takes seconds to load: --help and a wrong flag are answered before.
     from vtr.pretrain.dry_run import dry_run
     from vtr.pretrain.guard import guarded

@@ -212,10 +212,8 @@ def to_continue(out: Path, which: str | None, ranks: Ranks) -> tuple[Path, State
     folder = out / "checkpoints"
     if which is None:
         # All ranks look before the first checkpoint can be written.
-        if checkpoints(folder):
-            raise VtrError(
-                f"{out} holds a run with checkpoints: continue it with --resume latest, or choose another --out"
-            )
+        words = f"{out} holds a run with checkpoints: continue it with --resume latest, or choose another --out"
+        ranks.settle(VtrError(words) if checkpoints(folder) else None)
         return None
     # The main process decides which file is meant: others might see a later listing of a shared folder.
     path = ranks.gathered(find_checkpoint(folder, which))[0]

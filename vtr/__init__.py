@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from vtr.models.video_text import VideoTextModel
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     # Lazy: `import vtr` stays instant, torch and the rest load with the first name that needs them.
     if name == "load":

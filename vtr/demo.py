@@ -29,6 +29,18 @@ class DemoSettings:
     """Where the demo corpus is made (about 60 MB)."""
     rerank: int = 32
     """Candidates that the cross-modal decoder looks at again in the evaluation."""
+    ranks: int = 1
+    """Processes that train; one computes with all cores."""
+    clips: int = 8000
+    """Clips of the corpus; fewer for a quick look at how it goes."""
+    images: int = 2000
+    """Images of the corpus."""
+    stage: str | None = None
+    """Only this stage of the training: masked, multimodal or unmasked."""
+    steps: int | None = None
+    """Steps of each stage, instead of the recipe's."""
+    set: tuple[str, ...] = ()
+    """Recipe settings, as in --set unmasked.steps=100."""
 
 
 class PeakMemory:
@@ -72,9 +84,11 @@ def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 def _call(*words: str | Path) -> str:
     """Run one of our commands as a user would; its progress shows, its standard output is returned."""
-    command = [str(w) for w in words]
+    command = ["vtr", *map(str, words)]
     print("$ " + " ".join(command), file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=_environment())
+    done = subprocess.run(
+        [sys.executable, "-m", "vtr.cli", *command[1:]], stdout=subprocess.PIPE, text=True, env=_environment()
+    )
     if done.returncode:
         raise VtrError(f"`{' '.join(command)}` ended with exit code {done.returncode}; its messages are above")
     return done.stdout
@@ -101,46 +115,15 @@ def run(settings: DemoSettings) -> int:
     with PeakMemory() as memory:
         with _timed("corpus", seconds):
             corpus = settings.data_root / "demo"
-            ensure_demo_corpus(corpus)
+            ensure_demo_corpus(corpus, clips=settings.clips, images=settings.images)
         with _timed("pretrain", seconds):
-            _call(
-                "-m",
-                "accelerate.commands.launch",
-                "--num_processes",
-                "1",
-                "--num_machines",
-                "1",
-                "--mixed_precision",
-                "no",
-                "--dynamo_backend",
-                "no",
-                _script("pretrain", "run.py"),
-                "--corpus",
-                "demo",
-                "--out",
-                out,
-                "--data-root",
-                settings.data_root,
-                "--resume",
-                "latest",
-            )
+            _call(*_training(settings))
         with _timed("evaluate", seconds):
-            _call(
-                _script("eval", "zero_shot.py"),
-                "--model",
-                out,
-                "--data",
-                "demo",
-                "--data-root",
-                settings.data_root,
-                "--rerank",
-                str(settings.rerank),
-                "--out",
-                out / "results",
-            )
+            words = ["--model", out, "--data", "demo", "--data-root", settings.data_root]
+            _call("eval", *words, "--rerank", str(settings.rerank), "--out", out / "results")
         library = out / "benchmark.library"
         with _timed("index", seconds):
-            _call("-m", "vtr.cli", "index", "build", corpus / "benchmark" / "videos", "--model", out, "--out", library)
+            _call("index", "build", corpus / "benchmark" / "videos", "--model", out, "--out", library)
         with _timed("query", seconds):
             queries = _queries(corpus)
             shown = _search(library, queries, out / "hits.html")
@@ -159,13 +142,14 @@ def run(settings: DemoSettings) -> int:
     return 0
 
 
-def _script(folder: str, name: str) -> Path:
-    import vtr
-
-    for place in vtr.__path__:
-        if (Path(place) / folder / name).is_file():
-            return Path(place) / folder / name
-    raise VtrError(f"{folder}/{name} is not part of this installation")
+def _training(settings: DemoSettings) -> list[str | Path]:
+    """The words of `vtr pretrain`."""
+    words: list[str | Path] = ["pretrain", "--corpus", "demo", "--out", settings.out, "--data-root", settings.data_root]
+    words += ["--resume", "latest", "--ranks", str(settings.ranks)]
+    words += ["--demo-clips", str(settings.clips), "--demo-images", str(settings.images)]
+    words += ["--stage", settings.stage] if settings.stage else []
+    words += ["--steps", str(settings.steps)] if settings.steps else []
+    return words + (["--set", *settings.set] if settings.set else [])
 
 
 def _queries(corpus: Path) -> list[str]:

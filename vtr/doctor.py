@@ -132,4 +132,17 @@ def run(settings: DoctorSettings) -> int:
     return 0
 
 
-COMMANDS = {"doctor": (DoctorSettings, run)}
+@dataclass(frozen=True, kw_only=True)
+class VersionSettings:
+    """Print the version."""
+
+
+def version(settings: VersionSettings) -> int:
+    """`vtr version`."""
+    import vtr
+
+    print(f"vtr {getattr(vtr, '__version__', '?')}")
+    return 0
+
+
+COMMANDS = {"doctor": (DoctorSettings, run), "version": (VersionSettings, version)}
