@@ -14,6 +14,9 @@ from pathlib import Path
 if __name__ == "__main__":
     # A script's own folder comes first on sys.path; the repo root belongs there instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from vtr.threads import wait_asleep
+
+    wait_asleep()  # before torch is loaded
 
 import dataclasses
 import json

@@ -15,6 +15,9 @@ if __name__ == "__main__":
     # A script's own folder comes first on sys.path; the repo root belongs there, so that `vtr` is found un-installed
     # and nothing in this folder shadows an installed package.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from vtr.threads import wait_asleep
+
+    wait_asleep()  # before torch is loaded
 
 from vtr.errors import reports_errors
 from vtr.pretrain.settings import RunSettings

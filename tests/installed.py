@@ -99,7 +99,7 @@ def main() -> int:
         vtr("models", says=CHECKPOINT)
         vtr("models", CHECKPOINT, says="source")
         vtr("benchmarks", says="msrvtt")
-        write = f"import torch; from tests.models.test_official import official; torch.save(official({CHECKPOINT!r}), {str(root / 'f.pth')!r})"
+        write = f"import torch; from tests.models.test_official import official; torch.save(official({CHECKPOINT!r}, depth=24), {str(root / 'f.pth')!r})"
         subprocess.run([sys.executable, "-c", write], cwd=REPO, check=True)
         vtr("models", CHECKPOINT, "--file", root / "f.pth", says="ready")
         load = f"import vtr; print(type(vtr.load({CHECKPOINT!r})).__name__, vtr.__file__)"

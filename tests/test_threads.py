@@ -71,6 +71,17 @@ def test_a_containers_quota_is_a_limit(tmp_path: Path) -> None:
     assert threads.cores() >= 1
 
 
+def test_threads_wait_asleep_unless_the_user_has_said_how(machine: pytest.MonkeyPatch) -> None:
+    machine.delenv("GOMP_SPINCOUNT", raising=False)
+    machine.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    threads.wait_asleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    machine.delenv("OMP_WAIT_POLICY")
+    machine.setenv("GOMP_SPINCOUNT", "100")
+    threads.wait_asleep()
+    assert "OMP_WAIT_POLICY" not in os.environ
+
+
 @pytest.mark.slow
 def test_accelerate_launch_is_seen_through(repo: Path, tmp_path: Path) -> None:
     script = tmp_path / "say.py"

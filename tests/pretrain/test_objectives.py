@@ -8,9 +8,12 @@ import torch.nn.functional as F
 
 from vtr.encoders.distill import alignment_loss
 from vtr.encoders.losses import contrastive_loss, language_loss
+from vtr.pretrain.objectives import objective_kinds, objectives_of
+from vtr.pretrain.objectives.base import EmbeddingObjective, FusionObjective, PieceObjective
 from vtr.pretrain.objectives.language import mask_tokens
 from vtr.pretrain.objectives.matching import hard_negatives
 from vtr.pretrain.objectives.text_pair import text_pair_loss
+from vtr.pretrain.recipes import Stage
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -126,3 +129,12 @@ def test_text_pair_loss_ignores_absent_swapped_captions() -> None:
     a, p, n = unit(4, 8).float(), unit(4, 8, seed=1).float(), unit(4, 8, seed=2).float()
     absent = text_pair_loss(a, p, n, torch.zeros(4, dtype=torch.bool), 0.1)
     torch.testing.assert_close(absent, F.cross_entropy(a @ p.T / 0.1, torch.arange(4)), rtol=1e-5, atol=1e-5)
+
+
+def test_every_objective_that_a_stage_lists_is_there_and_a_stage_has_those_it_gives_a_weight() -> None:
+    kinds = objective_kinds()
+    assert list(kinds) == ["uta", "vtc", "vtm", "mlm", "text"]
+    for kind in kinds.values():
+        assert issubclass(kind, (EmbeddingObjective, FusionObjective, PieceObjective))
+    assert list(objectives_of(Stage(vtc=1.0, mlm=0.5))) == ["vtc", "mlm"]
+    assert {n for n, kind in kinds.items() if kind.needs_teacher} == {"uta"}

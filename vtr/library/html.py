@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from vtr.data.decode import read_moment
+from vtr.data.decode import DecodeError, read_moment
 from vtr.errors import VtrError
 from vtr.files import write_atomically
 from vtr.library.files import media_source, shown
@@ -89,7 +89,7 @@ def _text(text: str) -> str:
 def _card(hit: Hit) -> str:
     still = hit.end <= hit.start
     link = f"file://{quote(hit.path)}" + ("" if still else f"#t={hit.start:.2f}")
-    frames = _frames(hit)
+    frames, lacking = _frames(hit)
     time = "image" if still else f"{_clock(hit.start)} \u2013 {_clock(hit.end)}"
     if frames:
         name = _text(f"{Path(hit.path).name}, {time}")
@@ -97,7 +97,7 @@ def _card(hit: Hit) -> str:
         if len(frames) > 1:
             pictures += "<div class=small>" + "".join(f"<img alt='' src='{f}'>" for f in frames[1:]) + "</div>"
     else:
-        pictures = "<p class=gone>This file can no longer be read.</p>"
+        pictures = f"<p class=gone>No picture: {_text(lacking)}</p>"
     detail = f"<br>re-ranked; similarity {hit.similarity:.3f}" if hit.reranked else ""
     if hit.copies:
         detail += f"<br>the same file: {_text(', '.join(Path(p).name for p in hit.copies[:5]))}"
@@ -110,8 +110,8 @@ def _card(hit: Hit) -> str:
     )
 
 
-def _frames(hit: Hit) -> list[str]:
-    """The middle frame of the moment, then one before and one after it; data: addresses of JPEG pictures."""
+def _frames(hit: Hit) -> tuple[list[str], str]:
+    """The middle frame of the moment, one before and one after it, as data: addresses of JPEG pictures; or why not."""
     still = hit.end <= hit.start
     try:
         clip = read_moment(
@@ -121,8 +121,10 @@ def _frames(hit: Hit) -> list[str]:
             end=None if still else hit.end,
             least=480,
         )
-    except (VtrError, OSError, ValueError):
-        return []
+    except DecodeError as error:
+        return [], error.cause
+    except (VtrError, OSError, ValueError) as error:
+        return [], str(error)
     sources = []
     for place, largest in ((1, 480), (0, 240), (2, 240))[: 1 if still else 3]:
         image = Image.fromarray(clip.frames[place])
@@ -130,7 +132,7 @@ def _frames(hit: Hit) -> list[str]:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=80)
         sources.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
-    return sources
+    return sources, ""
 
 
 def _clock(seconds: float) -> str:

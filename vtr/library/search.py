@@ -217,7 +217,9 @@ class Searcher(ABC):
     def _hits(self, groups: list[list[Moment]], moments: int, query: Query, unmerged: bool) -> list[Hit]:
         contents = {group[0].best.content for group in groups} - {None}
         copies = {} if unmerged else self._copies([c for c in contents if c is not None])
-        temperature = float(self.model.temp) if any(m.best.reranked for group in groups for m in group) else 1.0
+        temperature = (
+            float(self.model.temp.detach()) if any(m.best.reranked for group in groups for m in group) else 1.0
+        )
         hits = []
         for rank, group in enumerate(groups, 1):
             for number, moment in enumerate(group[:moments], 1):

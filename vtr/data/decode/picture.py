@@ -44,6 +44,7 @@ class Painter:
         self.name = name
         self.aspect: Fraction | None = None
         self._reformatter: VideoReformatter | None = None
+        self._turn: tuple[int, Matrix | None] | None = None
 
     def rgb(self, frame: VideoFrame) -> np.ndarray:
         """uint8 (H, W, 3) of a PyAV frame.
@@ -72,7 +73,16 @@ class Painter:
             raise DecodeError(self.name, f"pixels of format {frame.format.name} cannot be shown: {error}") from None
         if hdr:
             pixels = standard_range(pixels, int(frame.color_trc), wide=frame.color_primaries in (_BT2020, _UNSPECIFIED))
-        return oriented(pixels, display_matrix(frame))
+        return oriented(pixels, self._matrix(frame))
+
+    def _matrix(self, frame: VideoFrame) -> Matrix | None:
+        """The frame's display matrix, read again only where the turn changes.
+
+        PyAV ties a frame whose side data was asked for to itself: it would stay in memory until Python looks for cycles.
+        """
+        if self._turn is None or self._turn[0] != frame.rotation:
+            self._turn = frame.rotation, display_matrix(frame)
+        return self._turn[1]
 
     def size(self, frame: VideoFrame) -> tuple[int, int]:
         """Width and height with square pixels, before any turn: the longer side grows, as in browsers."""

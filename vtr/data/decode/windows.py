@@ -261,7 +261,7 @@ def _video_end(reader: VideoReader, size: int, start: float | None, end: float |
         length = reader.length() if reader.regular or end is None else math.inf
     else:
         reader.survey()
-        length = reader.claimed_end or math.inf
+        length = reader.claimed_end if reader.regular and reader.claimed_end else math.inf
     if start is not None and start > length + CLOSE:
         raise DecodeError(reader.name, f"lasts {length:.2f} s, so there is nothing at {start:g} s")
     return length if end is None else end
