@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.media import film, scenes
 from tests.helpers import small_model, write_videos
+from vtr.cli import main
 from vtr.errors import UsageError, VtrError
 from vtr.library import Hit, Library
 from vtr.library import index as indexes
@@ -79,6 +81,25 @@ def test_unreadable_files_are_listed_and_the_rest_goes_in(tmp_path: Path) -> Non
     assert len(report.failed) == 2
     assert all("\n" not in line for line in report.failed)
     assert len(library.info()["unreadable"]) == 2
+
+
+def test_a_film_that_is_cut_off_goes_in_as_far_as_it_goes_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "v").mkdir()
+    whole = film(scenes(), fmt="matroska")
+    (tmp_path / "v" / "whole.mkv").write_bytes(whole)
+    (tmp_path / "v" / "half.mkv").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "v" / "same.mkv").write_bytes(whole[: len(whole) // 2])
+    library = Library.create(tmp_path / "lib", small_model(), window=2.0, stride=1.0)
+    first, again = library.add(tmp_path / "v"), library.add(tmp_path / "v")
+    assert (first.added, first.known, first.failed) == (3, 1, [])
+    assert len(first.cut_off) == 2
+    assert all("of its" in line and "bytes are missing" in line for line in first.cut_off)
+    assert sorted(first.cut_off) == sorted(again.cut_off) == library.info()["cut_off"]
+    assert max(m.end for m in library.search("a", k=99, all_moments=True) if "whole" not in m.path) < 11
+    assert main(["index", "info", str(tmp_path / "lib")]) == 0
+    assert "cut off     2, indexed as far as they go" in capsys.readouterr().out
 
 
 def test_removed_videos_are_never_found_again(library: Library, tmp_path: Path) -> None:

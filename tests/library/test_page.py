@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,10 @@ from vtr.library import Library
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
 
-from playwright.sync_api import sync_playwright
-
 from vtr.library.serve import ServerOptions, make_app
 from vtr.library.serve import queries as serve_queries
 
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 MOMENTS = ".card:not(.ghost)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vtr.library.found import Hit
     from vtr.library.search import Searcher
 
+_AFTER = 0.001  # seconds: browsers cut a time to microseconds, and may show the frame before the one of that stamp
 _STYLE = """
 :root{color-scheme:light dark;--back:#f5f5f2;--card:#fff;--ink:#1c1c1a;--soft:#66665f;--line:#dddcd5;--hole:#ecebe6}
 @media(prefers-color-scheme:dark){:root{--back:#141413;--card:#1f1f1d;--ink:#ecebe6;--soft:#a09f97;--line:#34332f;
@@ -88,7 +89,7 @@ def _text(text: str) -> str:
 
 def _card(hit: Hit) -> str:
     still = hit.end <= hit.start
-    link = f"file://{quote(hit.path)}" + ("" if still else f"#t={hit.start:.2f}")
+    link = f"file://{quote(hit.path)}" + ("" if still else f"#t={hit.start + _AFTER:.3f}")
     frames, lacking = _frames(hit)
     time = "image" if still else f"{_clock(hit.start)} \u2013 {_clock(hit.end)}"
     if frames:

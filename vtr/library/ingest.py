@@ -6,13 +6,14 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from vtr.data.decode import DecodeError, TimeLimit
+from vtr.data.whole import cut_off
 from vtr.library.files import clean_metadata, leads_out, sha256, shown
 from vtr.library.rows import Embedded, Facts, Failure, Metadata, Value, VideoRow
 from vtr.library.scan import Scan, find_media
@@ -24,7 +25,8 @@ Listing = Mapping[str, Mapping[str, Value]]  # {path: {column: value}}
 
 @dataclass(kw_only=True)
 class AddReport:
-    """What an `add` or `sync` did; `failed` holds one line for each file that could not be read.
+    """What an `add` or `sync` did; `failed` holds one line for each file that could not be read, `cut_off` one for
+    each that is shorter than it says and was indexed as far as it goes.
 
     `moved` files were found again under another name, `known` ones have the content of a file that is in the library:
     neither is encoded again. `skipped` counts what was left out of the folders, and why; `notes` say what was done
@@ -39,6 +41,7 @@ class AddReport:
     removed: int = 0
     skipped: str = ""
     failed: list[str] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -158,7 +161,7 @@ class Ingest:
     def _encode(self, file: Path, name: str, known: VideoRow | None, seen: Facts) -> None:
         found: Embedded | Failure
         try:
-            found = self.embed(Path(name))
+            found = replace(self.embed(Path(name)), lacking=cut_off(name, thorough=False))
             if _facts(file)[:2] != seen[:2]:
                 self.report.failed.append(shown(f"{name}: changed while it was read; call again"))
                 return
@@ -187,10 +190,11 @@ class Ingest:
             return True
         if not others:
             return False
-        spans, rows = self.store.spans_of(others[0].id)
-        self._record(
-            name, known, seen, Embedded(spans=spans, vectors=self.store.vectors()[rows], duration=others[0].duration)
-        )
+        other = others[0]
+        spans, rows = self.store.spans_of(other.id)
+        vectors = self.store.vectors()[rows]
+        same = Embedded(spans=spans, vectors=vectors, duration=other.duration, lacking=other.lacking)
+        self._record(name, known, seen, same)
         self.report.known += 1
         return True
 
@@ -199,19 +203,28 @@ class Ingest:
         if metadata is None and known:
             metadata = known.metadata
         failure = found if isinstance(found, Failure) else None
-        spans = [] if isinstance(found, Failure) else found.spans
-        vectors = np.zeros((0, self.store.width), np.float32) if isinstance(found, Failure) else found.vectors
-        length = 0.0 if isinstance(found, Failure) else found.duration
+        if isinstance(found, Failure):
+            found = Embedded(spans=[], vectors=np.zeros((0, self.store.width), np.float32), duration=0.0)
+        spans, vectors = found.spans, found.vectors
         with self.store.change():
             if known:
                 self.store.delete_video(known.id)
             first = self.store.append(vectors) if len(vectors) else 0
             self.store.insert_video(
-                name, seen, spans, first, crc=checksum(vectors), duration=length, failure=failure, metadata=metadata
+                name,
+                seen,
+                spans,
+                first,
+                crc=checksum(vectors),
+                duration=found.duration,
+                failure=failure,
+                metadata=metadata,
+                lacking=found.lacking,
             )
         if failure is None:
             self.report.added += 1
             self.report.segments += len(spans)
+            self._note_lacking(name, found.lacking)
         else:
             self.report.failed.append(shown(failure.reason))
 
@@ -224,6 +237,11 @@ class Ingest:
             self.report.failed.append(shown(known.failure.reason))
         else:
             self.report.unchanged += 1
+            self._note_lacking(name, known.lacking)
+
+    def _note_lacking(self, name: str, lacking: str) -> None:
+        if lacking:
+            self.report.cut_off.append(shown(f"{name}: {lacking}"))
 
 
 def _facts(file: Path) -> Facts:

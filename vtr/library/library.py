@@ -64,6 +64,7 @@ class Info(TypedDict, total=False):
     segments: int
     seconds: float
     unreadable: list[str]
+    cut_off: list[str]
 
 
 class Compacted(TypedDict):
@@ -559,13 +560,14 @@ class Library(Searcher):
         ]
 
     def info(self) -> Info:
-        """Counts, settings, and the files that could not be read with their reasons."""
+        """Counts, settings, the files that could not be read with their reasons, and those that are cut off."""
         videos, seconds = self.read(self.store.totals)
         counted = {
             "videos": videos,
             "segments": self.store.segments(),
             "seconds": seconds,
             "unreadable": [shown(reason) for reason in self.store.reasons()],
+            "cut_off": [shown(line) for line in self.store.cut_off()],
         }
         return cast(Info, {"path": str(self.path), **self.settings.as_json(), **counted})
 

@@ -14,7 +14,7 @@ from vtr.library.rows import Facts, Failure, Metadata, SegmentRow, Span, Value, 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS videos (
     id INTEGER PRIMARY KEY, path TEXT UNIQUE NOT NULL, bytes INTEGER, modified REAL, sha256 TEXT,
-    duration REAL, reason TEXT, crc INTEGER, meta TEXT, origin TEXT, kind TEXT
+    duration REAL, reason TEXT, crc INTEGER, meta TEXT, origin TEXT, kind TEXT, lacking TEXT
 );
 CREATE TABLE IF NOT EXISTS segments (
     id INTEGER PRIMARY KEY AUTOINCREMENT, video INTEGER NOT NULL REFERENCES videos(id) ON DELETE CASCADE,
@@ -28,9 +28,9 @@ CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS imports (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, modified REAL NOT NULL);
 """
 # Columns of `videos` that older libraries lack.
-LATER = {"crc": "INTEGER", "meta": "TEXT", "origin": "TEXT", "kind": "TEXT"}
+LATER = {"crc": "INTEGER", "meta": "TEXT", "origin": "TEXT", "kind": "TEXT", "lacking": "TEXT"}
 _MARKS = 500  # parameters of one statement
-_VIDEO = "id, path, bytes, modified, sha256, duration, reason, kind, crc, meta, origin"
+_VIDEO = "id, path, bytes, modified, sha256, duration, reason, kind, crc, meta, origin, lacking"
 _SEGMENT = (
     "segments.id, videos.id, videos.path, segments.start, segments.end, videos.duration, videos.modified, "
     "videos.sha256, segments.row, videos.meta FROM segments JOIN videos ON videos.id = segments.video"
@@ -84,6 +84,11 @@ class Records:
         """Why files could not be read, by path."""
         return [r[0] for r in self.db.execute("SELECT reason FROM videos WHERE reason IS NOT NULL ORDER BY path")]
 
+    def cut_off(self) -> list[str]:
+        """What is lacking of files that are searched as far as they go, by path."""
+        sql = "SELECT path, lacking FROM videos WHERE lacking != '' ORDER BY path"
+        return [f"{path}: {lacking}" for path, lacking in self.db.execute(sql)]
+
     def totals(self) -> tuple[int, float]:
         """Number of readable videos, and their seconds."""
         sql = "SELECT COUNT(*) FILTER (WHERE reason IS NULL), COALESCE(SUM(duration), 0) FROM videos"
@@ -102,14 +107,15 @@ class Records:
         failure: Failure | None = None,
         metadata: Mapping[str, Value] | None = None,
         origin: str | None = None,
+        lacking: str = "",
     ) -> None:
         """Put in a video and its segments, whose vectors begin at `first_row`, within `change`."""
         length = max((s.end for s in spans), default=0.0) if duration is None else duration
         reason, kind = (None, None) if failure is None else (failure.reason, failure.kind)
         cursor = self.db.execute(
-            "INSERT INTO videos (path, bytes, modified, sha256, duration, reason, kind, crc, origin) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (path, *facts, length, reason, kind, crc, origin),
+            "INSERT INTO videos (path, bytes, modified, sha256, duration, reason, kind, crc, origin, lacking) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (path, *facts, length, reason, kind, crc, origin, lacking),
         )
         assert cursor.lastrowid is not None
         self.db.executemany(
@@ -167,6 +173,7 @@ class Records:
                 crc=r[8],
                 metadata=_metadata(r[9]),
                 origin=r[10],
+                lacking=r[11] or "",
             )
 
     # -- embeddings of shards -----------------------------------------------------------------------------------------

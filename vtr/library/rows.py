@@ -30,11 +30,15 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """A file as the model saw it: its segments, their vectors (n, w), and its length in seconds."""
+    """A file as the model saw it: its segments, their vectors (n, w), and its length in seconds.
+
+    `lacking` says what the file promises and does not hold; "" where it is whole.
+    """
 
     spans: list[Span]
     vectors: np.ndarray
     duration: float
+    lacking: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoRow:
-    """A file of the library; `failure` where it could not be read, `origin` where it came with embeddings."""
+    """A file of the library.
+
+    `failure` where it could not be read, `origin` where it came with embeddings, `lacking` where it is cut off.
+    """
 
     id: int
     path: str
@@ -63,6 +70,7 @@ class VideoRow:
     crc: int | None
     metadata: Metadata
     origin: str | None
+    lacking: str = ""
 
 
 class SegmentRow(NamedTuple):

@@ -211,6 +211,10 @@ def info(settings: InfoSettings) -> int:
         print(f"{key:<12}{value}")
     for line in values["unreadable"]:
         print(f"  {line}")
+    if values["cut_off"]:
+        print(f"{'cut off':<12}{len(values['cut_off'])}, indexed as far as they go")
+    for line in values["cut_off"]:
+        print(f"  {line}")
     return 0
 
 
@@ -311,11 +315,14 @@ def _chosen(settings: BuildSettings | AddSettings | SyncSettings) -> _Chosen:
 def _report(report: AddReport, library: Library) -> int:
     for line in report.failed:
         print(f"unreadable: {line}", file=sys.stderr)
+    for line in report.cut_off:
+        print(f"indexed as far as it goes: {line}", file=sys.stderr)
     for line in report.notes:
         print(f"note: {line}", file=sys.stderr)
     if report.skipped:
         print(report.skipped, file=sys.stderr)
     more = {"moved": report.moved, "removed": report.removed, "with the content of another file": report.known}
+    more["cut off"] = len(report.cut_off)
     print(
         f"{library.path}: {report.added} added ({report.segments} segments), {report.unchanged} unchanged, "
         + "".join(f"{count} {what}, " for what, count in more.items() if count)

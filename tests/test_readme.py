@@ -1,0 +1,207 @@
+"""The README's commands are read by what would run them, and each is run by tests/readme.py or said to need something."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import tyro
+
+from tests.readme import NOT_RUN, SMALLER, Command, commands, smaller
+from vtr.completion import flags_of
+from vtr.errors import VtrError
+from vtr.verbs import VERBS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PAGE = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+COMMANDS = commands(PAGE)
+PLACEHOLDER = re.compile(r"\b(VIDEOS|[A-Z]+_MODEL|HOST|NAME|FILE|MODEL)\b|(^| )/data\b")
+
+
+class Read(BaseException):
+    """The flags have been read; nothing is done with them."""
+
+
+@contextlib.contextmanager
+def reading_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever reads flags inside ends with `Read` where it would go on."""
+    cli, parse_args = tyro.cli, argparse.ArgumentParser.parse_args
+
+    def read_by_tyro(*args: object, **named: object) -> NoReturn:
+        cli(*args, **named)  # type: ignore[arg-type]
+        raise Read
+
+    def read_by_argparse(*args: object, **named: object) -> NoReturn:
+        parse_args(*args, **named)  # type: ignore[arg-type]
+        raise Read
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tyro, "cli", read_by_tyro)
+        patch.setattr(argparse.ArgumentParser, "parse_args", read_by_argparse)
+        try:
+            yield
+        except Read:
+            return
+    pytest.fail("it went on without reading its flags")
+
+
+def read(words: list[str], repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the flags of a command read by what would run it; fails where they would be refused."""
+    program, *rest = words
+    if program in ("accelerate", "torchrun"):
+        read(launched(program, rest), repo, monkeypatch)
+        return
+    if program == "vtr":
+        program, rest = "python", ["-m", "vtr.cli", *rest]
+    if program == "python":
+        module = rest[0] == "-m"
+        name, *flags = rest[1:] if module else rest
+        monkeypatch.setattr(sys, "argv", [name, *flags])
+        with reading_only(monkeypatch):
+            if name == "vtr.cli":
+                importlib.import_module("vtr.cli").run(flags)
+            elif module:
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(str(repo / name), run_name="__main__")
+    elif program == "pip":
+        check_install(rest, repo)
+    elif program == "make":
+        assert re.search(rf"^{rest[0]}:", (repo / "Makefile").read_text(), re.MULTILINE), f"no target {rest[0]}"
+    else:
+        assert program == "printf" or shutil.which(program), f"{program}: no such command"
+
+
+def launched(launcher: str, words: list[str]) -> list[str]:
+    """What a launcher starts, as a command of its own."""
+    if launcher == "torchrun":
+        from torch.distributed.run import parse_args
+
+        args = parse_args(words)
+    else:
+        from accelerate.commands.launch import launch_command_parser
+
+        assert words[0] == "launch"
+        args = launch_command_parser().parse_args(words[1:])
+    return ["python", *(["-m"] if args.module else []), args.training_script, *args.training_script_args]
+
+
+def check_install(words: list[str], repo: Path) -> None:
+    project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
+    found = re.fullmatch(r"(.+)\[(\w+)\]", words[-1])
+    assert found, words
+    assert found[1] == ("." if "-e" in words else project["name"])
+    assert found[2] in project["optional-dependencies"]
+
+
+def shown(command: Command) -> str:
+    return f"{command.line}: {command.text.splitlines()[0]}"
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.python], ids=shown)
+def test_a_command_of_the_readme_has_flags_that_exist(
+    command: Command, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PWD", str(repo))
+    for text in {command.text, smaller(command.text, 96, 48)}:
+        read(shlex.split(os.path.expandvars(text)), repo, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vtr search my.library --nearest 5",
+        "vtr query my.library",
+        "accelerate launch pretrain/run.py --corpora demo",
+        "torchrun --nproc_per_node 2 -m vtr.cli embed shards --model x --outs y",
+        "python -m bench.kernels --lenght 3",
+        "python -m bench.kernel",
+        "pip install 'vtr[serve]'",
+        "make demos",
+    ],
+)
+def test_a_command_with_a_name_that_does_not_exist_is_found(
+    text: str, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises((VtrError, SystemExit, AssertionError, ImportError)):
+        read(shlex.split(text), repo, monkeypatch)
+
+
+def test_python_of_the_readme_compiles_and_names_what_vtr_has() -> None:
+    import vtr
+
+    blocks = [c.text for c in COMMANDS if c.python]
+    assert blocks
+    for text in blocks:
+        compile(text, "README.md", "exec")
+        assert all(hasattr(vtr, name) for name in re.findall(r"\bvtr\.(\w+)", text))
+
+
+def test_a_command_with_a_placeholder_is_not_run_and_says_why() -> None:
+    wrong = [shown(c) for c in COMMANDS if PLACEHOLDER.search(c.text) and not c.why_not]
+    assert wrong == []
+
+
+def test_every_reason_and_every_smaller_size_belongs_to_a_command() -> None:
+    for start in (*NOT_RUN, *SMALLER):
+        assert any(c.text.startswith(start) for c in COMMANDS), f"{start}: no such command in the README"
+
+
+def test_a_folder_that_a_command_reads_is_the_demos_or_made_before() -> None:
+    made, wrong = ["runs/demo", "data/demo"], []
+    for command in (c for c in COMMANDS if not c.python and not c.why_not):
+        words = shlex.split(command.text)
+        for before, word in zip(["", *words], words):
+            ours = re.fullmatch(r"(runs|data)/\S+|\w+\.library|my_\w+\S*|shards|embeddings", word)
+            if not ours or before == "-m":
+                continue
+            if before in ("--out", ">") or "--generate" in words or (words[0] == "cp" and word == words[-1]):
+                made.append(word)
+            elif words[0] != "vtr" or word != words[1]:
+                wrong += [] if any(word.startswith(m) for m in made) else [f"{shown(command)}: {word}"]
+    assert wrong == []
+
+
+def test_a_flag_module_or_page_that_the_text_names_exists(repo: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
+    known = {flag for verb, (module, _) in VERBS.items() for flag in flags_of(module, verb)}
+    for code in re.findall(r"`([^`\n]+)`", prose):
+        for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", code if not code.startswith("python") else ""):
+            assert flag in known, f"`{code}`: no verb has {flag}"
+        for module in re.findall(r"python -m ([a-z_.]+)(?!\S)", code):
+            assert importlib.util.find_spec(module), f"`{code}`: no such module"
+    for page in re.findall(r"\]\(([\w/.]+)\)", prose):
+        assert (repo / page).is_file(), f"{page}: no such page"
+
+
+def test_commands_are_read_with_continued_lines_and_without_remarks() -> None:
+    page = (
+        '# T\n```\nvtr a \\\n    --b 1    # what\n\nvtr c "#17"\n```\ntext\n```python\nimport vtr\nvtr.load(1)\n```\n'
+    )
+    first, second, third = commands(page)
+    assert (first.line, first.text.split(), first.block) == (3, ["vtr", "a", "--b", "1"], 0)
+    assert (second.line, second.text) == (6, 'vtr c "#17"')
+    assert (third.line, third.text, third.python, third.block) == (10, "import vtr\nvtr.load(1)\n", True, 1)
+
+
+def test_smaller_sizes_replace_those_of_the_readme() -> None:
+    assert smaller("python -m bench.drills kills") == "python -m bench.drills kills --moments 1 --ranks 1"
+    small = smaller("python -m bench.library --count 1000000 --out x")
+    assert "--count 3000" in small
+    assert "1000000" not in small
+    assert small.endswith("--out x")
