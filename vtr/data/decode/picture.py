@@ -11,6 +11,7 @@ import numpy as np
 from vtr.data.decode.types import MAX_PIXELS, DecodeError
 
 if TYPE_CHECKING:
+    from av.sidedata.sidedata import SideData
     from av.video.frame import VideoFrame
     from av.video.reformatter import VideoReformatter
 
@@ -163,7 +164,7 @@ def display_matrix(frame: VideoFrame) -> Matrix | None:
     """(a, b, c, d) of the frame's display matrix, 16.16 fixed point: x' = a x + c y, y' = b x + d y; None: upright."""
     try:
         for index in range(len(frame.side_data)):  # iterated, it gives data before PyAV 19 and kinds since
-            data = frame.side_data[index]
+            data: SideData = frame.side_data[index]  # type: ignore[literal-required]  # PyAV 18's stubs
             if data.type.name == "DISPLAYMATRIX":
                 values = np.frombuffer(bytes(data), dtype="=i4")
                 if values.size >= 5:
