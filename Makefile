@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test wheel gpu lint types clean
+.PHONY: demo test wheel smoke gpu lint types clean
 
 # A second call is instant: the stamp is newer than pyproject.toml.
 $(STAMP): pyproject.toml
@@ -33,6 +33,11 @@ test: lint types
 # The sdist and the wheel, checked, installed beside the project and tried from another folder.
 wheel: $(STAMP)
 	$(BIN)/python -m tests.installed
+
+# The wheel in a fresh environment of another Python: make smoke PYTHON=python3.13. Fetches all dependencies, torch too; ENV=FOLDER
+# takes an environment that has them.
+smoke:
+	$(PYTHON) tests/smoke.py $(if $(ENV),--env $(ENV))
 
 # On a machine with a GPU: its tests and its benchmarks, by a Python that has torch (PYTHON=...), nothing installed; then
 # docs/results/gpu.md. bench.mamba_baseline makes the comparison's wheels, which that Python may have.

@@ -26,6 +26,7 @@ from typing import Any
 import tyro
 
 from vtr.errors import UsageError, VtrError, reports_errors, unknown_name
+from vtr.settings import parsed
 
 TABLES = ("task", "scan", "mask", "align", "ratio", "droppath", "distill", "long")
 
@@ -490,7 +491,7 @@ _BUILDERS: dict[str, Callable[[AblateSettings, _Teachers], Table]] = {
 @reports_errors
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    settings = tyro.cli(AblateSettings, args=argv, description=__doc__)
+    settings = parsed(AblateSettings, argv, "python -m vtr.eval.ablate", __doc__ or "")
     try:
         return run(settings)
     except KeyboardInterrupt:

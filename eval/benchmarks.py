@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vtr.data.cleaning import clean_caption
 from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.tables import TEXT_SUFFIXES
-from vtr.data.text import clean_caption
 from vtr.errors import VtrError, unknown_name
 from vtr.eval.annotations import Item, read_annotations, read_lines, without_extension
 from vtr.files import manifest

@@ -17,9 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from vtr.errors import UsageError, VtrError, reports_errors, unknown_name
+from vtr.settings import parsed
 
 MODELS = ("videomamba", "fused", "naive")
 _NAMES = {"videomamba": "VideoMamba", "fused": "joint attention, fused", "naive": "joint attention, naive"}
@@ -317,7 +316,7 @@ def run(settings: EfficiencySettings) -> int:
 @reports_errors
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    settings = tyro.cli(EfficiencySettings, args=argv, description=__doc__)
+    settings = parsed(EfficiencySettings, argv, "python -m vtr.eval.efficiency", __doc__ or "")
     return run(settings)
 
 

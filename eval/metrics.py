@@ -233,9 +233,15 @@ def _answers(path: str) -> list[list[int]]:
         ) from error
 
 
+_USAGE = "usage: python -m vtr.eval.metrics FILE.npy [--truth ANSWERS.json] [--json]"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry of `python -m vtr.eval.metrics`."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words in (["-h"], ["--help"]):
+        print(_USAGE, __doc__, sep="\n\n", end="")
+        return 0
     as_json = "--json" in words
     answers = None
     if "--truth" in words and words[-1] != "--truth":
@@ -244,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         del words[place : place + 2]
     files = [w for w in words if w != "--json"]
     if len(files) != 1 or files[0].startswith("-"):
-        print("usage: python -m vtr.eval.metrics FILE.npy [--truth ANSWERS.json] [--json]", file=sys.stderr)
+        print(_USAGE, file=sys.stderr)
         return 2
     try:
         matrix = _loaded(Path(files[0]))

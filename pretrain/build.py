@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from vtr.data.cleaning import clean_caption
 from vtr.data.demo import demo_texts, ensure_demo_corpus
 from vtr.data.manifests import Corpus, load_corpus
 from vtr.data.shard_reader import captions_in
-from vtr.data.text import Tokenizer, clean_caption
+from vtr.data.text import Tokenizer
 from vtr.encoders.base import EncoderConfig
 from vtr.encoders.bert import BertConfig
 from vtr.encoders.registry import find_encoder, named_encoders

@@ -23,6 +23,7 @@ from vtr.pretrain.loop import memory_gib
 from vtr.pretrain.objectives import objectives_of
 from vtr.pretrain.objectives.matching import match_reach
 from vtr.pretrain.recipes import STAGES, Recipe, Stage, recipe
+from vtr.settings import parsed
 
 
 def _missing_remote(corpus: Corpus) -> list[str]:
@@ -243,7 +244,7 @@ class PlanSettings:
 @reports_errors
 def main() -> int:
     """Entry of `python -m vtr.pretrain.plan`."""
-    settings = tyro.cli(PlanSettings, description=__doc__)
+    settings = parsed(PlanSettings, None, "python -m vtr.pretrain.plan", __doc__ or "")
     corpus = published_corpus(settings.corpus)
     chosen = recipe(settings.recipe, settings.corpus)
     stages = {s: dataclasses.replace(getattr(chosen, s), batch_size=settings.batch_size) for s in STAGES}

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vtr.data.cleaning import clean_caption
 from vtr.data.decode import DecodeError, read_frames
 from vtr.data.sampling import middle_frames
-from vtr.data.text import clean_caption
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
 from vtr.eval.benchmarks import load_benchmark

@@ -34,6 +34,36 @@ def test_an_unknown_verb_names_the_nearest_and_exits_2(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["indx"], "unknown verb 'indx': did you mean 'index'?"),
+        (["index", "zzz"], "unknown verb 'index zzz': known: add, build, "),
+        (["benchmarks", "nope"], "unknown benchmark 'nope': known: anet, "),
+        (["search"], "missing PATH: A library's folder, "),
+        (["search", "lib", "x", "--rerak"], "unknown: --rerak; did you mean --rerank INT (vtr search --help)"),
+        (["search", "lib", "x", "-k", "many"], "-k/--k: expected a whole number, got 'many' (vtr search --help)"),
+    ],
+)
+def test_wrong_words_are_told_what_they_are_and_what_is_near(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith(f"vtr: {says}")
+
+
+@pytest.mark.parametrize("verb", ["benchmarks", "benchmarks check", "models", "search", "index build", "results"])
+def test_the_help_of_a_verb_that_needs_no_torch_does_not_load_it(verb: str) -> None:
+    code = f"""import sys
+from vtr.cli import main
+try:
+    main([*{verb.split()!r}, "--help"])
+except SystemExit:
+    print([m for m in ("torch", "faiss", "av") if m in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_from_files_to_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small_model().save_pretrained(tmp_path / "run" / "model")
     write_videos(tmp_path / "videos", 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 
-from vtr.errors import COMMAND_LINE, HTTP, UsageError, VtrError
+from vtr.errors import COMMAND_LINE, HTTP, UsageError, VtrError, unknown_name
 
 
 def test_a_message_names_parameters_as_python_the_command_line_and_http_call_them() -> None:
@@ -18,3 +18,11 @@ def test_an_error_crosses_processes_with_its_message() -> None:
     for error in (VtrError("plain"), UsageError(lambda say: say.name("k"))):
         back = pickle.loads(pickle.dumps(error))
         assert (type(back), str(back)) == (type(error), str(error))
+
+
+def test_a_near_name_is_offered_whatever_its_case_and_a_far_one_is_not() -> None:
+    known = ["anet", "msrvtt", "completion"]
+    assert str(unknown_name("benchmark", "MSRVTT", known)) == "unknown benchmark 'MSRVTT': did you mean 'msrvtt'?"
+    assert str(unknown_name("benchmark", "comp", known)) == "unknown benchmark 'comp': did you mean 'completion'?"
+    assert str(unknown_name("benchmark", "nope", known)).endswith("known: anet, completion, msrvtt")
+    assert str(unknown_name("benchmark", "nope", map(str, range(50)))).endswith(" and 10 more")

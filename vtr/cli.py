@@ -41,8 +41,10 @@ def run(words: list[str]) -> int:
             print("\n".join(f"vtr {v:<16}{VERBS[v][1]}" for v in groups))
             return 0 if rest else 2
         pair = " ".join([verb, *rest[:1]])
+        if pair not in VERBS and groups:
+            raise unknown_name("verb", rest[0], [v.partition(" ")[2] for v in groups if " " in v], f"{verb} ")
         if pair not in VERBS:
-            raise unknown_name("verb", pair if groups else words[0], groups or VERBS)
+            raise unknown_name("verb", words[0], {*VERBS, *(v.split()[0] for v in VERBS)})
         verb, rest = pair, rest[1:]
     if VERBS[verb][0] == "vtr.launch":
         from vtr.launch import launched

@@ -207,10 +207,10 @@ COMMANDS = {"demo": (DemoSettings, run)}
 @reports_errors
 def main() -> int:
     """Entry of `python -m vtr.demo`."""
-    import tyro
+    from vtr.settings import parsed
 
     try:
-        return run(tyro.cli(DemoSettings))
+        return run(parsed(DemoSettings, None, "python -m vtr.demo"))
     except KeyboardInterrupt:
         print("vtr: stopped; call it again to continue", file=sys.stderr)
         return 130

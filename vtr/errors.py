@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, ParamSpec
 
 _P = ParamSpec("_P")
+_LISTED = 40  # names in a message where none is near; verbs and settings are fewer
 
 
 class Speech(NamedTuple):
@@ -82,15 +83,19 @@ def reports_errors(main: Callable[_P, int]) -> Callable[_P, int]:
     return reported
 
 
-def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
+def unknown_name(what: str, name: str, known: Iterable[str], before: str = "") -> UsageError:
     """The error for a name that does not exist, with the nearest one that does.
 
     Args:
         what: What kind of name it is, in words ("model", "setting").
         name: The name as given.
         known: Every name that would have been right.
+        before: What stands before the name, and would before each of the known ones.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    return UsageError(f"unknown {what} {name!r}: {hint}")
+    folded = {known_name.casefold(): known_name for known_name in reversed(names)}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    near = near or [known_name for known_name in sorted(folded) if name and known_name.startswith(name.casefold())]
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    hint = f"did you mean {before + folded[near[0]]!r}?" if near else f"known: {', '.join(names[:_LISTED])}{more}"
+    return UsageError(f"unknown {what} {before + name!r}: {hint}")

@@ -111,9 +111,47 @@ def parsed(settings_type: type[S], words: list[str] | None, program: str | None 
             if examples:
                 print("\nexamples:\n" + "\n".join(f"  {line}".rstrip() for line in examples.strip().splitlines()))
             raise
-        lines = [line for line in said.getvalue().splitlines() if "\u256d" not in line]  # without the box's title
-        text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]|-{5,}", " ", "\n".join(lines))
-        raise UsageError(" ".join(text.split())) from None
+        raise UsageError(_one_line(said.getvalue())) from None
+
+
+def _one_line(text: str) -> str:
+    """What tyro says of wrong flags in a box, without the box, its title and the descriptions of similar flags."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]|-{5,}", " ", line).rstrip() for line in text.splitlines()]
+    lines = [line for line in lines if line.strip()]
+    start = len(lines[1]) - len(lines[1].lstrip()) if len(lines) > 1 else 0
+    said: list[str] = []
+    missing = similar = False
+    for line in lines[1:] or lines:
+        words, deep = line.strip(), len(line) - len(line.lstrip()) - start
+        if deep <= 0:
+            missing = words.startswith("Missing from")
+            similar = words.startswith(("Arguments similar", "Perhaps you meant", "Argument helptext"))
+            said.append(words.replace("Argument helptext:", ""))
+        elif not similar or (words.startswith("-") and "Argument helptext" not in text):
+            said.append(f"{words}:" if missing and deep == 4 else words)
+    told = " ".join(filter(None, said)).removesuffix(":")
+    for pattern, instead in _SPOKEN:
+        told = re.sub(pattern, instead, told)
+    return told
+
+
+_SPOKEN = (
+    (r" ?For full helptext, (?:run|see):? (.+ --help)", r" (\1)"),
+    (r"Missing from .+?: ", "missing "),
+    (r"\.? \(required\)", ";"),
+    (r";(?= \()", ""),
+    (r"Missing value for argument '(.+?)'\. Expected 1 values\.", r"\1 needs a value"),
+    (r"Unrecognized options:", "unknown:"),
+    (r" ?Arguments similar to (\S+):", r"; for \1 did you mean"),
+    (r" ?Perhaps you meant:", "; did you mean"),
+    (
+        r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.+?)(?= \(|$)",
+        r"\1: expected a whole number, got \2",
+    ),
+    (r"Error parsing (\S+): could not convert string to float: (.+?)(?= \(|$)", r"\1: expected a number, got \2"),
+    (r" +;", ";"),
+    (r"\{None\}\|", ""),
+)
 
 
 def _calmer(text: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vtr.data.text import Tokenizer, clean_caption
+from vtr.data.cleaning import clean_caption
+from vtr.data.text import Tokenizer
 from vtr.errors import UsageError, VtrError
 
 CAPTIONS = ["a red circle moves left", "a blue circle moves right", "a red square grows", "the circle turns"]

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertTokeniz
 
 import vtr.models.hub
 from tests.helpers import WORDS
-from vtr.data.text import clean_caption
+from vtr.data.cleaning import clean_caption
 from vtr.encoders.bert import Bert
 from vtr.errors import UsageError, VtrError
 from vtr.models.bert import locate_text, pretrained_text

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtr.data.cleaning import clean_caption
 from vtr.data.decode import DecodeError, read_frames
 from vtr.data.manifests import Corpus
 from vtr.data.media import VIDEO
@@ -31,7 +32,6 @@ from vtr.data.order import MediaOrder, StreamSettings, drawn, media_at, media_st
 from vtr.data.sampling import random_frames
 from vtr.data.shard_reader import ShardCache
 from vtr.data.shards import RULE, RawSample
-from vtr.data.text import clean_caption
 from vtr.data.transforms import eval_frames, train_frames
 from vtr.data.whole import cut_off
 from vtr.errors import UsageError, VtrError

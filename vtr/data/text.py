@@ -1,4 +1,4 @@
-"""Captions to token ids: the field's caption cleaning, and BERT's word pieces on the `tokenizers` library."""
+"""Captions to token ids: BERT's word pieces on the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -15,17 +15,7 @@ from vtr.errors import UsageError, VtrError
 if TYPE_CHECKING:
     import tokenizers
 
-_DELETE = str.maketrans({**dict.fromkeys(",.'!?\"()*#:;~"), "-": " ", "/": " "})
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-def clean_caption(caption: str) -> str:
-    """A caption as the published models saw it: lower case, without punctuation, dashes and slashes as spaces.
-
-    `<person>` (the face-blurred corpora's mark) becomes the word; runs of white space become one space.
-    """
-    text = caption.lower().translate(_DELETE).replace("<person>", "person")
-    return " ".join(text.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +158,7 @@ class Tokenizer:
         """Token ids of a batch.
 
         Args:
-            texts: B texts. Not cleaned here: see `clean_caption`.
+            texts: B texts. Not cleaned here: see `vtr.data.cleaning`.
             max_length: Most tokens per text, [CLS] and [SEP] included; the end is cut off.
             pad_to: Length to pad to; None: that of the longest text in the batch.
         """

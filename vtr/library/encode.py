@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtr.data.cleaning import clean_caption
 from vtr.data.decode import DecodeError, Window, Windows, probe, read_moment, read_windows, reduced_to
-from vtr.data.text import clean_caption
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
 from vtr.library.files import media_source

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vtr.data.text import TokenBatch, Tokenizer, clean_caption
+from vtr.data.cleaning import clean_caption
+from vtr.data.text import TokenBatch, Tokenizer
 from vtr.encoders.base import EncoderConfig
 from vtr.encoders.bert import BertConfig
 from vtr.encoders.registry import config_from_dict, config_to_dict

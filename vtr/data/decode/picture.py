@@ -163,8 +163,8 @@ def _compressed(brightest: np.ndarray) -> np.ndarray:
 def display_matrix(frame: VideoFrame) -> Matrix | None:
     """(a, b, c, d) of the frame's display matrix, 16.16 fixed point: x' = a x + c y, y' = b x + d y; None: upright."""
     try:
-        data: SideData
-        for data in frame.side_data:  # type: ignore[assignment]  # PyAV's stubs take it for a mapping
+        for index in range(len(frame.side_data)):  # iterated, it gives data before PyAV 19 and kinds since
+            data: SideData = frame.side_data[index]  # type: ignore[literal-required]  # PyAV 18's stubs
             if data.type.name == "DISPLAYMATRIX":
                 values = np.frombuffer(bytes(data), dtype="=i4")
                 if values.size >= 5:

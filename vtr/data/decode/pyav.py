@@ -99,7 +99,10 @@ def open_container(source: Source, deadline: Deadline) -> InputContainer:
     file = _Input(source, deadline)
     try:
         # A playlist inside an upload must not make FFmpeg open other files or addresses: no protocol is allowed.
-        return av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace", buffer_size=65536)
+        options = {"protocol_whitelist": "none"}
+        if int(av.__version__.partition(".")[0]) >= 19:  # which takes metadata that is no UTF-8 as it is
+            return av.open(file, "r", options=options, buffer_size=65536)
+        return av.open(file, "r", options=options, buffer_size=65536, metadata_errors="replace")
     except BaseException:
         file.close()
         raise
