@@ -45,8 +45,8 @@ NOT_RUN = {
 }
 # What --quick says in a command that begins so: a flag that is there has this value instead.
 SMALLER = {
-    "vtr pretrain --corpus demo": "--demo-clips CLIPS --demo-images IMAGES --steps 2",
-    "accelerate launch pretrain/run.py": "--demo-clips CLIPS --demo-images IMAGES --steps 2",
+    "vtr pretrain --corpus demo": "--demo-clips CLIPS --demo-images IMAGES --steps 2 --set warmup.steps=2",
+    "accelerate launch pretrain/run.py": "--demo-clips CLIPS --demo-images IMAGES --steps 2 --set warmup.steps=2",
     "vtr eval": "--rerank 4",
     "accelerate launch eval/zero_shot.py": "--rerank 4",
     "python -m bench.fake_corpus": "--scale 100000",
@@ -110,7 +110,9 @@ def smaller(text: str, clips: int = 0, images: int = 0) -> str:
         if text.startswith(start):
             words = words.replace("CLIPS", str(clips)).replace("IMAGES", str(images))
             for flag, value in re.findall(r"(-\S+) ([^-]\S*)", words):
-                text, there = re.subn(rf"(?<= ){flag} \S+", f"{flag} {value}", text)
+                # Of --set there may be several values: ours is one more.
+                old, new = (" --set ", f" --set {value} ") if flag == "--set" else (rf" {flag} \S+", f" {flag} {value}")
+                text, there = re.subn(old, new, text)
                 if not there:
                     text = f"{start} {flag} {value}{text[len(start) :]}"
             break
@@ -124,8 +126,9 @@ def workplace(folder: Path, demo: Path, data: Path) -> None:
         if (REPO / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(REPO / name, folder / name)
-    shutil.copytree(demo, folder / "runs/demo")
-    shutil.copytree(data, folder / "data/demo")
+    for source, copy in ((demo, folder / "runs/demo"), (data, folder / "data/demo")):
+        if not copy.exists():
+            shutil.copytree(source, copy)
 
 
 class Shell:
@@ -192,7 +195,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
                 failed += 1
                 print(f"FAILED the server ended with exit code {code}", flush=True)
             block = command.block
-            if command.why_not or command.line < options.start:
+            if command.why_not or not options.start <= command.line <= options.stop:
                 continue
             text = smaller(command.text, made["clips"], made["images"]) if options.quick else command.text
             begin = time.perf_counter()
@@ -225,9 +228,10 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="its corpus (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, as stated in the script")
     parser.add_argument("--port", type=int, default=8000, help="the server's, instead of 8000")
-    parser.add_argument("--start", type=int, default=0, metavar="LINE", help="leave out what stands before this line")
+    parser.add_argument("--start", type=int, default=0, metavar="LINE", help="leave out what stands before")
+    parser.add_argument("--stop", type=int, default=10**6, metavar="LINE", help="leave out what stands behind")
     parser.add_argument("--list", action="store_true", help="what is run, what is not and why")
-    parser.add_argument("--folder", type=Path, help="an empty folder for the copy, kept (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="of the copy, kept and used again (default: a temporary one)")
     options = parser.parse_args()
     if options.list:
         for command in commands((REPO / "README.md").read_text()):
