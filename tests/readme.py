@@ -52,7 +52,7 @@ SMALLER = {
     "python -m bench.fake_corpus": "--scale 100000",
     "python -m bench.serve_load": "--clients 4 --seconds 3",
     "python -m bench.kernels": "--length 64",
-    "python -m bench.loader": "--generate 16 --seconds 1 --rounds 1",
+    "python -m bench.loader": "--generate 16 --batch-size 4 --seconds 1 --rounds 1",
     "python -m bench.library": "--count 3000 --queries 20",
     "python -m bench.drills kills": "--ranks 1 --moments 1",
     "python -m tests.library.killing": "-n 3",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from dataclasses import dataclass
 
 import tyro
@@ -51,7 +52,9 @@ def flags_of(module: str, verb: str) -> list[str]:
     names = []
     for field in dataclasses.fields(settings):
         if "Positional" not in str(field.type):
-            names.append(f"-{field.name}" if len(field.name) == 1 else "--" + field.name.replace("_", "-"))
+            renamed = re.search(r"""arg\(name=["'](\w+)""", str(field.type))  # a flag that Python has a keyword for
+            name = renamed[1] if renamed else field.name
+            names.append(f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-"))
     return [*names, "--help"]
 
 
