@@ -33,7 +33,8 @@ from bench.command import parsed
 from vtr.errors import VtrError, reports_errors
 
 STEPS = {"masked": 10, "multimodal": 15, "unmasked": 25}
-_UNSTEADY = ("samples_per_s", "cpu_s_per_s", "data_wait", "memory_gib", "time")  # fields of a log row that no run repeats
+# Fields of a log row that no run repeats.
+_UNSTEADY = ("samples_per_s", "cpu_s_per_s", "data_wait", "memory_gib", "time")
 
 
 class Call:
