@@ -34,7 +34,7 @@ from vtr.errors import VtrError, reports_errors
 
 STEPS = {"masked": 10, "multimodal": 15, "unmasked": 25}
 # Fields of a log row that no run repeats.
-_UNSTEADY = ("samples_per_s", "data_wait", "cpu_s_per_s", "memory_gib", "time")
+_UNSTEADY = ("samples_per_s", "cpu_s_per_s", "data_wait", "memory_gib", "time")
 
 
 class Call:

@@ -131,7 +131,7 @@ def test_a_command_of_the_readme_has_flags_that_exist(
         "torchrun --nproc_per_node 2 -m vtr.cli embed shards --model x --outs y",
         "python -m bench.kernels --lenght 3",
         "python -m bench.kernel",
-        "pip install 'vtr[serve]'",
+        "pip install 'vtr-serch[serve]'",
         "make demos",
     ],
 )

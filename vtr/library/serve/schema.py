@@ -119,8 +119,8 @@ Id = Annotated[int, InPath(ge=1, le=2**63 - 1, examples=[1])]
 
 
 def problems(*statuses: int) -> Responses:
-    """The refusals of a route, beside those of all."""
-    return {status: {"model": Problem} for status in (*statuses, 401, 403, 413, 422, 429, 500)}
+    """The refusals of a route, beside those of all (400: a parameter that none of them has)."""
+    return {status: {"model": Problem} for status in (400, *statuses, 401, 403, 413, 422, 429, 500)}
 
 
 PICTURE: Responses = {
