@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -321,9 +322,11 @@ def test_processes_that_start_together_share_the_compiled_kernels(tmp_path):
 
 
 @needs_nvrtc
-def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
-    (tmp_path / "vtr").write_text("a file where the folder should be")
+def test_a_cache_that_cannot_be_written_anywhere_is_a_warning(tmp_path, monkeypatch):
+    blocked = tmp_path / "vtr"
+    blocked.write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(blocked))
     with pytest.warns(RuntimeWarning, match="every process compiles them"):
         assert nvrtc.compile_cubin(add_norm.UNIT, "sm_90", {"STORAGE": 0})
 
