@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from vtr.data.cleaning import clean_caption
-from vtr.data.decode import DecodeError, Window, Windows, probe, read_moment, read_windows, reduced_to
+from vtr.data.decode import DecodeError, Window, Windows, probe, read_moment, reduced_to
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
+from vtr.library.decoders import Cut
 from vtr.library.files import media_source
-from vtr.library.rows import Embedded, Span
+from vtr.library.rows import Span
 from vtr.library.settings import LibrarySettings
 from vtr.models.base import TextFeatures
 from vtr.models.load import load_encoder
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BATCH",
     "clean_caption",
+    "cut_of",
     "embed_example",
     "embed_file",
-    "encode_windows",
     "encoded",
     "encoded_texts",
     "frames_of",
@@ -41,8 +42,8 @@ __all__ = [
 ]
 
 BATCH = 16  # windows that are encoded together
-EXAMPLE_WINDOWS = 32  # of a clip that is searched by
 K = TypeVar("K")
+EXAMPLE_WINDOWS = 32  # of a clip that is searched by
 
 
 def settings_of(model: VideoTextEncoder, model_path: str | None, window: float, stride: float) -> LibrarySettings:
@@ -57,11 +58,11 @@ def settings_of(model: VideoTextEncoder, model_path: str | None, window: float, 
     )
 
 
-def encoded(model: VideoTextEncoder, batch: Sequence[Tensor]) -> np.ndarray:
-    """Vectors (n, w) of frames: n uint8 tensors (T, 3, S, S)."""
+def encoded(model: VideoTextEncoder, frames: Tensor, *, bf16: bool = False) -> np.ndarray:
+    """Vectors (n, w) of n windows: frames uint8 (n, T, 3, S, S), encoded under bf16 autocast where that is asked for."""
     model.eval()
-    with torch.inference_mode():
-        out = model.encode_video(torch.stack(list(batch))).embedding.float().cpu().numpy()
+    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        out = model.encode_video(frames).embedding.float().cpu().numpy()
     if not np.isfinite(out).all():
         raise VtrError("the model gives embeddings that are not finite: is it a trained one?")
     return out
@@ -74,20 +75,25 @@ def encoded_texts(model: VideoTextEncoder, texts: Sequence[str]) -> TextFeatures
         return model.encode_text(list(texts))
 
 
+def cut_of(settings: LibrarySettings, model: VideoTextEncoder) -> Cut:
+    """How files are cut into windows for a library and its model."""
+    return Cut(
+        window=settings.window,
+        stride=settings.stride,
+        frames=settings.frames,
+        size=model.config.video.image_size,
+        antialias=model.config.antialias,
+        keyframes=settings.keyframes,
+    )
+
+
 def windows_of(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> Windows:
     """The windows of a file, each with its frames uint8 (T, 3, S, S).
 
     Raises:
         DecodeError: The file gives no frames.
     """
-    return read_windows(
-        source,
-        window=settings.window,
-        stride=settings.stride,
-        frames=settings.frames,
-        size=model.config.video.image_size,
-        antialias=model.config.antialias,
-    )
+    return cut_of(settings, model).windows(source, alone=True)
 
 
 def encode_windows(
@@ -96,22 +102,25 @@ def encode_windows(
     """Spans and vectors (w,) of windows, in their order, each with the key it came with; encoded BATCH at a time."""
     source = iter(windows)
     while batch := list(itertools.islice(source, BATCH)):
-        vectors = encoded(model, [window.frames for _, window in batch])
+        vectors = encoded(model, torch.stack([window.frames for _, window in batch]))
         for (key, window), vector in zip(batch, vectors):
             yield key, Span(window.start, window.end), vector
 
 
-def embed_file(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> Embedded:
-    """All segments of a file.
+def embed_file(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> np.ndarray:
+    """Vectors (n, w) of all segments of a file, in this process: as they are indexed.
 
     Raises:
         DecodeError: The file gives no frames.
     """
-    windows = windows_of(source, settings, model)
-    parts = [(span, vector) for _, span, vector in encode_windows(model, ((None, window) for window in windows))]
-    if not parts:
+    cut = cut_of(settings, model)
+    windows = iter(cut.windows(source, alone=True))
+    out = []
+    while batch := [window.frames for window in itertools.islice(windows, BATCH)]:
+        out.append(encoded(model, torch.stack(batch)))
+    if not out:
         raise DecodeError(str(source) if isinstance(source, str | Path) else "upload", "no frames")
-    return Embedded(spans=[s for s, _ in parts], vectors=np.stack([v for _, v in parts]), duration=windows.duration)
+    return np.concatenate(out)
 
 
 class Example(NamedTuple):
@@ -131,10 +140,10 @@ def embed_example(source: str | Path | bytes, settings: LibrarySettings, model: 
     duration = probe(media).duration
     count = max(0, math.ceil((duration - settings.window) / settings.stride - 1e-6)) + 1
     if count <= EXAMPLE_WINDOWS:
-        return Example(embed_file(media, settings, model).vectors, [])
+        return Example(embed_file(media, settings, model), [])
     places = np.linspace(0, count - 2, EXAMPLE_WINDOWS).round().astype(int) * settings.stride
     frames = [frames_of(media, settings, model, at, at + settings.window) for at in places.tolist()]
-    batches = [encoded(model, frames[at : at + BATCH]) for at in range(0, len(frames), BATCH)]
+    batches = [encoded(model, torch.stack(frames[at : at + BATCH])) for at in range(0, len(frames), BATCH)]
     name = "upload" if isinstance(source, bytes) else str(source)
     note = f"{name}: {EXAMPLE_WINDOWS} of its {count} windows, evenly spread, stand for it: give a clip of the moment itself"
     return Example(np.concatenate(batches), [note])

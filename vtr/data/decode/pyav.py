@@ -6,19 +6,22 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 
 from vtr.data.decode.clock import FAR, Clock, Sound
 from vtr.data.decode.picture import Painter, VideoShot
-from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Source, source_name
+from vtr.data.decode.sparse import CODECS, Looks, Sparse, Unread
+from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Shot, Source, source_name
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+S = TypeVar("S", bound=Shot)
 
 # Codecs in which each packet holds exactly one shown frame (or says that it is hidden), so that counting packets counts
 # frames. Elsewhere (packed AVI and the like) the count is checked by decoding to the end.
@@ -118,11 +121,13 @@ class VideoReader:
         regular: Whether the stamps seen so far can be believed as they stand, so that a moment is found by them.
         trusted: Whether counting packets counts frames.
         entered: Whether the last `play_from` jumped into the file.
+        lost: Whether a frame that was to come out of the last `play` did not, or came out damaged.
     """
 
     def __init__(self, source: Source, deadline: Deadline, head: bytes, threads: int | None = None) -> None:
         self.name = source_name(source)
         self.errors = 0
+        self.lost = False
         self.first_error = ""
         self.regular = True
         self._source, self._deadline, self._head, self._threads = source, deadline, head, threads
@@ -345,20 +350,70 @@ class VideoReader:
 
     def play(self) -> Iterator[tuple[float, VideoShot]]:
         """Every shown frame in display order from the first, with its time; damaged packets are skipped."""
+        packets, clock = self._begun()
+        yield from self._timed(clock, self._stamped(self._decoded(packets)))
+
+    def play_for(self, looks: Looks | None, *, keys: bool = False) -> Iterator[tuple[float, Shot]]:
+        """As `play`; frames that are not looked at are `Unread` where that saves decoding them.
+
+        Args:
+            looks: Which frames are looked at; None: all.
+            keys: Only key frames are decoded.
+        """
+        packets, clock = self._begun()
+        if self._decode_stamps or not (keys or (looks is not None and self.codec in CODECS)):
+            yield from self._timed(clock, self._stamped(self._decoded(packets)))
+        else:
+            yield from self._timed(clock, self._sparse(packets, clock, looks, keys))
+
+    def _begun(self) -> tuple[Iterator[Packet], Clock]:
+        """All packets from the first on, and a clock for their frames."""
         kept = self._packets if self._fresh else None
         self._rewind()
-        self.errors, self.first_error = 0, ""
+        self.errors, self.first_error, self.lost = 0, "", False
         packets = iter(kept) if kept is not None else self._demux(whole=True)
-        clock = Clock(origin=self.origin, step=1 / self.fps, breaks=self.breaks, sound=self._sound)
+        return packets, Clock(origin=self.origin, step=1 / self.fps, breaks=self.breaks, sound=self._sound)
+
+    def _timed(self, clock: Clock, shots: Iterator[tuple[float | None, S]]) -> Iterator[tuple[float, S]]:
+        """Shots with their times, taking note of what they tell of the file."""
         lasts, seen = 0.0, 0
-        for at, shot in clock.run(self._stamped(self._decoded(packets))):
-            lasts = (shot.frame.duration or 0) * self._tick
+        for at, shot in clock.run(shots):
+            if isinstance(shot, VideoShot):
+                lasts = (shot.frame.duration or 0) * self._tick
+                self.lost = self.lost or shot.is_corrupt
             self.begin = at if seen == 0 else self.begin
             seen += 1
             yield at, shot
         self.regular, self._seen = self.regular and not clock.broken, seen
         if clock.last is not None:
             self._ended(clock.last, None if clock.broken else clock.shift, lasts)
+
+    def _sparse(
+        self, packets: Iterator[Packet], clock: Clock, looks: Looks | None, keys: bool
+    ) -> Iterator[tuple[float | None, Shot]]:
+        """As `_stamped`, of what must be decoded; the others `Unread`."""
+
+        def looked_at(start: float, end: float) -> bool | None:
+            if looks is None or clock.last is None or clock.broken or self.errors:
+                return None
+            return looks(start + clock.shift, end + clock.shift)
+
+        def unread(stamp: int) -> Unread:
+            def reread() -> np.ndarray:
+                sparse.off = True
+                with VideoReader(self._source, self._deadline, self._head, self._threads) as other:
+                    shot = next(shot for _, shot in other.play_from(stamp * self._tick + clock.shift))
+                    return shot.pixels()
+
+            return Unread(reread)
+
+        sparse = Sparse(self._stream.codec_context, self._decode, self._tick, looked_at, keys=keys)
+        for frame in sparse.frames(packets, lambda packet: _hidden(packet, self.codec)):
+            self.lost = self.lost or sparse.lost
+            if isinstance(frame, tuple):
+                yield frame[0] * self._tick, unread(frame[0])
+            else:
+                yield None if frame.pts is None else frame.pts * self._tick, VideoShot(frame, self.painter)
 
     def _ended(self, last: float, shift: float | None, lasts: float) -> None:
         """Take note of where the file ends, after its last frame.
