@@ -116,7 +116,9 @@ class Address(Stored):
             elif scheme in _OBJECTS or self.access.private:
                 self._known = _Object(self)
             else:
-                raise Refused(self.name, f"{scheme}:// is not fetched; {', '.join((*_HTTP, *_OBJECTS[:4]))} … are" + _ALLOW)
+                raise Refused(
+                    self.name, f"{scheme}:// is not fetched; {', '.join((*_HTTP, *_OBJECTS[:4]))} … are" + _ALLOW
+                )
         return self._known
 
 
@@ -195,7 +197,9 @@ class _Http:
                 while data := stream.read(_BLOCK):
                     place += len(data)
                     if place > self.access.most:
-                        raise Refused(self.address.name, f"its server sends no ranges, and it has over {self.access.most} bytes")
+                        raise Refused(
+                            self.address.name, f"its server sends no ranges, and it has over {self.access.most} bytes"
+                        )
                     target.write(data)
                 if stream.total is not None and place < stream.total:
                     raise ConnectionError(f"the connection dropped after {place} of {stream.total} bytes")
@@ -358,7 +362,9 @@ class _Stream:
             span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", "").strip())
             if span is None or int(span[1]) != place:
                 self.close()
-                raise Unreachable(self._name, f"its server answers with the range {answer.headers.get('Content-Range')!r}")
+                raise Unreachable(
+                    self._name, f"its server answers with the range {answer.headers.get('Content-Range')!r}"
+                )
             self.ranges, self.total = True, int(span[3])
         elif answer.status == 200:
             length = answer.headers.get("Content-Length", "")

@@ -67,6 +67,14 @@ class Claims:
         with contextlib.suppress(OSError):
             (self.folder / f"{what}.claim").unlink()
 
+    def fail(self, what: str) -> None:
+        """Tell the others that a piece of work cannot be done now."""
+        (self.folder / f"{what}.failed").touch()
+
+    def failed(self, what: str) -> bool:
+        """Whether another has told so."""
+        return (self.folder / f"{what}.failed").exists()
+
     def dead(self, owner: str, claim: Path) -> bool:
         """Whether the owner of a claim has ended, or has given no sign of life for too long."""
         machine, number, _ = owner.split(".") if owner.count(".") == 2 else ("", "0", "")
@@ -91,6 +99,9 @@ class Claims:
         try:
             handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
+            return False
+        except FileNotFoundError:  # the last of the others has just cleared it away
+            self.folder.mkdir(parents=True, exist_ok=True)
             return False
         with os.fdopen(handle, "w") as file:
             file.write(self.name)

@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 from vtr.errors import VtrError
 from vtr.files import write_atomically
 from vtr.library.rows import Facts, Failure, Metadata, Span, as_json
+from vtr.library.settings import FORMAT, ORIGIN, LibrarySettings
 
 ENDING = ".parquet"
+UNKNOWN = Facts(None, None, None)
 _KEY = b"vtr"
 _GROUP = 10_000  # rows of a row group
 _VIDEO_COLUMNS = ["path", "duration", "bytes", "modified", "sha256", "lacking", "metadata"]
@@ -52,7 +54,7 @@ class PartVideo:
     """A video of a part: its segments, and why it has none where it could not be read."""
 
     path: str
-    facts: Facts = Facts(None, None, None)
+    facts: Facts = UNKNOWN
     duration: float = 0.0
     failure: Failure | None = None
     metadata: Metadata = field(default_factory=dict)
@@ -129,7 +131,9 @@ def write_part(
         with write_atomically(path) as partial:
             pq.write_table(table, partial, row_group_size=_GROUP, write_page_checksum=True)
     except OSError as error:
-        raise VtrError(f"{path}: cannot be written ({error.strerror or error}); parts that are done stay done") from error
+        raise VtrError(
+            f"{path}: cannot be written ({error.strerror or error}); parts that are done stay done"
+        ) from error
 
 
 def _unread(video: PartVideo) -> dict[str, object]:
@@ -198,7 +202,10 @@ def read_part(path: Path, width: int) -> Part:
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
     for lost in note["unread"]:
-        facts, failure = Facts(*cast("list[None]", lost["facts"])), Failure(reason=str(lost["reason"]), kind=cast(str, lost["kind"]))
+        facts, failure = (
+            Facts(*cast("list[None]", lost["facts"])),
+            Failure(reason=str(lost["reason"]), kind=cast(str, lost["kind"])),
+        )
         videos.append(
             PartVideo(path=str(lost["path"]), facts=facts, failure=failure, metadata=cast(Metadata, lost["metadata"]))
         )
@@ -225,3 +232,41 @@ def _videos(table: pa.Table) -> list[PartVideo]:
         )
         for row, low, high in zip(firsts, edges, [*edges[1:], len(names)])
     ]
+
+
+# -- a folder of them ---------------------------------------------------------------------------------------------------
+
+
+def begin(out: Path, settings: LibrarySettings) -> None:
+    """Make the folder, or check that what is in it is of the same model and windows."""
+    path = out / "embeddings.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            if old := next((p for p in out.iterdir() if p.suffix in (ENDING, ".npz")), None):
+                raise VtrError(f"{out}: {old.name} without embeddings.json; choose another folder")
+            with write_atomically(path) as partial:
+                partial.write_text(json.dumps(settings.origin, indent=1) + "\n")
+        elif old := next(out.glob("*.npz"), None):
+            raise VtrError(f"{out}: {old.name} is of an older vtr, which wrote no Parquet; choose another folder")
+    except OSError as error:
+        raise VtrError(
+            lambda say, why=error.strerror: f"{say.given('out', out)}: cannot be written ({why})"  # type: ignore[misc]
+        ) from error
+    there = read_settings(out).origin
+    for key in ORIGIN[1:]:
+        if there[key] != settings.origin[key]:
+            raise VtrError(f"{out} has {key} {there[key]}, asked for {settings.origin[key]}: choose another folder")
+
+
+def read_settings(folder: Path) -> LibrarySettings:
+    """The content of embeddings.json."""
+    try:
+        values = json.loads((folder / "embeddings.json").read_text())
+        if not isinstance(values, dict) or not all(k in values for k in ORIGIN):
+            raise ValueError(f"expected {', '.join(ORIGIN)}")
+        return LibrarySettings.from_json({**values, "format": FORMAT})
+    except FileNotFoundError as error:
+        raise VtrError(f"{folder}: no embeddings (no embeddings.json); make them with: vtr embed") from error
+    except (OSError, ValueError) as error:
+        raise VtrError(f"{folder}/embeddings.json cannot be read ({error})") from error

@@ -45,7 +45,9 @@ class Item:
 
     def source(self) -> Source:
         """What it is now; sizes and times of what lies at an address are not asked for."""
-        meta = hashlib.blake2b((as_json(self.metadata) or "").encode(), digest_size=6).hexdigest() if self.metadata else ""
+        meta = (
+            hashlib.blake2b((as_json(self.metadata) or "").encode(), digest_size=6).hexdigest() if self.metadata else ""
+        )
         if is_uri(self.name):
             return Source(name=self.name, meta=meta)
         try:
