@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vtr.data.cleaning import clean_caption
-from vtr.data.decode import DecodeError, Window, Windows, probe, read_moment, reduced_to
+from vtr.data.decode import DecodeError, probe, read_moment, reduced_to
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
 from vtr.library.decoders import Cut
 from vtr.library.files import media_source
-from vtr.library.rows import Span
 from vtr.library.settings import LibrarySettings
 from vtr.models.base import TextFeatures
 from vtr.models.load import load_encoder
@@ -42,7 +41,6 @@ __all__ = [
 ]
 
 BATCH = 16  # windows that are encoded together
-K = TypeVar("K")
 EXAMPLE_WINDOWS = 32  # of a clip that is searched by
 
 
@@ -85,26 +83,6 @@ def cut_of(settings: LibrarySettings, model: VideoTextEncoder) -> Cut:
         antialias=model.config.antialias,
         keyframes=settings.keyframes,
     )
-
-
-def windows_of(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> Windows:
-    """The windows of a file, each with its frames uint8 (T, 3, S, S).
-
-    Raises:
-        DecodeError: The file gives no frames.
-    """
-    return cut_of(settings, model).windows(source, alone=True)
-
-
-def encode_windows(
-    model: VideoTextEncoder, windows: Iterable[tuple[K, Window]]
-) -> Iterator[tuple[K, Span, np.ndarray]]:
-    """Spans and vectors (w,) of windows, in their order, each with the key it came with; encoded BATCH at a time."""
-    source = iter(windows)
-    while batch := list(itertools.islice(source, BATCH)):
-        vectors = encoded(model, torch.stack([window.frames for _, window in batch]))
-        for (key, window), vector in zip(batch, vectors):
-            yield key, Span(window.start, window.end), vector
 
 
 def embed_file(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> np.ndarray:

@@ -6,14 +6,22 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
+<<<<<<< HEAD
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
+=======
+from typing import TYPE_CHECKING
+>>>>>>> main
 
 import numpy as np
 
 from vtr.data.decode.clock import FAR, Clock, Sound
 from vtr.data.decode.picture import Painter, VideoShot
+<<<<<<< HEAD
 from vtr.data.decode.sparse import CODECS, Looks, Sparse, Unread
 from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Shot, Source, source_name
+=======
+from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Source, opened, source_name
+>>>>>>> main
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -58,11 +66,7 @@ class _Input(io.RawIOBase):
     """A file as FFmpeg sees it: no name to read meaning into (dashes, `%03d`, `http:`), and a time limit in reads."""
 
     def __init__(self, source: Source, deadline: Deadline) -> None:
-        self._file: BinaryIO
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            self._file = io.BytesIO(source)
-        else:
-            self._file = open(source, "rb", buffering=0)  # noqa: SIM115
+        self._file = opened(source, buffering=0)
         self._deadline = deadline
         self._blocks: set[int] = set()
 
