@@ -6,22 +6,14 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
-<<<<<<< HEAD
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
-=======
-from typing import TYPE_CHECKING
->>>>>>> main
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from vtr.data.decode.clock import FAR, Clock, Sound
 from vtr.data.decode.picture import Painter, VideoShot
-<<<<<<< HEAD
 from vtr.data.decode.sparse import CODECS, Looks, Sparse, Unread
-from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Shot, Source, source_name
-=======
-from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Source, opened, source_name
->>>>>>> main
+from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Shot, Source, opened, source_name
 
 if TYPE_CHECKING:
     from av.container import InputContainer
