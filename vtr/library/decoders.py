@@ -218,14 +218,11 @@ def told(cut: Cut, source: Source | Opener, name: str, *, alone: bool) -> Iterat
             yield {"again": True}, None
             windows = cut.windows(media, thorough=True)
             yield from _of_windows(windows)
-        yield (
-            {
-                "duration": windows.duration,
-                "lacking": "" if isinstance(media, bytes) else cut_off(media, thorough=False),
-                "sha256": hashlib.sha256(media).hexdigest() if isinstance(media, bytes) else sha256(Path(media)),
-            },
-            None,
-        )
+        Deadline.rest()
+        end: Message = {"duration": windows.duration, "lacking": ""}
+        if isinstance(media, str | Path):
+            end["lacking"], end["sha256"] = cut_off(media, thorough=False), sha256(Path(media))
+        yield end, None
     except Exception as error:
         found = failure_of(error, name)
         yield {"reason": found.reason, "kind": found.kind or "unreadable"}, None

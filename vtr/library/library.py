@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from vtr.library.found import Found, Hit, Hits, hit_dict
 from vtr.library.index_types import Description
 from vtr.library.rows import SegmentRow
 from vtr.library.search import Searcher
-from vtr.library.settings import ALL, LibrarySettings, Work, check_windows
+from vtr.library.settings import ALL, Compacted, Info, LibrarySettings, Work, check_windows
 from vtr.library.store import MissingVectors, Store, is_damage
 from vtr.library.tokens import TokenCache
 from vtr.library.wanted import Wanted
@@ -42,38 +42,6 @@ __all__ = ["Hit", "Hits", "Library", "hit_dict"]
 T = TypeVar("T")
 _FILTERS = 8  # filters whose segments are remembered until the library changes
 _OWN = ("library.db", "library.db-wal", "library.db-shm", "lock")
-
-
-class Info(TypedDict, total=False):
-    """What a library holds, with the content of library.json and the files that could not be read."""
-
-    path: str
-    model: str | None
-    fingerprint: str
-    width: int
-    window: float
-    stride: float
-    frames: int
-    format: int
-    id: str | None
-    index: Description | None
-    max_memory: int | None
-    token_cache: int | None
-    exclude: list[str]
-    include_hidden: bool
-    videos: int
-    segments: int
-    seconds: float
-    unreadable: list[str]
-    cut_off: list[str]
-
-
-class Compacted(TypedDict):
-    """What `compact` did: live segments, bytes saved, the index."""
-
-    segments: int
-    saved: int
-    index: Description | None
 
 
 class Library(Searcher):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TypedDict
 
 from vtr.errors import UsageError, VtrError
 from vtr.files import write_atomically
@@ -119,6 +120,41 @@ class LibrarySettings:
     def origin(self) -> dict[str, object]:
         """What embeddings that leave the library carry with them."""
         return {k: getattr(self, k) for k in ORIGIN}
+
+
+class Info(TypedDict, total=False):
+    """What a library holds, with the content of library.json and the files that could not be read."""
+
+    path: str
+    model: str | None
+    fingerprint: str
+    width: int
+    window: float
+    stride: float
+    frames: int
+    format: int
+    id: str | None
+    index: Description | None
+    max_memory: int | None
+    token_cache: int | None
+    exclude: list[str]
+    include_hidden: bool
+    keyframes: bool
+    precision: str
+    parity: float | None
+    videos: int
+    segments: int
+    seconds: float
+    unreadable: list[str]
+    cut_off: list[str]
+
+
+class Compacted(TypedDict):
+    """What `compact` did: live segments, bytes saved, the index."""
+
+    segments: int
+    saved: int
+    index: Description | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from vtr.data.decode.clock import FAR, Clock, Sound
+from vtr.data.decode.packets import ONE_FRAME_PER_PACKET, hidden, strange
 from vtr.data.decode.picture import Painter, VideoShot
 from vtr.data.decode.sparse import CODECS, Looks, Sparse, Unread
 from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Shot, Source, opened, source_name
@@ -23,22 +24,6 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Shot)
 
-# Codecs in which each packet holds exactly one shown frame (or says that it is hidden), so that counting packets counts
-# frames. Elsewhere (packed AVI and the like) the count is checked by decoding to the end.
-_ONE_FRAME_PER_PACKET = {
-    "h264",
-    "hevc",
-    "av1",
-    "vp8",
-    "vp9",
-    "mjpeg",
-    "gif",
-    "mpeg1video",
-    "h263",
-    "vvc",
-    "png",
-    "theora",
-}
 # Containers whose stamps are the player's times as they stand (a browser shifts none of them); the others begin
 # wherever their recorder's clock stood, and players count from the first stamp of any stream.
 _ABSOLUTE = {"mov", "mp4", "matroska", "webm", "ogg"}
@@ -136,7 +121,7 @@ class VideoReader:
         self._seen = 0
         self.painter = Painter(self.name)
         self._open()
-        self.trusted = self.codec in _ONE_FRAME_PER_PACKET
+        self.trusted = self.codec in ONE_FRAME_PER_PACKET
         self.begin = self.end = self.picture_end = self._last = 0.0
         self.entered = False
 
@@ -304,7 +289,7 @@ class VideoReader:
         for packet in self._demux(whole=True):
             if packet.is_corrupt:  # cut off at the end of a truncated file: perhaps a frame, perhaps none
                 self._cut_off = True
-            if not packet.is_discard and not _hidden(packet, self.codec):
+            if not packet.is_discard and not hidden(packet, self.codec):
                 stamp = packet.dts if self._decode_stamps else packet.pts
                 stamps.append(None if stamp is None else stamp * self._tick)
                 orders.append(None if packet.dts is None else packet.dts * self._tick)
@@ -320,8 +305,8 @@ class VideoReader:
         known = sorted(s for s in stamps if s is not None)
         # Frames are found again by their times: that takes a time for each, all different.
         complete = len(known) == len(stamps) == len(set(known))
-        self.regular = complete and not _strange(stamps, orders, 1 / self.fps, self.breaks)
-        self.trusted = self.codec in _ONE_FRAME_PER_PACKET and not self._cut_off
+        self.regular = complete and not strange(stamps, orders, 1 / self.fps, self.breaks)
+        self.trusted = self.codec in ONE_FRAME_PER_PACKET and not self._cut_off
         self._seen = len(stamps)
         if not self.regular:
             return np.arange(len(stamps)) / self.fps
@@ -404,7 +389,7 @@ class VideoReader:
             return Unread(reread)
 
         sparse = Sparse(self._stream.codec_context, self._decode, self._tick, looked_at, keys=keys)
-        for frame in sparse.frames(packets, lambda packet: _hidden(packet, self.codec)):
+        for frame in sparse.frames(packets, lambda packet: hidden(packet, self.codec)):
             self.lost = self.lost or sparse.lost
             if isinstance(frame, tuple):
                 yield frame[0] * self._tick, unread(frame[0])
@@ -483,7 +468,7 @@ class VideoReader:
                 break
             for packet in packets:
                 stamp = packet.dts if self._decode_stamps else packet.pts
-                if stamp is not None and not packet.is_discard and not _hidden(packet, self.codec):
+                if stamp is not None and not packet.is_discard and not hidden(packet, self.codec):
                     times.append(stamp * self._tick - self.origin)
                 order = packet.dts if packet.dts is not None else stamp
                 if order is not None and order * self._tick - self.origin > end + CLOSE:
@@ -606,33 +591,3 @@ class VideoReader:
             return f"a header without any video data{claimed}"
         error = f"; first error: {self.first_error}" if self.first_error else ""
         return f"none of its {packets} {self.codec} packets could be decoded: damaged or encrypted{claimed}{error}"
-
-
-def _strange(stamps: list[float | None], orders: list[float | None], step: float, breaks: bool) -> bool:
-    """Whether a list of raw stamps in decoding order holds some that a clock would not believe."""
-    shown = np.asarray([s for s in stamps if s is not None])
-    order = np.asarray([s for s in orders if s is not None])
-    if len(shown) > 1:
-        gaps = np.diff(np.sort(shown))
-        typical = max(float(np.median(gaps)), step)
-        if max(gaps[0], gaps[-1]) > FAR or (breaks and gaps.max() > 10.0):
-            return True
-        if len(order) == len(shown) and np.abs(shown - order).max() > max(10.0, 20 * typical):
-            return True
-    return bool(len(order) > 1 and np.diff(order).min() < -CLOSE)
-
-
-def _hidden(packet: Packet, codec: str) -> bool:
-    """Whether a VP8 or VP9 packet is a reference frame that is never shown (RFC 6386 9.1; VP9 bitstream 6.2)."""
-    if codec not in ("vp8", "vp9") or packet.size < 3:
-        return False
-    data = memoryview(packet)
-    first = data[0]
-    if codec == "vp8":
-        return not first >> 4 & 1
-    if first >> 6 != 2 or data[-1] & 0xE0 == 0xC0:  # not a VP9 frame header, or several frames of which one is shown
-        return False
-    # Bits from the top: marker (2), profile (2), one reserved bit in profile 3, show_existing, frame type, show_frame.
-    shift = 1 if first >> 4 & 3 == 3 else 0
-    bits = (first << 8 | data[1]) << shift
-    return not bits >> 11 & 1 and not bits >> 9 & 1
