@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Source = str | Path | bytes
 Pick = Callable[[int], Sequence[int]]
+Span = tuple[float | None, float | None]  # seconds; None: the file's start, its end
 
 # One frame may have at most this many pixels (a 200 MB RGB frame), and one clip this many bytes: a forged header
 # must not take the machine's memory.
