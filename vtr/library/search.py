@@ -269,7 +269,7 @@ class Searcher(ABC):
                 examples.append(found.vectors)
                 notes += found.notes
             else:
-                examples.append(self.encoded(source if source.ndim == 5 else [source]))
+                examples.append(self.encoded(list(source) if source.ndim == 5 else [source]))
         features, vectors = None, np.zeros((0, self.settings.width), np.float32)
         if texts or against:
             features = _encoding().encoded_texts(self.model, [*texts, *against])
