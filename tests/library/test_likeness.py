@@ -194,8 +194,8 @@ def test_a_cosine_below_nought_is_not_printed_as_nought() -> None:
     hit = Hit(
         score=-0.03, path="/a.mp4", start=0.0, end=8.0, duration=8.0, segment=1, rank=1, match=match(-0.03, "likeness")
     )
-    assert hit_lines([hit]) == ["similarity   < 0  0.0-8.0s  #1      /a.mp4"]
-    assert repr(hit).startswith("<Hit 1: similarity < 0, ")
+    assert hit_lines([hit]) == ["similarity    <0  0.0-8.0s  #1      /a.mp4"]
+    assert repr(hit).startswith("<Hit 1: similarity <0, ")
     assert hit_dict(hit)["score"] == -0.03
     assert "0.000" in hit_lines([replace(hit, score=0.0001)])[0]
 

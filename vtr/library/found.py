@@ -128,8 +128,8 @@ class Hits(list[Hit]):
 
 
 def match_text(hit: Hit) -> str:
-    """The match with three digits, or `< 0`: its scale begins at 0, and a cosine below is none of 0.000."""
-    return "< 0" if hit.match == 0 and hit.score < 0 else f"{hit.match:.3f}"
+    """The match with three digits, or `<0`: its scale begins at 0, and a cosine below is none of 0.000."""
+    return "<0" if hit.match == 0 and hit.score < 0 else f"{hit.match:.3f}"
 
 
 def when(hit: Hit) -> str:
