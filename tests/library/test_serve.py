@@ -36,7 +36,8 @@ from fastapi.testclient import TestClient
 
 from bench.serve_load import LoadSettings
 from bench.serve_load import run as put_load_on
-from vtr.library.embed import build_from, embed
+from vtr.library.embed import embed
+from vtr.library.imports import build_from
 from vtr.library.serve import ServerOptions, make_app
 from vtr.library.serve import queries as serve_queries
 from vtr.library.serve import server as serve

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from braceexpand import braceexpand
 
@@ -111,10 +112,10 @@ def _parts(spec: str) -> list[str]:
     return [part for part in spec.split("::") if part]
 
 
-def _open(shard: str) -> tarfile.TarFile:
+def _open(shard: str, opened: BinaryIO | None = None) -> tarfile.TarFile:
     try:
-        if "://" in shard:
-            return tarfile.open(fileobj=open_remote(shard), mode="r|*")
+        if opened is not None or "://" in shard:
+            return tarfile.open(fileobj=opened or open_remote(shard), mode="r|*")
         return tarfile.open(shard, mode="r:")
     except (tarfile.TarError, OSError) as error:
         raise VtrError(f"{shard}: not a readable tar ({error})") from error
@@ -136,10 +137,13 @@ class Grouping:
         return new
 
 
-def iterate_samples(shard: str, start: int = 0, stop: int | None = None) -> Iterator[RawSample]:
+def iterate_samples(
+    shard: str, start: int = 0, stop: int | None = None, *, opened: BinaryIO | None = None
+) -> Iterator[RawSample]:
     """Samples `start … stop - 1` of a shard in the order of their keys' first members.
 
-    Members of one key stand next to each other, in any order. Skipped samples are not read.
+    Members of one key stand next to each other, in any order. Skipped samples are not read. `opened` is read instead of
+    what the shard's name names.
 
     Raises:
         VtrError: The tar is damaged; samples before the damage have been yielded.
@@ -148,7 +152,7 @@ def iterate_samples(shard: str, start: int = 0, stop: int | None = None) -> Iter
     group: dict[str, bytes] = {}
     groups = Grouping()
     before = ""
-    with _open(shard) as tar:
+    with _open(shard, opened) as tar:
         try:
             for member in tar:
                 named = split_member(member.name) if member.isfile() else None

@@ -142,18 +142,29 @@ class PushSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedSettings:
-    """Embed the samples of shards, one file a shard; shards that are done are skipped. Runs under accelerate launch."""
+    """Embed videos into Parquet parts; what is done is skipped. Any number of processes that share --out work together:
+    start it as often as you like, on as many machines, or under torchrun or accelerate launch."""
 
-    shards: tyro.conf.Positional[tuple[str, ...]]
-    """Folders, .tar files, URLs, brace and :: lists."""
+    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Folders, files, lists (CSV, JSONL, text …), shards (.tar, braces, :: lists), addresses (https://, s3:// …)."""
     model: str
     """A run, a model folder or a hub id."""
     out: Path
-    """Folder of the embeddings."""
+    """Folder of the parts; vtr index build --from, pandas, DuckDB, Lance and Milvus read them."""
     window: float = 8.0
     """Seconds of a segment."""
     stride: float = 4.0
     """Seconds between the starts of two segments."""
+    uris: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A list whose rows may be addresses, which are fetched; those in other lists are not."""
+    allow_private: bool = False
+    """Also fetch from this machine and private networks, and file://."""
+    exclude: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Leave out files and folders of this name, or path below a folder (may be given several times)."""
+    part: str = "4G"
+    """Most media in a part."""
+    json: bool = False
+    """Print what was done as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)

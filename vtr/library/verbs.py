@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -40,7 +41,7 @@ def build(settings: BuildSettings) -> int:
     """`vtr index build`."""
     memory, cache = _size(settings.max_memory), _size(settings.token_cache)
     if settings.source is not None:
-        from vtr.library.embed import build_from
+        from vtr.library.imports import build_from
 
         if settings.paths or settings.model or settings.metadata:
             raise UsageError("--from has its own videos, model and metadata: leave paths, --model and --metadata out")
@@ -149,36 +150,41 @@ def embed(settings: EmbedSettings) -> int:
     """`vtr embed`."""
     import torch
 
-    from vtr.data.shards import expand_shards
+    from vtr.data.uri import Access
     from vtr.library.embed import embed as run
     from vtr.library.encode import load_encoder
 
-    if not settings.shards:
-        raise UsageError("no shards: name at least one folder or .tar file")
+    if not (settings.what or settings.uris):
+        raise UsageError("nothing to embed: name folders, files, lists, shards or addresses")
     check_windows(settings.window, settings.stride)
-    shards = [s for spec in settings.shards for s in expand_shards(spec)]
     where = os.path.abspath(settings.model) if Path(settings.model).exists() else settings.model
     local = os.environ.get("LOCAL_RANK")
     device = f"cuda:{local}" if local is not None and torch.cuda.is_available() else None
     report = run(
-        shards,
+        settings.what,
         settings.out,
         load_encoder(settings.model, device),
         model_path=where,
         window=settings.window,
         stride=settings.stride,
+        uris=settings.uris,
+        access=Access(private=settings.allow_private),
+        exclude=settings.exclude,
+        part_bytes=parse_size(settings.part),
     )
     for line in report.failed:
         print(f"unreadable: {line}", file=sys.stderr)
+    if report.left_out:
+        print(report.left_out, file=sys.stderr)
+    if settings.json:
+        print(json.dumps({"path": str(settings.out), **asdict(report)}))
     print(
-        f"{settings.out}: {report.shards} shards embedded ({report.segments} segments), {report.skipped} were there, "
-        f"{len(report.failed)} samples unreadable",
+        f"{settings.out}: {report.parts} parts written ({report.videos} videos, {report.segments} segments), "
+        f"{report.skipped} were there, {len(report.failed)} unreadable",
         file=sys.stderr,
     )
     if report.damaged:
-        raise VtrError(
-            f"{len(report.damaged)} shards are damaged and left out ({report.damaged[0]}); mend them and call again"
-        )
+        raise VtrError(f"{len(report.damaged)} left out ({report.damaged[0]}); mend that and call again")
     return 0
 
 
