@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vtr.data.cleaning import clean_caption
-from vtr.data.decode import DecodeError, probe, read_moment, reduced_to
+from vtr.data.decode import DecodeError, probe, read_moment, read_moments, reduced_to
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
 from vtr.library.decoders import Cut
@@ -36,6 +36,7 @@ __all__ = [
     "embed_file",
     "encoded",
     "encoded_texts",
+    "example_frames",
     "frames_of",
     "load_encoder",
 ]
@@ -56,11 +57,12 @@ def settings_of(model: VideoTextEncoder, model_path: str | None, window: float, 
     )
 
 
-def encoded(model: VideoTextEncoder, frames: Tensor, *, bf16: bool = False) -> np.ndarray:
+def encoded(model: VideoTextEncoder, frames: Tensor | Sequence[Tensor], *, bf16: bool = False) -> np.ndarray:
     """Vectors (n, w) of n windows: frames uint8 (n, T, 3, S, S), encoded under bf16 autocast where that is asked for."""
     model.eval()
     with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        out = model.encode_video(frames).embedding.float().cpu().numpy()
+        batch = frames if isinstance(frames, Tensor) else torch.stack(list(frames))
+        out = model.encode_video(batch).embedding.float().cpu().numpy()
     if not np.isfinite(out).all():
         raise VtrError("the model gives embeddings that are not finite: is it a trained one?")
     return out
@@ -115,16 +117,45 @@ def embed_example(source: str | Path | bytes, settings: LibrarySettings, model: 
         DecodeError: The file gives no frames.
     """
     media = source if isinstance(source, bytes) else media_source(str(source))
-    duration = probe(media).duration
-    count = max(0, math.ceil((duration - settings.window) / settings.stride - 1e-6)) + 1
-    if count <= EXAMPLE_WINDOWS:
+    if len(_windows_at(probe(media).duration, settings)) <= EXAMPLE_WINDOWS:
         return Example(embed_file(media, settings, model), [])
-    places = np.linspace(0, count - 2, EXAMPLE_WINDOWS).round().astype(int) * settings.stride
-    frames = [frames_of(media, settings, model, at, at + settings.window) for at in places.tolist()]
-    batches = [encoded(model, torch.stack(frames[at : at + BATCH])) for at in range(0, len(frames), BATCH)]
-    name = "upload" if isinstance(source, bytes) else str(source)
-    note = f"{name}: {EXAMPLE_WINDOWS} of its {count} windows, evenly spread, stand for it: give a clip of the moment itself"
-    return Example(np.concatenate(batches), [note])
+    frames, notes = example_frames(source, settings, model)
+    return Example(np.concatenate([encoded(model, part) for part in frames.split(BATCH)]), notes)
+
+
+def example_frames(
+    source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder, *, isolated: bool = False
+) -> tuple[Tensor, list[str]]:
+    """Frames uint8 (m, T, 3, S, S) of the windows that stand for a clip, and what could not be looked at.
+
+    Args:
+        isolated: Decode in a bounded process: for files from strangers.
+    """
+    size, notes = model.config.video.image_size, list[str]()
+
+    def spans(seconds: float) -> list[tuple[float | None, float | None]]:
+        windows = _windows_at(seconds, settings)
+        if len(windows) <= EXAMPLE_WINDOWS:
+            return windows
+        name = "upload" if isinstance(source, bytes) else str(source)
+        notes.append(
+            f"{name}: {EXAMPLE_WINDOWS} of its {len(windows)} windows, evenly spread, stand for it: "
+            "give a clip of the moment itself"
+        )
+        return [windows[i] for i in np.linspace(0, len(windows) - 1, EXAMPLE_WINDOWS).round().astype(int)]
+
+    media = source if isinstance(source, bytes) else media_source(str(source))
+    clips = read_moments(media, settings.frames, spans, least=reduced_to(size), isolated=isolated)
+    return torch.stack([eval_frames(clip.frames, size, antialias=model.config.antialias) for clip in clips]), notes
+
+
+def _windows_at(seconds: float, settings: LibrarySettings) -> list[tuple[float | None, float | None]]:
+    """Starts and ends of the windows of a file that lasts so long."""
+    more = max(0, math.ceil((seconds - settings.window) / settings.stride - 1e-6))
+    if not more:
+        return [(None, None)]
+    starts = [*(n * settings.stride for n in range(more)), seconds - settings.window]
+    return [(at, at + settings.window) for at in starts]
 
 
 def frames_of(
