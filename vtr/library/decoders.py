@@ -18,7 +18,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import TypedDict
@@ -26,10 +25,11 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from vtr.data.decode import DecodeError, TimeLimit, Windows, read_windows
+from vtr.data.decode import DecodeError, TimeLimit, Windows
 from vtr.data.decode.types import Deadline, Source
 from vtr.data.whole import cut_off
 from vtr.errors import VtrError
+from vtr.library.encode import Cut
 from vtr.library.files import sha256
 from vtr.library.rows import Failure
 from vtr.threads import cores, ranks_here
@@ -41,37 +41,6 @@ _MOST = 16  # processes, unless more are asked for
 _MEMORY = 8 << 30  # bytes that a process may take beyond what it begins with
 _STANDSTILL = 90  # seconds without any progress after which the system ends a process, whatever it is at
 _DIE_WITH_OWNER = 1  # Linux's PR_SET_PDEATHSIG
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """How files are cut into windows: see `vtr.data.decode.read_windows`."""
-
-    window: float
-    stride: float
-    frames: int
-    size: int
-    antialias: bool
-    keyframes: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(T, 3, S, S) of a window."""
-        return self.frames, 3, self.size, self.size
-
-    def windows(self, source: Source, *, alone: bool = False, thorough: bool = False) -> Windows:
-        """The windows of a file, decoded by one thread unless it is alone."""
-        return read_windows(
-            source,
-            window=self.window,
-            stride=self.stride,
-            frames=self.frames,
-            size=self.size,
-            antialias=self.antialias,
-            keyframes=self.keyframes,
-            threads=None if alone else 1,
-            thorough=thorough,
-        )
 
 
 class Message(TypedDict, total=False):

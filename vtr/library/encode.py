@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 from vtr.data.cleaning import clean_caption
-from vtr.data.decode import DecodeError, probe, read_moment, read_moments, reduced_to
+from vtr.data.decode import DecodeError, Windows, probe, read_moment, read_moments, read_windows, reduced_to
+from vtr.data.decode.types import Source
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
-from vtr.library.decoders import Cut
 from vtr.library.files import media_source
 from vtr.library.settings import LibrarySettings
 from vtr.models.base import TextFeatures
@@ -73,6 +74,37 @@ def encoded_texts(model: VideoTextEncoder, texts: Sequence[str]) -> TextFeatures
     model.eval()  # loaded outside: parameters made in inference mode could never be trained
     with torch.inference_mode():
         return model.encode_text(list(texts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How files are cut into windows: see `vtr.data.decode.read_windows`."""
+
+    window: float
+    stride: float
+    frames: int
+    size: int
+    antialias: bool
+    keyframes: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, 3, S, S) of a window."""
+        return self.frames, 3, self.size, self.size
+
+    def windows(self, source: Source, *, alone: bool = False, thorough: bool = False) -> Windows:
+        """The windows of a file, decoded by one thread unless it is alone."""
+        return read_windows(
+            source,
+            window=self.window,
+            stride=self.stride,
+            frames=self.frames,
+            size=self.size,
+            antialias=self.antialias,
+            keyframes=self.keyframes,
+            threads=None if alone else 1,
+            thorough=thorough,
+        )
 
 
 def cut_of(settings: LibrarySettings, model: VideoTextEncoder) -> Cut:
