@@ -38,7 +38,7 @@ def retrieval_rows(
     """Text-to-video and video-to-text, in up to three rows: embedding, reranked (match alone), combined.
 
     Candidates below the top keep their order there: below all of the top in the combined scores, out of the running by
-    the match logit alone.
+    the match head alone.
 
     Args:
         similarity: (Q, V) cosines.
@@ -52,7 +52,9 @@ def retrieval_rows(
             pair = logits if by_text else logits.transpose(0, 1)
             chosen = torch.zeros(matrix.shape, dtype=torch.bool)
             chosen.scatter_(1, matrix.topk(min(top, matrix.shape[1]), dim=1).indices, True)
-            rows["reranked"] = torch.where(chosen, pair[..., 1], torch.tensor(float("-inf")))
+            # By the log-odds, which is what the matching loss trains: the logit of "match" alone carries a part, both
+            # logits shifted together, that no loss has ever seen.
+            rows["reranked"] = torch.where(chosen, pair[..., 1] - pair[..., 0], torch.tensor(float("-inf")))
             both, alone = combined_scores(matrix, pair, temperature), matrix / temperature
             # Just below the last of the top: a large offset would round the scores, and make ties of them.
             lowest = torch.where(chosen, both, torch.inf).amin(1, keepdim=True)
