@@ -131,7 +131,8 @@ def run(settings: DemoSettings) -> int:
     seconds["total"] = round(time.perf_counter() - start, 1)
     result = json.loads((out / "results" / f"{out.name}_demo.json").read_text())
     summary = {
-        **{k: result[k] for k in ("t2v", "v2t", "direction_pairs", "chance_r1", "ceilings", "gallery")},
+        **{k: result[k] for k in ("t2v", "v2t", "direction_pairs", "match_direction_pairs")},
+        **{k: result[k] for k in ("chance_r1", "ceilings", "gallery")},
         "seconds": seconds,
         "peak_memory_gib": round(memory.gib, 2),
         "machine": _machine(),
@@ -183,8 +184,9 @@ def _table(summary: dict[str, Any]) -> str:
         for row in ("embedding", "reranked", "combined"):
             m = summary[direction][row]
             lines.append(f"{words + ', ' + row:<24}{m['r1']:7.1f}{m['r5']:7.1f}{m['r10']:7.1f}{m['median_rank']:6.1f}")
-    pairs = summary["direction_pairs"]
-    lines.append("direction pairs: " + ", ".join(f"{k} {v:.1f} %" for k, v in pairs.items()) + " (chance 50 %)")
+    for words, key in (("embedding", "direction_pairs"), ("match head", "match_direction_pairs")):
+        shares = ", ".join(f"{k} {v:.1f} %" for k, v in summary[key].items())
+        lines.append(f"direction pairs by the {words}: {shares} (chance 50 %)")
     lines.append("R@1 ceilings: " + ", ".join(f"{k} {v:.1f} %" for k, v in summary["ceilings"].items()))
     lines.append(f"{summary['seconds']['total']:.0f} s in all, peak memory {summary['peak_memory_gib']:.1f} GiB")
     return "\n".join(lines)
