@@ -6,11 +6,8 @@ python -m bench.fake_corpus my_corpus.toml --scale 100 --out /tmp/mine
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from bench.command import parsed
-from vtr.data.shards import RawSample, iterate_samples
+from vtr.data.shards import RawSample, ShardFile, iterate_samples
 from vtr.errors import UsageError, reports_errors
 
 _SOURCES = 64  # different clips and images at most; larger copies repeat them under other keys
@@ -65,18 +62,10 @@ def fake_corpus(name: str, out: Path, scale: int = 10_000) -> dict[str, int]:
                 first, last = (i * total // len(shards) for i in (number, number + 1))
                 path = out / shard
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(".tmp")
-                with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-                    for i in range(first, last):
+                with ShardFile(path) as written:
+                    for i in range(last - first):
                         sample = next(source)
-                        for extension, data in (
-                            (sample.extension, sample.media),
-                            ("txt", (sample.caption or "").encode()),
-                        ):
-                            info = tarfile.TarInfo(f"{path.stem}{i - first:04d}.{extension}")
-                            info.size = len(data)
-                            tar.addfile(info, io.BytesIO(data))
-                os.replace(partial, path)
+                        written.write(f"{path.stem}{i:04d}", sample.extension, sample.media, sample.captions)
                 stats = {"count": last - first, "successes": last - first}
                 path.with_name(f"{path.stem}_stats.json").write_text(json.dumps(stats))
     return totals

@@ -86,39 +86,28 @@ def _model(width: int, folder: Path) -> Any:
 
 def generate(out: Path, count: int, width: int, cluster: int) -> None:
     """Write embeddings as `vtr embed` does, and a model they claim to be of."""
-    from vtr.library.embed import write_part
+    from vtr.library.parts import Part, PartVideo, write_part
+    from vtr.library.rows import Span
 
     out.mkdir(parents=True, exist_ok=True)
     model = _model(width, out / "model")
-    settings = {"model": str(out / "model"), "fingerprint": model.fingerprint(), "width": width}
+    origin = {"model": str(out / "model"), "fingerprint": model.fingerprint(), "width": width}
+    origin |= {"window": 8.0, "stride": 4.0, "frames": 8}
     (out / "embeddings").mkdir(exist_ok=True)
     for number, first in enumerate(range(0, count, _PART)):
         size = min(_PART, count - first)
-        own = np.arange(size) // _MOMENTS
-        lines = [
-            json.dumps(
-                {
-                    "path": f"/videos/{number:05d}/{v:05d}.mp4",
-                    "duration": 44.0,
-                    "reason": None,
-                    "meta": {"views": int(v) * 7919 % 1000, "channel": f"channel {v % 50}"},
-                }
+        videos = [
+            PartVideo(
+                path=f"/videos/{number:05d}/{v:05d}.mp4",
+                duration=44.0,
+                metadata={"views": v * 7919 % 1000, "channel": f"channel {v % 50}"},
+                spans=[Span(m * 4.0, m * 4.0 + 8.0) for m in range(min(_MOMENTS, size - v * _MOMENTS))],
             )
-            for v in range(int(own[-1]) + 1)
+            for v in range(-(-size // _MOMENTS))
         ]
-        start = (np.arange(size) % _MOMENTS) * 4.0
-        write_part(
-            out / "embeddings" / f"{number:05d}.npz",
-            vectors=vectors(number, size, width, max(1, count // cluster)),
-            start=start,
-            end=start + 8.0,
-            video=own,
-            videos="\n".join(lines),
-            source={"shard": str(number)},
-        )
-    (out / "embeddings" / "embeddings.json").write_text(
-        json.dumps({**settings, "window": 8.0, "stride": 4.0, "frames": 8})
-    )
+        made = Part(videos=videos, vectors=vectors(number, size, width, max(1, count // cluster)))
+        write_part(out / "embeddings" / f"{number:05d}.parquet", made, origin=origin)
+    (out / "embeddings" / "embeddings.json").write_text(json.dumps(origin))
 
 
 class _Memory:
@@ -159,7 +148,7 @@ def _timed(owner: Any, name: str, wall: dict[str, float], cpu: dict[str, float])
 def _build(out: Path, memory: str | None) -> dict[str, Any]:
     """Import and index, in a process of its own."""
     from vtr.library import index as indexes
-    from vtr.library.embed import build_from
+    from vtr.library.imports import build_from
 
     wall: dict[str, float] = {}
     cpu: dict[str, float] = {}

@@ -249,6 +249,12 @@ def _annotation(protocol: Protocol, root: RootIndex) -> tuple[Path, AnnotationFi
         path = root.find_file(entry.file)
         if path is not None:
             return path, entry
+    given = protocol.annotation[0].file
+    if Path(given).is_absolute():
+        raise VtrError(
+            f"{given}: no such annotation file; expected the path of a list (CSV, TSV, JSON, JSON lines), or a benchmark's "
+            f"name ({', '.join(benchmark_names())})"
+        )
     names = ", ".join(Path(a.file).name for a in protocol.annotation)
     raise VtrError(
         f"{protocol.name}: its annotation is nowhere under --data-root {root.folder}; expected one of {names}. {protocol.obtain}"

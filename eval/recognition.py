@@ -22,7 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vtr.data.decode import DecodeError
-from vtr.data.recognition import Item, crop_views, read_item, sample_test
+from vtr.data.labels import Item
+from vtr.data.views import crop_views, read_item, sample_test
 from vtr.errors import VtrError
 from vtr.files import write_atomically
 from vtr.models.recognition import RecognitionModel

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vtr.data.manifests import Corpus, CorpusMember, corpus_entries
 from vtr.data.remote import remote_is_there
+from vtr.data.shard_reader import captionless
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
 from vtr.errors import UsageError, VtrError, reports_errors
 from vtr.pretrain.loop import memory_gib
@@ -25,6 +26,8 @@ from vtr.pretrain.objectives.base import FusionObjective
 from vtr.pretrain.objectives.matching import match_reach
 from vtr.pretrain.recipes import STAGES, Recipe, Stage, recipe
 from vtr.settings import parsed
+
+_LOOKED_AT = 50  # samples of a member, for captions
 
 
 def _missing_remote(corpus: Corpus) -> list[str]:
@@ -119,17 +122,13 @@ def check_stages(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks:
         UsageError: Streams, batch, groups of wrong partners and ranks do not divide; the message says what to set.
         VtrError: The corpus lacks a media type, or samples for as many streams.
     """
+    worded = [s for s in stages if any(o.needs_text for o in objectives_of(getattr(chosen, s)).values())]
     for name in stages:
         stage: Stage = getattr(chosen, name)
         settings = reads(chosen, stage, 1)
         try:
-            if not any(m.captioned for m in corpus.members) and any(
-                o.needs_text for o in objectives_of(stage).values()
-            ):
-                raise VtrError(
-                    f"corpus {corpus.name} has no captions: give a list of files and captions (CSV, JSONL …) or put a .txt "
-                    "beside each file; without captions only the masked stage trains (--stage masked)"
-                )
+            if name in worded[:1]:
+                check_captions(corpus, chosen.max_bad_fraction)
             idle = [k for k, o in objectives_of(stage).items() if not isinstance(o, FusionObjective)]
             if stage.frozen and idle:
                 raise UsageError(
@@ -143,6 +142,27 @@ def check_stages(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks:
                 match_reach(stage, stage.batch_size // ranks, ranks)
         except VtrError as error:
             raise type(error)(f"stage {name}: {error}") from None
+
+
+def check_captions(corpus: Corpus, most_bad: float) -> None:
+    """Refuse a corpus without captions, or with more than `most_bad` of it in members that have none; a few are looked at.
+
+    Raises:
+        VtrError: With a sample, what it is made of, and what is read.
+    """
+    remedy = "without captions only the masked stage trains (--stage masked)"
+    if not any(m.captioned for m in corpus.members):
+        raise VtrError(
+            f"corpus {corpus.name} has no captions: give a list of files and captions (CSV, JSONL …) or put a .txt "
+            f"beside each file; {remedy}"
+        )
+    for member in corpus.members:
+        example, why = captionless(member.shards, _LOOKED_AT)
+        if why and member.samples > most_bad * corpus.samples:
+            raise VtrError(
+                f"corpus {corpus.name}: none of the {_LOOKED_AT} samples looked at has a caption, as {member.name}/{example}: "
+                f"{why}; vtr shards verify looks at all; {remedy}"
+            )
 
 
 def stage_steps(stage: Stage, corpus: Corpus) -> int:

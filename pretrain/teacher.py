@@ -24,7 +24,7 @@ from vtr.data.stream import Batch, Stream, StreamSettings
 from vtr.encoders.clip_teacher import ClipTeacher, TeacherOutput
 from vtr.errors import UsageError, VtrError
 from vtr.models import hub
-from vtr.models.open_clip import quick_gelu_needed
+from vtr.models.open_clip import quick_gelu_needed, quiet
 from vtr.models.video_text import VideoTextModel
 from vtr.pretrain.recipes import Recipe
 from vtr.pretrain.settings import RunSettings
@@ -62,7 +62,7 @@ def load_teacher(name: str) -> ClipTeacher:
     # OpenAI's weights want QuickGELU, which the architecture's name does not say and open_clip only warns of.
     quick_gelu = quick_gelu_needed(architecture, pretrained)
     try:
-        with hub.offline_if_unreachable():
+        with hub.offline_if_unreachable(), quiet():
             model = open_clip.create_model(
                 architecture, pretrained, require_pretrained=True, weights_only=True, force_quick_gelu=quick_gelu
             )

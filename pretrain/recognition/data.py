@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vtr.data.decode import DecodeError
-from vtr.data.recognition import Augment, Item, Split, load_split, read_item, sample_train
+from vtr.data.labels import Item, Split, load_split
+from vtr.data.views import Augment, read_item, sample_train
 from vtr.errors import VtrError
 from vtr.pretrain.recognition.settings import TuneSettings
 from vtr.pretrain.recognition.tasks import Task, TuneRecipe

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import vtr.models.load
-from vtr.data.recognition import mix
+from vtr.data.views import mix
 from vtr.encoders import draws
 from vtr.encoders.base import VideoEncoder
 from vtr.encoders.distill import DistillHead, token_distillation_loss

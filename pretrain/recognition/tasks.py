@@ -82,7 +82,7 @@ class Task:
 
     Attributes:
         name: As in --task.
-        layout: How its data set lies on disk (`vtr.data.recognition.LAYOUTS`).
+        layout: How its data set lies on disk (`vtr.data.labels.LAYOUTS`).
         classes: 0 = regression, -1 = as many as the training list has.
     """
 

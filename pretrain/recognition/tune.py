@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import vtr.models.load
 import vtr.settings
-from vtr.data.recognition import Item, Split, windows
+from vtr.data.labels import Item, Split, windows
 from vtr.encoders.registry import config_to_dict
 from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.eval.recognition import ViewScore, merged, metrics, report, score_views, write_views

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import write_videos
+from tests.helpers import write_tar, write_videos
 from vtr.data.build import build_shards, ensure_shards
 from vtr.data.manifests import Corpus, load_corpus
 from vtr.data.shard_reader import FILES, FileList, captions_in
@@ -57,6 +57,22 @@ def test_files_without_captions_train_the_masked_stage_alone_and_the_others_say_
     check_stages(corpus, chosen, ("masked",), 1)
     with pytest.raises(VtrError, match=r"stage multimodal: .*no captions: .*--stage masked"):
         check_stages(corpus, chosen, STAGES, 1)
+
+
+def test_shards_without_captions_are_refused_before_the_first_stage_with_a_sample_and_what_is_read(
+    tmp_path: Path,
+) -> None:
+    for shard in range(3):
+        write_tar(tmp_path / f"{shard}.tar", [(f"{shard}{i:03d}.mp4", b"0") for i in range(100)])
+    corpus = load_corpus(tmp_path)
+    chosen = fitted(recipe("clean", str(tmp_path)), corpus, STAGES)
+    check_stages(corpus, chosen, ("masked",), 1)
+    with pytest.raises(
+        VtrError, match=r"none of the 50 samples looked at has a caption, as .*#2016: no caption: its members"
+    ):
+        check_stages(corpus, chosen, STAGES, 1)
+    write_tar(tmp_path / "2.tar", [(f"2{i:03d}.{e}", b"text") for i in range(100) for e in ("mp4", "txt")])
+    check_stages(load_corpus(tmp_path), chosen, STAGES, 1)
 
 
 def test_small_copies_are_made_once_and_rows_of_one_file_are_one_sample(

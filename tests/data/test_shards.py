@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import video_bytes, write_videos
+from tests.helpers import video_bytes, write_tar, write_videos
 from vtr.cli import main
 from vtr.data.build import build_shards, read_rows
 from vtr.data.shard_reader import FILES, TarIndex, captions_in
@@ -186,21 +186,12 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert (sample.media, sample.caption) == (b"v", "t")
 
 
-def tar(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=form) as out:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            out.addfile(info, io.BytesIO(data))
-    return path
-
-
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_headers_are_read_alike_in_every_form_of_a_tar(form: int, tmp_path: Path) -> None:
     names = ["a/1.mp4", "a/1.txt", "b/2.mp4", "b/2.txt", "c" * 90 + ".mp4", "c" * 90 + ".json"]
     names += ["d" * 60 + "/" + "e" * 70 + ".mp4", "._f.mp4", "noending", "g.mp4"]
     names += ["é 1.mp4", "h" * 180 + ".mp4"] if form != tarfile.USTAR_FORMAT else []
-    path = tar(tmp_path / "a.tar", [(n, bytes(i * 300)) for i, n in enumerate(names)], form)
+    path = write_tar(tmp_path / "a.tar", [(n, bytes(i * 300)) for i, n in enumerate(names)], form)
     with tarfile.open(path) as real:
         expected = [(m.offset, m.offset_data, m.offset_data + m.size, m.name) for m in real if m.isfile()]
     assert list(members_of(str(path))) == expected
@@ -213,7 +204,7 @@ def test_headers_are_read_alike_in_every_form_of_a_tar(form: int, tmp_path: Path
 
 def test_a_sample_begins_where_a_member_stands_a_second_time(tmp_path: Path) -> None:
     members = [(f"{k}.{e}", f"{i}{e}".encode()) for i, k in enumerate("aab") for e in ("mp4", "txt")]
-    path = str(tar(tmp_path / "a.tar", members))
+    path = str(write_tar(tmp_path / "a.tar", members))
     assert [(s.key, s.caption) for s in iterate_samples(path)] == [("a", "0txt"), ("a", "1txt"), ("b", "2txt")]
     assert count_samples(path) == 3
     assert [TarIndex(path).read(i).nth for i in range(3)] == [0, 1, 0]  # type: ignore[union-attr]
@@ -232,11 +223,15 @@ def test_a_sample_begins_where_a_member_stands_a_second_time(tmp_path: Path) -> 
         ({"json": b'{"caption": ["one", "two"]}'}, ("one", "two"), ""),
         ({"json": b'{"caption": 7}'}, (), "the number 7, not text"),
         ({"json": b'{"caption": ["one", 2]}'}, (), "caption 2 of 2 is the number 2"),
-        ({"json": b'{"caption": null}'}, (), ""),
+        ({"json": b'{"caption": null}'}, (), "no caption: its members are mp4, json"),
         ({"json": b"{"}, (), "not JSON"),
-        ({"json": b'["one"]'}, (), ""),
+        ({"json": b'["one"]'}, (), "no caption"),
+        ({"txt": b" ", "json": b'{"caption": "one"}'}, ("one",), ""),
+        ({"txt": b"None"}, (), "'None' stands for a value that is missing"),
+        ({"txt": b"one\n...\n"}, (), "caption 2 of 2: no caption: '...'"),
+        ({"txt": b"['one', 'two']"}, ("one", "two"), ""),
         ({"txt": b"one", "json": b"{"}, ("one",), ""),
-        ({}, (), ""),
+        ({}, (), "no caption: its members are mp4, and captions are read from .txt"),
     ],
 )
 def test_captions_are_read_from_the_txt_or_the_json(
@@ -264,17 +259,17 @@ def test_verify_names_the_members_and_the_rule_and_fails_where_nothing_can_be_us
         ("number", [("a.mp4", clip), ("a.json", b'{"caption": 3}')], ["the caption is the number 3, not text"]),
         ("cut", [("a.mp4", clip[:-300]), ("a.txt", b"x")], ["cut off: 300 of its"]),
     ):
-        assert main(["shards", "verify", str(tar(tmp_path / f"{name}.tar", members))]) == 1
+        assert main(["shards", "verify", str(write_tar(tmp_path / f"{name}.tar", members))]) == 1
         out = capsys.readouterr().out
         assert all(word in out for word in says), out
-    good = str(tar(tmp_path / "good.tar", [("a.mp4", clip), ("a.txt", b"x")]))
+    good = str(write_tar(tmp_path / "good.tar", [("a.mp4", clip), ("a.txt", b"x")]))
     assert main(["shards", "verify", good, str(tmp_path / "text.tar")]) == 0
 
 
 def test_verify_lists_equal_keys_in_a_shard_and_in_two(tmp_path: Path) -> None:
     clip = video_bytes()
     for name, keys in (("a", "112"), ("b", "23")):
-        tar(tmp_path / f"{name}.tar", [m for k in keys for m in ((f"{k}.mp4", clip), (f"{k}.txt", b"x"))])
+        write_tar(tmp_path / f"{name}.tar", [m for k in keys for m in ((f"{k}.mp4", clip), (f"{k}.txt", b"x"))])
     report = verify_shards(expand_shards(str(tmp_path)))
     assert report.samples == 5
     assert [line.partition(" ")[0] for line in report.equal] == ["a.tar#1:", "b.tar#2:"]
@@ -384,7 +379,7 @@ def test_a_name_without_an_ending_finds_its_video_and_a_url_is_refused(tmp_path:
 
 def test_shards_of_the_earlier_writer_are_read_as_they_were(tmp_path: Path) -> None:
     members = [("a.mp4", b"v"), ("a.txt", b"two\nlines"), ("a.json", json.dumps({"caption": "two\nlines"}).encode())]
-    sample = next(iterate_samples(str(tar(tmp_path / "a.tar", members))))
+    sample = next(iterate_samples(str(write_tar(tmp_path / "a.tar", members))))
     assert (sample.caption, sample.captions) == ("two\nlines", ("two\nlines",))
 
 
@@ -396,6 +391,6 @@ def test_captions_of_shards_and_lists_are_read_without_their_media(tmp_path: Pat
         ("b.json", b'{"caption": "three"}'),
         ("c.mp4", b"v"),
     ]
-    assert list(captions_in(str(tar(tmp_path / "a.tar", members)))) == ["one", "two", "three"]
+    assert list(captions_in(str(write_tar(tmp_path / "a.tar", members)))) == ["one", "two", "three"]
     path = listing(tmp_path, "video,caption\na.mp4,four\nb.mp4,nan\nc.mp4,five\n")
     assert list(captions_in(FILES + str(path))) == ["four", "five"]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import os
-import tarfile
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import video_bytes, write_videos
+from tests.helpers import video_bytes, write_tar, write_videos
 from vtr.data.manifests import Corpus, CorpusMember, load_corpus
 from vtr.data.shards import ShardWriter, expand_shards, shard_sizes
 from vtr.data.stream import Batch, Stream, StreamSettings, sample_id
@@ -35,15 +33,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     shards = expand_shards(str(folder))
     member = CorpusMember(name="toy", media="video", shards=tuple(shards), sizes=tuple(shard_sizes(shards)))
     return Corpus(name="toy", members=(member,))
-
-
-def tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as out:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            out.addfile(info, io.BytesIO(data))
 
 
 def take(corpus: Corpus, count: int, settings: StreamSettings = SETTINGS, **more: object) -> list[Batch]:
@@ -127,7 +116,7 @@ def test_a_corpus_without_captions_is_refused_after_fifty_samples(
     from vtr.data.shard_reader import ShardCache
 
     for shard in range(4):
-        tar(tmp_path / f"{shard}.tar", [(f"{shard}{i:05d}.mp4", b"0") for i in range(1000)])
+        write_tar(tmp_path / f"{shard}.tar", [(f"{shard}{i:05d}.mp4", b"0") for i in range(1000)])
     reads: list[int] = []
     read = ShardCache.read
     monkeypatch.setattr(ShardCache, "read", lambda self, shard, index: reads.append(index) or read(self, shard, index))
@@ -143,8 +132,8 @@ def test_samples_of_equal_keys_have_ids_of_their_own_and_all_others_keep_theirs(
     def members(*keys: int) -> list[tuple[str, bytes]]:
         return [m for i, k in enumerate(keys) for m in ((f"{k:04d}.mp4", clips[i]), (f"{k:04d}.txt", b"a clip %d" % i))]
 
-    tar(tmp_path / "a.tar", members(0, 1, 2, 3, 0))  # twice in a shard
-    tar(tmp_path / "b.tar", members(3, 4, 5, 5))  # in two shards; side by side
+    write_tar(tmp_path / "a.tar", members(0, 1, 2, 3, 0))  # twice in a shard
+    write_tar(tmp_path / "b.tar", members(3, 4, 5, 5))  # in two shards; side by side
     settings = replace(SETTINGS, block=1, batch_size=9, streams=9)
     batch = take(load_corpus(tmp_path), 1, settings)[0]
     assert len(batch.keys) == 9
@@ -153,10 +142,24 @@ def test_samples_of_equal_keys_have_ids_of_their_own_and_all_others_keep_theirs(
     assert plain <= set(batch.ids.tolist())
 
 
+def test_where_keys_are_too_many_to_compare_every_id_holds_its_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtr.data.manifests._COMPARED", 5)
+    for name, keys in (("a", (0, 1, 2)), ("b", (3, 1, 4))):  # the first keys of the shards differ
+        write_tar(
+            tmp_path / f"{name}.tar", [m for k in keys for m in ((f"{k}.mp4", video_bytes(k)), (f"{k}.txt", b"a clip"))]
+        )
+    settings = replace(SETTINGS, block=1, batch_size=6, streams=6)
+    batch = take(load_corpus(tmp_path), 1, settings)[0]
+    assert len(set(batch.ids.tolist())) == 6
+    assert batch.ids.tolist() == take(load_corpus(tmp_path), 1, settings)[0].ids.tolist()
+
+
 def test_one_of_several_captions_is_drawn_an_epoch(tmp_path: Path) -> None:
     clip = video_bytes()
     texts = [f"text {i}" for i in range(5)]
-    tar(
+    write_tar(
         tmp_path / "lines.tar",
         [m for i in range(4) for m in ((f"{i}.mp4", clip), (f"{i}.txt", "\n".join(texts).encode()))],
     )
@@ -170,7 +173,7 @@ def test_one_of_several_captions_is_drawn_an_epoch(tmp_path: Path) -> None:
 def test_a_caption_that_is_no_text_is_a_bad_sample_not_a_crash(caption: object, tmp_path: Path) -> None:
     clip = video_bytes()
     meta = [json.dumps({"caption": caption if i == 5 else f"clip {i}"}).encode() for i in range(12)]
-    tar(tmp_path / "a.tar", [m for i in range(12) for m in ((f"{i:02d}.mp4", clip), (f"{i:02d}.json", meta[i]))])
+    write_tar(tmp_path / "a.tar", [m for i in range(12) for m in ((f"{i:02d}.mp4", clip), (f"{i:02d}.json", meta[i]))])
     batches = take(load_corpus(tmp_path), 3, replace(SETTINGS, block=1, batch_size=4, max_bad_fraction=0.5))
     bad = [line for b in batches for line in b.bad]
     assert all("#05: " in line for line in bad)

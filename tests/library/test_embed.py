@@ -12,7 +12,7 @@ import tarfile
 import time
 from pathlib import Path
 
-import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -20,7 +20,8 @@ from tests.helpers import small_model, video_bytes
 from vtr.cli import main, run
 from vtr.errors import VtrError
 from vtr.library import Library
-from vtr.library.embed import build_from, embed, place
+from vtr.library.embed import embed
+from vtr.library.imports import build_from
 from vtr.library.verify import verify
 
 CLIPS = [video_bytes(seed, frames=24) for seed in range(9)]  # 3 s each
@@ -79,9 +80,10 @@ def test_two_ranks_share_the_shards_and_the_library_answers(shards: Path, tmp_pa
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "vtr.cli", *command(shards)]
     done = subprocess.run(launch, cwd=repo, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    said = sorted(line.split(": ")[1] for line in done.stderr.splitlines() if "shards embedded" in line)
-    assert [line.split(" shards")[0] for line in said] == ["1", "2"]
-    assert "1 samples unreadable" in done.stderr
+    said = [line.split(": ")[1] for line in done.stderr.splitlines() if "parts written" in line]
+    assert sum(int(line.split(" parts")[0]) for line in said) == 3
+    assert len(said) == 2
+    assert "1 unreadable" in done.stderr
     assert main(["index", "build", "--from", str(tmp_path / "e"), "--out", str(tmp_path / "lib")]) == 0
     library = Library.open(tmp_path / "lib")
     assert verify(library) == []
@@ -97,7 +99,7 @@ def test_accelerate_launches_it_too(shards: Path, tmp_path: Path, repo: Path) ->
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "vtr.cli", *command(shards)]
     done = subprocess.run(launch, cwd=repo, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "e").glob("*.npz"))) == 3
+    assert len(list((tmp_path / "e").glob("*.parquet"))) == 3
 
 
 def test_vectors_are_those_of_the_files_themselves_and_samples_can_be_looked_at_again(
@@ -128,18 +130,18 @@ def test_a_killed_process_loses_only_the_shard_it_was_at(
         [sys.executable, "-m", "vtr.cli", *command(shards)], cwd=repo, stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    while len(list((tmp_path / "e").glob("*.npz"))) < 3:
+    while len(list((tmp_path / "e").glob("*.parquet"))) < 3:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "e").glob("*.npz")}
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "e").glob("*.parquet")}
     assert 3 <= len(kept) < 21
     partial = build_from(tmp_path / "e", tmp_path / "lib")  # what is there can be searched already
     assert verify(partial) == []
     partial.close()
     assert run(command(shards)) == 0
-    assert f"{21 - len(kept)} shards embedded" in capsys.readouterr().err
+    assert f"{21 - len(kept)} parts written" in capsys.readouterr().err
     assert all((tmp_path / "e" / name).stat().st_mtime_ns == when for name, when in kept.items())
     library = library_of(tmp_path)
     assert library.store.segments() == 7 * 30
@@ -167,7 +169,7 @@ def test_a_second_build_takes_only_what_is_new_or_has_changed(shards: Path, tmp_
 def test_a_build_that_is_stopped_goes_on(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    import vtr.library.embed as module
+    import vtr.library.imports as module
 
     assert run(command(shards)) == 0
     real, calls = module._import, [0]
@@ -190,9 +192,9 @@ def test_a_build_that_is_stopped_goes_on(
 
 def test_damaged_embeddings_are_made_again(shards: Path, tmp_path: Path) -> None:
     assert run(command(shards)) == 0
-    part = sorted((tmp_path / "e").glob("*.npz"))[0]
+    part = sorted((tmp_path / "e").glob("*.parquet"))[0]
     part.write_bytes(part.read_bytes()[:-50])
-    with pytest.raises(VtrError, match=r"is damaged .* delete it and run vtr embed again"):
+    with pytest.raises(VtrError, match=r"is damaged .* run vtr embed again"):
         library_of(tmp_path)
     assert run(command(shards)) == 0
     assert library_of(tmp_path).store.segments() == 30
@@ -205,9 +207,9 @@ def test_a_damaged_shard_is_told_and_left_out_and_made_when_it_is_mended(
     (shards / "000000.tar").write_bytes(whole[: len(whole) // 2])
     assert main(command(shards)) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "1 shards are damaged and left out" in said
+    assert "1 left out" in said
     assert "000000.tar" in said
-    assert len(list((tmp_path / "e").glob("*.npz"))) == 2
+    assert len(list((tmp_path / "e").glob("*.parquet"))) == 2
     (shards / "000000.tar").write_bytes(whole)
     assert main(command(shards)) == 0
     assert library_of(tmp_path).store.segments() == 30
@@ -228,16 +230,11 @@ def test_a_folder_without_embeddings_is_refused(tmp_path: Path) -> None:
         library_of(tmp_path)
 
 
-def test_every_shard_is_one_ranks_and_one_ranks_only(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_one_process_has_done_the_next_one_skips(shards: Path, tmp_path: Path) -> None:
     made = []
-    paths = sorted(map(str, shards.glob("*.tar")))
-    for rank in range(2):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        assert place() == (rank, 2)
-        report = embed(paths, tmp_path / "e", small_model(), model_path=None, window=1.0, stride=1.0)
-        made.append((report.shards, report.skipped))
-    assert made == [(2, 0), (1, 2)]
-    assert sum(len(np.load(p)["vectors"]) for p in (tmp_path / "e").glob("*.npz")) == 30
+    for _ in range(2):
+        report = embed([str(shards)], tmp_path / "e", small_model(), window=1.0, stride=1.0)
+        made.append((report.parts, report.skipped))
+    assert made == [(3, 0), (0, 3)]
+    assert sum(pq.read_metadata(p).num_rows for p in (tmp_path / "e").glob("*.parquet")) == 30
+    assert not any((tmp_path / "e" / "work").iterdir())  # nobody is at work any more

@@ -36,7 +36,8 @@ from fastapi.testclient import TestClient
 
 from bench.serve_load import LoadSettings
 from bench.serve_load import run as put_load_on
-from vtr.library.embed import build_from, embed
+from vtr.library.embed import embed
+from vtr.library.imports import build_from
 from vtr.library.serve import ServerOptions, make_app
 from vtr.library.serve import queries as serve_queries
 from vtr.library.serve import server as serve
@@ -350,8 +351,8 @@ def test_hostile_uploads_are_refused_with_the_cause(client: TestClient, body: by
 
 def test_uploads_are_decoded_in_a_process_of_their_own(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    real = encode.read_moment
-    monkeypatch.setattr(encode, "read_moment", lambda *a, **kw: seen.append(kw["isolated"]) or real(*a, **kw))
+    real = encode.read_moments
+    monkeypatch.setattr(encode, "read_moments", lambda *a, **kw: seen.append(kw["isolated"]) or real(*a, **kw))
     assert client.post("/api/search/clip", files={"clip": ("x", video_bytes(1))}).status_code == 200
     assert seen == [True]
 

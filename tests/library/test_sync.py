@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -329,3 +330,32 @@ def _hour() -> bytes:
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode())
     return buffer.getvalue()
+
+
+def test_a_file_of_a_size_that_no_other_has_is_hashed_after_its_windows(
+    library: Library, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vtr.library.ingest as module
+
+    done: list[tuple[str, str]] = []
+    hashed = module.sha256
+
+    def noted(what: str, call: Callable[[Path], object]) -> Callable[[Path], object]:
+        def noting(file: Path) -> object:
+            done.append((what, Path(file).name))
+            return call(file)
+
+        return noting
+
+    monkeypatch.setattr(module, "sha256", noted("hash", hashed))
+    model_embeds = module.Ingest._embedded
+    monkeypatch.setattr(
+        module.Ingest, "_embedded", lambda self, name: noted("embed", lambda _: model_embeds(self, name))(Path(name))
+    )
+    content = (videos / "clip0.mp4").read_bytes()
+    (videos / "longer.mp4").write_bytes(content + b"\0\0\0\x08free")
+    (videos / "copy.mp4").write_bytes(content)
+    report = library.add(videos)
+    assert (report.added, report.known) == (2, 1)
+    assert done == [("hash", "copy.mp4"), ("embed", "longer.mp4"), ("hash", "longer.mp4")]
+    assert library.store.video_at(str(videos / "longer.mp4")).facts.sha256 == hashed(videos / "longer.mp4")  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ import pytest
 import vtr
 from tests.helpers import recognition_data
 from tests.pretrain.test_finetune import settings
-from vtr.data.recognition import load_split
+from vtr.data.labels import load_split
 from vtr.errors import UsageError, VtrError
 from vtr.models.recognition import RecognitionModel
 from vtr.pretrain.recognition.data import load_splits, number_of_classes

@@ -109,7 +109,7 @@ def _folder_rows(folder: Path) -> list[Row]:
                 path=path,
                 captions=sample.captions,
                 key=f"{number:09d}",
-                bad="" if sample.captions else sample.fault or "no caption: no .txt or .json beside it",
+                bad=sample.fault,
             )
         )
     if not any(row.captions for row in rows):

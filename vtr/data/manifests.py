@@ -54,7 +54,8 @@ class CorpusMember:
     source: str = ""
     make: str = ""  # the command that makes the shards
     captioned: bool = True  # False: plain files that nothing says a word about
-    doubled: frozenset[str] = frozenset()  # keys that samples of several shards have: their ids hold the shard too
+    # Keys that samples of several shards have: their ids hold the shard too. None: not compared, so all ids do.
+    doubled: frozenset[str] | None = frozenset()
 
     @property
     def samples(self) -> int:
@@ -303,21 +304,19 @@ def _member(entry: MemberTable, shards: list[str], missing: list[str]) -> Corpus
     )
 
 
-def doubled_keys(shards: Sequence[str], sizes: Sequence[int]) -> frozenset[str]:
-    """Keys that samples of several local shards have, as after two builds were put together: no two may share an id.
+def doubled_keys(shards: Sequence[str], sizes: Sequence[int]) -> frozenset[str] | None:
+    """Keys that samples of several shards have, as after two builds were put together: no two may share an id.
 
-    Up to 200,000 samples all keys are compared; of more the first of each shard, and all where two of those are equal.
+    None where they are not compared: at URLs, and of more samples than can be compared before every run.
     """
-    local = [s for s in shards if "://" not in s and not s.startswith(FILES)]
-    if len(local) < 2:
+    tars = [s for s in shards if not s.startswith(FILES)]
+    if len(tars) < 2:
         return frozenset()
-    if sum(sizes) > _COMPARED:
-        first = [key for s in local for key in sample_keys(s, 1)]
-        if len(set(first)) == len(first):
-            return frozenset()
+    if sum(sizes) > _COMPARED or any("://" in s for s in tars):
+        return None
     seen: set[str] = set()
     doubled: set[str] = set()
-    for shard in local:
+    for shard in tars:
         own = set(sample_keys(shard))
         doubled |= own & seen
         seen |= own

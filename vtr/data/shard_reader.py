@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import tarfile
 import tempfile
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,7 +130,14 @@ class FileList:
         extension = path.suffix[1:].lower()
         if entry is None:
             return replace(text_beside(path), media=data, extension=extension)
-        return RawSample(key=str(path), media=data, extension=extension, captions=entry.captions, members=(extension,))
+        return RawSample(
+            key=str(path),
+            media=data,
+            extension=extension,
+            captions=entry.captions,
+            fault="" if entry.captions else "no caption: its list has none",
+            members=(extension,),
+        )
 
 
 def text_beside(path: Path) -> RawSample:
@@ -138,7 +146,8 @@ def text_beside(path: Path) -> RawSample:
     for extension in ("txt", "json"):
         with contextlib.suppress(OSError):
             group[extension] = path.with_suffix(f".{extension}").read_bytes()
-    return sample_of(str(path), group)
+    sample = sample_of(str(path), group)
+    return sample if len(group) > 1 else replace(sample, fault="no caption: no .txt or .json beside it")
 
 
 def has_captions(source: Path) -> bool:
@@ -215,27 +224,53 @@ def captions_in(shard: str) -> Iterator[str]:
         for sample in iterate_samples(shard):
             yield from sample.captions
     else:
-        yield from _local_captions(shard)
+        for sample in texts_in(shard):
+            yield from sample.captions
 
 
-def _local_captions(shard: str) -> Iterator[str]:
+def texts_in(shard: str) -> Iterator[RawSample]:
+    """The samples of a local shard without their media, which are passed over.
+
+    Raises:
+        VtrError: It is damaged; samples before the damage have been yielded.
+    """
     groups = Grouping()
-    texts: dict[str, bytes] = {}
+    key, texts = "", dict[str, bytes]()
     try:
         with open(shard, "rb") as file:
             for _, first, end, name in members_of(shard):
                 named = split_member(name)
                 if named is None:
                     continue
-                if groups.begins(*named) and texts:
-                    yield from sample_of("", texts).captions
-                    texts = {}
+                if groups.begins(*named):
+                    if texts:
+                        yield sample_of(key, texts)
+                    key, texts = named[0], {}
+                texts[named[1]] = b""
                 if named[1] in ("txt", "json"):
                     file.seek(first)
                     texts[named[1]] = file.read(end - first)
-            yield from sample_of("", texts).captions
+            if texts:
+                yield sample_of(key, texts)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise VtrError(f"{shard}: not a readable tar ({error})") from error
+
+
+def captionless(shards: Sequence[str], most: int) -> tuple[str, str]:
+    """A sample of local shards and why it has no caption, if none of the `most` that are looked at has one; else "", "".
+
+    They are the first of as many shards, or more of each where there are fewer.
+    """
+    local = [s for s in shards if "://" not in s and not s.startswith(FILES)]
+    chosen = local[:: max(1, len(local) // most)]
+    found = ("", "")
+    for shard in chosen:
+        with contextlib.suppress(VtrError):  # a damaged one: the stream counts what it lacks
+            for sample in itertools.islice(texts_in(shard), -(-most // len(chosen))):
+                if sample.captions:
+                    return "", ""
+                found = f"{shard.rsplit('/', 1)[-1]}#{sample.key}", sample.fault
+    return found
 
 
 class ShardCache:

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 from braceexpand import braceexpand
 
@@ -20,9 +20,6 @@ from vtr.data.remote import open_remote
 from vtr.data.tables import split_lines
 from vtr.errors import UsageError, VtrError
 from vtr.files import write_atomically
-
-if TYPE_CHECKING:
-    import webdataset
 
 # The rule of a sample, for messages about members that make none.
 RULE = (
@@ -37,7 +34,7 @@ class RawSample:
 
     Attributes:
         captions: Its texts; several where the .json lists them or the .txt has one a line.
-        fault: Why it has no captions that are text, "" where it has.
+        fault: Why it has no captions, "" where it has.
         members: What it is made of: the extensions of its members.
         nth: How many samples of its shard before it have the same key.
     """
@@ -54,13 +51,18 @@ class RawSample:
     @property
     def made_of(self) -> str:
         """Its members in words."""
-        more = len(self.members) - 6
-        return ", ".join(self.members[:6]) + (f" and {more} more" if more > 0 else "")
+        return made_of(self.members)
 
     @property
     def caption(self) -> str | None:
         """Its caption, the first where there are several."""
         return self.captions[0] if self.captions else None
+
+
+def made_of(members: Sequence[str]) -> str:
+    """A sample's members in words."""
+    more = len(members) - 6
+    return ", ".join(members[:6]) + (f" and {more} more" if more > 0 else "")
 
 
 def expand_shards(spec: str) -> list[str]:
@@ -110,10 +112,10 @@ def _parts(spec: str) -> list[str]:
     return [part for part in spec.split("::") if part]
 
 
-def _open(shard: str) -> tarfile.TarFile:
+def _open(shard: str, opened: BinaryIO | None = None) -> tarfile.TarFile:
     try:
-        if "://" in shard:
-            return tarfile.open(fileobj=open_remote(shard), mode="r|*")
+        if opened is not None or "://" in shard:
+            return tarfile.open(fileobj=opened or open_remote(shard), mode="r|*")
         return tarfile.open(shard, mode="r:")
     except (tarfile.TarError, OSError) as error:
         raise VtrError(f"{shard}: not a readable tar ({error})") from error
@@ -135,10 +137,13 @@ class Grouping:
         return new
 
 
-def iterate_samples(shard: str, start: int = 0, stop: int | None = None) -> Iterator[RawSample]:
+def iterate_samples(
+    shard: str, start: int = 0, stop: int | None = None, *, opened: BinaryIO | None = None
+) -> Iterator[RawSample]:
     """Samples `start … stop - 1` of a shard in the order of their keys' first members.
 
-    Members of one key stand next to each other, in any order. Skipped samples are not read.
+    Members of one key stand next to each other, in any order. Skipped samples are not read. `opened` is read instead of
+    what the shard's name names.
 
     Raises:
         VtrError: The tar is damaged; samples before the damage have been yielded.
@@ -147,7 +152,7 @@ def iterate_samples(shard: str, start: int = 0, stop: int | None = None) -> Iter
     group: dict[str, bytes] = {}
     groups = Grouping()
     before = ""
-    with _open(shard) as tar:
+    with _open(shard, opened) as tar:
         try:
             for member in tar:
                 named = split_member(member.name) if member.isfile() else None
@@ -179,18 +184,14 @@ def split_member(name: str) -> tuple[str, str] | None:
 
 def sample_of(key: str, group: Mapping[str, bytes], nth: int = 0) -> RawSample:
     """The sample that the members of one key make: captions from .txt or the .json, media by its extension."""
-    meta: dict[str, object] = {}
-    fault = ""
-    if "json" in group:
-        try:
-            loaded = json.loads(group["json"])
-            meta = loaded if isinstance(loaded, dict) else {}
-        except (ValueError, RecursionError):
-            fault = "" if "txt" in group else "its .json is not JSON"
-    if "txt" in group:
-        captions, fault = _text_captions(group["txt"], meta.get("caption"))
-    else:
-        captions, fault = _json_captions(meta.get("caption"), fault)
+    loaded, broken = _json_member(group)
+    meta = loaded if isinstance(loaded, dict) else {}
+    captions, fault = _text_captions(group.get("txt", b""), meta.get("caption"))
+    if not captions and not fault:  # an empty .txt says nothing: the .json may
+        captions, fault = _json_captions(meta.get("caption"), broken)
+    if not captions and not fault:
+        members = made_of(tuple(group))
+        fault = f'no caption: its members are {members}, and captions are read from .txt, or "caption" in .json'
     extension = next((e for e in (*VIDEO, *IMAGE) if e in group), "")
     return RawSample(
         key=key,
@@ -204,23 +205,30 @@ def sample_of(key: str, group: Mapping[str, bytes], nth: int = 0) -> RawSample:
     )
 
 
+def _json_member(group: Mapping[str, bytes]) -> tuple[object, str]:
+    try:
+        return json.loads(group.get("json", b"null")), ""
+    except (ValueError, RecursionError):
+        return None, "its .json is not JSON"
+
+
 def _text_captions(data: bytes, also: object) -> tuple[tuple[str, ...], str]:
     """The captions of a .txt: one a line, unless the .json has the same text as one caption."""
     try:
         text = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         return (), f"its .txt is not UTF-8 (byte {error.start})"
+    if not text:
+        return (), ""
     lines = [line.strip() for line in split_lines(text) if line.strip()]
-    if len(lines) < 2 or (isinstance(also, str) and also.split() == text.split()):
-        return ((text,), "") if text else ((), "")
-    return tuple(lines), ""
+    one = len(lines) < 2 or (isinstance(also, str) and also.split() == text.split())
+    captions, why = texts_of(text if one else lines)
+    return captions, why and f"{why} (its .txt)"
 
 
-def _json_captions(value: object, fault: str) -> tuple[tuple[str, ...], str]:
-    if isinstance(value, str):
-        return ((value.strip(),), "") if value.strip() else ((), fault)
-    if value is None:
-        return (), fault
+def _json_captions(value: object, broken: str) -> tuple[tuple[str, ...], str]:
+    if value is None or value == "":
+        return (), broken
     captions, why = texts_of(value)
     return captions, why and f"{why} (its .json)"
 
@@ -284,8 +292,8 @@ def count_samples(shard: str) -> int:
     return count
 
 
-def sample_keys(shard: str, most: int | None = None) -> list[str]:
-    """The keys of a local shard's samples, from its headers: all of them, or the first `most`; those before a damage."""
+def sample_keys(shard: str) -> list[str]:
+    """The keys of a local shard's samples, from its headers; those before a damage."""
     keys: list[str] = []
     groups = Grouping()
     with contextlib.suppress(tarfile.TarError, OSError, EOFError):
@@ -293,8 +301,6 @@ def sample_keys(shard: str, most: int | None = None) -> list[str]:
             named = split_member(name)
             if named is not None and groups.begins(*named):
                 keys.append(named[0])
-                if most is not None and len(keys) >= most:
-                    break
     return keys
 
 
@@ -345,8 +351,61 @@ def _downloaded(shard: str) -> int | None:
         return None
 
 
+class ShardFile:
+    """One shard that is being written through webdataset's writer; the same samples give the same bytes.
+
+    Args:
+        path: Its final name, which it gets when it is finished; what is under way ends in `.tar.tmp`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import webdataset  # it imports torch
+
+        self.path, self.count = path, 0
+        self._partial = path.with_suffix(".tar.tmp")
+        # A file, not a name: webdataset would open names that begin with "pipe:" as commands.
+        self._file = open(self._partial, "wb")  # noqa: SIM115 - until the shard is full
+        self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0, user="", group="", mode=0o644)
+
+    def write(
+        self,
+        key: str,
+        extension: str,
+        media: bytes,
+        caption: str | Sequence[str],
+        meta: Mapping[str, object] | None = None,
+    ) -> None:
+        """Append one sample; keys must not hold a dot. Several captions stand one a line in its .txt."""
+        texts = [caption] if isinstance(caption, str) else [" ".join(c.split()) for c in caption]
+        sample: dict[str, object] = {"__key__": key, extension: media, "txt": "\n".join(texts).encode()}
+        if meta is not None:
+            sample["json"] = json.dumps(meta, ensure_ascii=False).encode()
+        self._tar.write(sample)
+        self.count += 1
+
+    def finish(self) -> None:
+        """End it and give it its name."""
+        self._tar.close()
+        self._file.close()
+        os.replace(self._partial, self.path)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.discard()
+
+
 class ShardWriter:
-    """Write samples to `000000.tar …` and `sizes.json` through webdataset's writer; the same samples give the same bytes.
+    """Write samples to `000000.tar …` and `sizes.json`.
 
     Args:
         folder: Output folder, created.
@@ -362,8 +421,12 @@ class ShardWriter:
             raise VtrError(f"{folder}: cannot be created ({error.strerror})") from error
         self.number = first
         self.sizes: dict[str, int] = {}
-        self._tar: webdataset.TarWriter | None = None
-        self.count = 0  # samples of the shard that is being written
+        self._shard: ShardFile | None = None
+
+    @property
+    def count(self) -> int:
+        """Samples of the shard that is being written."""
+        return self._shard.count if self._shard is not None else 0
 
     def write(
         self,
@@ -373,35 +436,20 @@ class ShardWriter:
         caption: str | Sequence[str],
         meta: Mapping[str, object] | None = None,
     ) -> None:
-        """Append one sample; keys must not hold a dot. Several captions stand one a line in its .txt."""
-        if self._tar is None:
-            import webdataset  # it imports torch
-
-            # A file, not a name: webdataset would open names that begin with "pipe:" as commands.
-            self._file = open(self._path.with_suffix(".tar.tmp"), "wb")  # noqa: SIM115 - until the shard is full
-            self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0, user="", group="", mode=0o644)
-        texts = [caption] if isinstance(caption, str) else [" ".join(c.split()) for c in caption]
-        sample: dict[str, object] = {"__key__": key, extension: media, "txt": "\n".join(texts).encode()}
-        if meta is not None:
-            sample["json"] = json.dumps(meta, ensure_ascii=False).encode()
-        self._tar.write(sample)
-        self.count += 1
+        """Append one sample, as `ShardFile.write`."""
+        if self._shard is None:
+            self._shard = ShardFile(self.folder / f"{self.number:06d}.tar")
+        self._shard.write(key, extension, media, caption, meta)
         if self.count == self.per_shard:
             self.finish()
 
-    @property
-    def _path(self) -> Path:
-        return self.folder / f"{self.number:06d}.tar"
-
     def finish(self) -> None:
         """End the shard that is being written and give it its name."""
-        if self._tar is None:
+        if self._shard is None:
             return
-        self._tar.close()
-        self._file.close()
-        os.replace(self._path.with_suffix(".tar.tmp"), self._path)
-        self.sizes[self._path.name] = self.count
-        self._tar, self.count, self.number = None, 0, self.number + 1
+        self._shard.finish()
+        self.sizes[self._shard.path.name] = self.count
+        self._shard, self.number = None, self.number + 1
 
     def close(self) -> None:
         """Finish the last shard and write sizes.json."""
@@ -414,9 +462,8 @@ class ShardWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self.close()
-        elif self._tar is not None:
-            self._file.close()
-            self._path.with_suffix(".tar.tmp").unlink(missing_ok=True)
+        elif self._shard is not None:
+            self._shard.discard()
 
 
 def write_sizes(folder: Path, sizes: Mapping[str, int]) -> None:

@@ -161,7 +161,8 @@ class _Part(torch.utils.data.IterableDataset):
         self.owned, self.start, self.step = owned, start, step
         self.doubled = {m.name: m.doubled for m in corpus.members}
         self.places = {
-            m.name: {shard: i for i, shard in enumerate(m.shards)} if m.doubled else {} for m in corpus.members
+            m.name: {shard: i for i, shard in enumerate(m.shards)} if m.doubled or m.doubled is None else {}
+            for m in corpus.members
         }
         self.any_good = False  # whether this worker has met a sample that can be used
 
@@ -273,7 +274,8 @@ class _Part(torch.utils.data.IterableDataset):
         if isinstance(raw, str):
             return f"{where}{index}: {raw}"
         key = raw.key if not raw.nth else f"{raw.key}\0{raw.nth}"
-        if raw.key in self.doubled[member]:
+        doubled = self.doubled[member]
+        if doubled is None or raw.key in doubled:
             key += f"\0{self.places[member][path]}"
         number = sample_id(member, key)
         caption = self._caption(raw, number, epoch)
@@ -284,8 +286,8 @@ class _Part(torch.utils.data.IterableDataset):
 
     def _decode(self, raw: RawSample, media: str, caption: str, number: int, epoch: int) -> Tensor | str:
         s = self.settings
-        if s.captions and not any(c.isalnum() for c in caption):
-            return raw.fault or _no_caption(raw)
+        if s.captions and not caption:
+            return raw.fault
         if not raw.media:
             return f"no image or video (its members: {raw.made_of}; {RULE})"
         if media == "image" and raw.extension in VIDEO and raw.extension != "gif":
@@ -314,12 +316,6 @@ class _Part(torch.utils.data.IterableDataset):
         if len(raw.captions) < 2:
             return raw.caption or ""
         return raw.captions[int(drawn(self.settings.seed, "caption", epoch, number).integers(len(raw.captions)))]
-
-
-def _no_caption(raw: RawSample) -> str:
-    if raw.captions:
-        return f"no caption: {raw.captions[0][:20]!r} holds no letter or digit"
-    return f'no caption: its members are {raw.made_of}, and captions are read from .txt, or "caption" in .json'
 
 
 def _positions(readers: dict[tuple[str, int], _Reader]) -> Positions:

@@ -13,7 +13,7 @@ import mmap
 import av
 
 from vtr.data.decode.sniff import missing_bytes
-from vtr.data.decode.types import Source
+from vtr.data.decode.types import Source, Stored
 
 _UNFINISHED = 1 << 62  # what a file promises that ends inside one of its parts
 _SLACK = 16  # bytes: writers that count a padding byte too many
@@ -33,6 +33,8 @@ def cut_off(source: Source, *, thorough: bool = True) -> str:
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _verdict(bytes(source), bytes(source), thorough)
+    if isinstance(source, Stored):  # it would be read twice; one that its server cuts off is not read at all
+        return ""
     try:
         with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _verdict(data, source, thorough)

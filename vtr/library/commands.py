@@ -15,8 +15,8 @@ import tyro
 class BuildSettings:
     """Make a library of folders and files, or of embeddings; calling it again continues or brings it up to date."""
 
-    paths: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders and files."""
+    paths: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Folders, files, and addresses (https://, s3:// …) of single videos."""
     model: str | None = None
     """A run, a model folder, a hub id, an official checkpoint (`vtr models`) or open_clip:MODEL/PRETRAINED."""
     out: Path
@@ -35,6 +35,8 @@ class BuildSettings:
     times; remembered by the library)."""
     include_hidden: bool = False
     """Also files and folders whose names begin with a dot (remembered)."""
+    allow_private: bool = False
+    """Also fetch addresses of this machine and private networks, and file://."""
     max_memory: str | None = None
     """Most memory the index may take, as in 4G (default: half of the machine's)."""
     token_cache: str | None = None
@@ -46,8 +48,8 @@ class AddSettings:
     """Add folders and files to a library; unchanged ones are skipped."""
 
     library: tyro.conf.Positional[Path]
-    paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders and files."""
+    paths: tyro.conf.Positional[tuple[str, ...]]
+    """Folders, files, and addresses (https://, s3:// …) of single videos."""
     model: str | None = None
     """The library's model, where it has moved since."""
     metadata: Path | None = None
@@ -58,6 +60,8 @@ class AddSettings:
     times; remembered by the library)."""
     include_hidden: bool = False
     """Also files and folders whose names begin with a dot (remembered)."""
+    allow_private: bool = False
+    """Also fetch addresses of this machine and private networks, and file://."""
     max_memory: str | None = None
     """Most memory the index may take from now on."""
     token_cache: str | None = None
@@ -92,7 +96,7 @@ class RemoveSettings:
     """Forget videos; the files themselves stay."""
 
     library: tyro.conf.Positional[Path]
-    paths: tyro.conf.Positional[tuple[Path, ...]]
+    paths: tyro.conf.Positional[tuple[str, ...]]
     """Files, or folders for all that is in them."""
 
 
@@ -142,18 +146,29 @@ class PushSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedSettings:
-    """Embed the samples of shards, one file a shard; shards that are done are skipped. Runs under accelerate launch."""
+    """Embed videos into Parquet parts; what is done is skipped. Any number of processes that share --out work together:
+    start it as often as you like, on as many machines, or under torchrun or accelerate launch."""
 
-    shards: tyro.conf.Positional[tuple[str, ...]]
-    """Folders, .tar files, URLs, brace and :: lists."""
+    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Folders, files, lists (CSV, JSONL, text …), shards (.tar, braces, :: lists), addresses (https://, s3:// …)."""
     model: str
     """A run, a model folder or a hub id."""
     out: Path
-    """Folder of the embeddings."""
+    """Folder of the parts; vtr index build --from, pandas, DuckDB, Lance and Milvus read them."""
     window: float = 8.0
     """Seconds of a segment."""
     stride: float = 4.0
     """Seconds between the starts of two segments."""
+    uris: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A list whose rows may be addresses, which are fetched; those in other lists are not."""
+    allow_private: bool = False
+    """Also fetch from this machine and private networks, and file://."""
+    exclude: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Leave out files and folders of this name, or path below a folder (may be given several times)."""
+    part: str = "4G"
+    """Most media in a part."""
+    json: bool = False
+    """Print what was done as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,76 +1,56 @@
-"""Embeddings of shards as files, one a shard, and libraries made from them.
+"""Videos to embeddings as Parquet parts, by any number of processes.
 
-A folder of embeddings: embeddings.json (model, windows), and one NAME.npz a shard: `vectors` (n, w) float32, `start`,
-`end` (n,) seconds, `video` (n,) index into `videos`, and `videos`, JSON lines of path, size, content hash, duration,
-reason and metadata.
-w width of the embedding.
+A folder of embeddings: embeddings.json (model, windows), the parts (`vtr.library.parts`), and `work`, where those that
+are at work say what they are at. A process takes a slice of the list, embeds it, writes the part, takes the next one;
+one that dies loses what it was at, and another takes that over.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
-import sqlite3
+import shutil
 import sys
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
-import numpy as np
 from tqdm import tqdm
 
-from vtr.data.decode import Window
-from vtr.data.shards import iterate_samples
-from vtr.errors import UsageError, VtrError
-from vtr.files import write_atomically
-from vtr.library.encode import encode_windows, settings_of, windows_of
-from vtr.library.files import clean_metadata, shown
-from vtr.library.library import Library
-from vtr.library.rows import Facts, Failure, Metadata, Span
-from vtr.library.settings import FORMAT, ORIGIN, LibrarySettings
-from vtr.library.store import Store, checksum
+from vtr.data.uri import Access
+from vtr.errors import VtrError
+from vtr.library.claims import Claims
+from vtr.library.encode import settings_of
+from vtr.library.parts import ENDING, begin
+from vtr.library.pipeline import Job, Pipeline
+from vtr.library.settings import LibrarySettings
+from vtr.library.unit import Key, UnitWork
+from vtr.library.work import PART_BYTES, Unit, Wanted, plan, wanted, work_folder
 
 if TYPE_CHECKING:
-    from vtr.data.shards import RawSample
     from vtr.models.base import VideoTextEncoder
 
-
-class _Source(TypedDict, total=False):
-    """What tells whether a shard has changed."""
-
-    shard: str
-    bytes: int
-    modified: float
-
-
-class _Video(TypedDict, total=False):
-    """A sample, as a line of JSON in a file of embeddings."""
-
-    path: str
-    duration: float
-    reason: str | None
-    meta: Metadata
-    bytes: int
-    sha256: str
+_PAUSE = 0.2  # seconds between two looks at what the others are at
 
 
 @dataclass(kw_only=True)
 class EmbedReport:
-    """What an `embed` did; `failed` holds one line for each sample that could not be read, `damaged` for each shard."""
+    """What an `embed` did; `failed` holds one line for each video that could not be read, `damaged` for each unit.
 
-    shards: int = 0
+    `busy` and `waited` are seconds: of work, and of waiting for what other processes had claimed.
+    """
+
+    parts: int = 0
     skipped: int = 0
     segments: int = 0
+    videos: int = 0
     failed: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
-
-
-class _Damaged(VtrError):
-    """A shard that cannot be read to its end."""
+    left_out: str = ""
+    busy: float = 0.0
+    waited: float = 0.0
 
 
 def place() -> tuple[int, int]:
@@ -79,253 +59,127 @@ def place() -> tuple[int, int]:
 
 
 def embed(
-    shards: Sequence[str], out: Path, model: VideoTextEncoder, *, model_path: str | None, window: float, stride: float
+    named: Sequence[str],
+    out: Path,
+    model: VideoTextEncoder,
+    *,
+    model_path: str | None = None,
+    window: float = 8.0,
+    stride: float = 4.0,
+    uris: Sequence[Path] = (),
+    access: Access | None = None,
+    exclude: Sequence[str] = (),
+    part_bytes: int = PART_BYTES,
+    pipeline: Callable[[VideoTextEncoder, LibrarySettings], Pipeline] = Pipeline,
 ) -> EmbedReport:
-    """Embed every sample of the shards; shards that are done are skipped, damaged ones left for the next call.
+    """Embed folders, files, lists, shards and addresses; what is done is skipped, what failed for a time tried again.
 
-    Each process of a launch takes every n-th of the shards that are left. No process waits for another, and a killed
-    one loses the shard it was at.
+    Any number of processes may do so together, on one machine or on several that share `out`: each takes what none has
+    taken, and what a dead one had. It returns when all is done.
 
     Args:
-        shards: Paths or URLs.
+        named: Paths, lists, shards (also braces and `::`), addresses.
         out: Folder of the embeddings.
         model: A `vtr.VideoTextModel`.
         model_path: Written down for the library.
         window, stride: Seconds of a segment and between the starts of two.
+        uris: Lists whose rows may be addresses.
+        access: What may be fetched.
+        exclude: Patterns of files to leave out of folders.
+        part_bytes: Most bytes of media in a part.
+        pipeline: What decodes and encodes.
     """
-    rank, world = place()
     settings = settings_of(model, model_path, window, stride)
-    _begin(out, settings)
-    report = EmbedReport()
-    names = {shard: _name(shard) for shard in shards}
-    left = [shard for shard in shards if not _done(out / names[shard], shard)]
-    report.skipped = len(shards) - len(left)
-    # By the whole list, not by what is left: another rank may have finished some since it looked.
-    own = [shard for number, shard in enumerate(shards) if number % world == rank and shard in set(left)]
-    often = 0.1 if sys.stderr.isatty() else 30.0
-    for shard in tqdm(own, desc="embed", unit="shard", file=sys.stderr, mininterval=often, disable=rank != 0):
+    todo = wanted(named, uris=uris, exclude=exclude)
+    begin(out, settings)
+    with pipeline(model, settings) as machine:
+        return _Run(out, settings, todo, access or Access(), machine).run(part_bytes)
+
+
+class _Run:
+    """One process's share of a run."""
+
+    def __init__(self, out: Path, settings: LibrarySettings, todo: Wanted, access: Access, pipeline: Pipeline) -> None:
+        self.out, self.settings, self.access, self.pipeline = out, settings, access, pipeline
+        self.items = {item.name: item for item in todo.items}
+        self.report = EmbedReport(failed=list(todo.refused), left_out=todo.skipped)
+        self.left: dict[str, Unit] = {}
+        self.under_way: deque[UnitWork] = deque()
+
+    def run(self, part_bytes: int) -> EmbedReport:
+        """Work until everything is done, by this process or another."""
+        items, begun = list(self.items.values()), time.monotonic()
+        folder = work_folder(self.out, items)
         try:
-            report.segments += _embed_shard(shard, out / names[shard], model, settings, report.failed)
-            report.shards += 1
-        except (_Damaged, FileNotFoundError) as error:
-            report.damaged.append(shown(str(error)))
-    return report
+            with Claims(folder) as self.claims:
+                try:
+                    units = plan(self.out, items, self.claims, part_bytes=part_bytes)
+                    self.left = {unit.name: unit for unit in units}
+                    self.report.skipped = sum(p.name not in self.left for p in self.out.glob(f"*{ENDING}"))
+                    self._work()
+                    alone = not self.claims.others()
+                finally:
+                    for work in self.under_way:
+                        self.claims.release(work.unit.name)
+            if alone:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            raise VtrError(f"{self.out}: {error.strerror or error}; parts that are done stay done") from error
+        self.report.busy = time.monotonic() - begun - self.report.waited
+        return self.report
 
+    def _work(self) -> None:
+        rank, _ = place()
+        total, often = len(self.left), 0.1 if sys.stderr.isatty() else 30.0
+        with tqdm(total=total, desc="embed", unit="part", file=sys.stderr, mininterval=often, disable=rank != 0) as bar:
+            while self.left:
+                before = len(self.left)
+                for key, found in self.pipeline.run(self._jobs()):
+                    if isinstance(key, UnitWork):
+                        self._finish(key)
+                        bar.set_postfix(segments=self.report.segments, refresh=False)
+                    else:
+                        self.under_way[0].take(key, found)
+                    bar.update(total - len(self.left) - bar.n)
+                bar.update(total - len(self.left) - bar.n)
+                if len(self.left) == before:  # others are at what is left; one that dies leaves it to us
+                    time.sleep(_PAUSE)
+                    self.report.waited += _PAUSE
 
-def _begin(out: Path, settings: LibrarySettings) -> None:
-    path = out / "embeddings.json"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            if any(p.suffix == ".npz" for p in out.iterdir()):
-                raise VtrError(f"{out}: embeddings without embeddings.json; choose another folder")
-            with write_atomically(path) as partial:
-                partial.write_text(json.dumps(settings.origin, indent=1) + "\n")
-    except OSError as error:
-        raise VtrError(
-            lambda say, why=error.strerror: f"{say.given('out', out)}: cannot be written ({why})"  # type: ignore[misc]
-        ) from error
-    there = read_settings(out).origin
-    for key in ORIGIN[1:]:
-        if there[key] != settings.origin[key]:
-            raise VtrError(f"{out} has {key} {there[key]}, asked for {settings.origin[key]}: choose another folder")
-
-
-def read_settings(folder: Path) -> LibrarySettings:
-    """The content of embeddings.json."""
-    try:
-        values = json.loads((folder / "embeddings.json").read_text())
-        if not isinstance(values, dict) or not all(k in values for k in ORIGIN):
-            raise ValueError(f"expected {', '.join(ORIGIN)}")
-        return LibrarySettings.from_json({**values, "format": FORMAT})
-    except FileNotFoundError as error:
-        raise VtrError(f"{folder}: no embeddings (no embeddings.json); make them with: vtr embed") from error
-    except (OSError, ValueError) as error:
-        raise VtrError(f"{folder}/embeddings.json cannot be read ({error})") from error
-
-
-def _name(shard: str) -> str:
-    full = shard if "://" in shard else os.path.abspath(shard)
-    stem = Path(full.split("?")[0]).stem[:80]
-    return f"{stem}-{hashlib.blake2b(full.encode(), digest_size=6).hexdigest()}.npz"
-
-
-def _facts(shard: str) -> _Source:
-    if "://" in shard:
-        return {"shard": shard}
-    facts = os.stat(shard)
-    return {"shard": os.path.abspath(shard), "bytes": facts.st_size, "modified": facts.st_mtime}
-
-
-def _done(path: Path, shard: str) -> bool:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return json.loads(file["source"].tobytes()) == _facts(shard)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return False
-
-
-def _embed_shard(shard: str, path: Path, model: VideoTextEncoder, settings: LibrarySettings, failed: list[str]) -> int:
-    facts = _facts(shard)
-    root = shard if "://" in shard else os.path.abspath(shard)
-    videos: list[_Video] = []
-    broken: set[int] = set()
-
-    def windows() -> Iterator[tuple[int, Window]]:
-        for sample in _samples(shard):
-            own = f"{root}/{sample.key}.{sample.extension or 'none'}"
-            video: _Video = {"path": own, "duration": 0.0, "reason": None, "meta": _meta(sample)}
-            videos.append(video)
-            try:
-                if not sample.media:
-                    raise VtrError(f"{own}: no video or image in the sample")
-                video.update(bytes=len(sample.media), sha256=hashlib.sha256(sample.media).hexdigest())
-                cut = windows_of(sample.media, settings, model)
-                for window in cut:
-                    yield len(videos) - 1, window
-                video["duration"] = cut.duration
-            except VtrError as error:
-                # What came before the damage is left out too: half a video would look like a whole one.
-                broken.add(len(videos) - 1)
-                video.update(reason=str(error).replace("\n", " "), duration=0.0)
-                failed.append(shown(f"{own}: {error}"))
-
-    parts = list(encode_windows(model, windows()))
-    parts = [part for part in parts if part[0] not in broken]  # known only now
-    write_part(
-        path,
-        vectors=np.stack([p[2] for p in parts]) if parts else np.zeros((0, settings.width), np.float32),
-        start=np.array([p[1].start for p in parts], np.float64),
-        end=np.array([p[1].end for p in parts], np.float64),
-        video=np.array([p[0] for p in parts], np.int64),
-        videos="\n".join(json.dumps(v, ensure_ascii=False) for v in videos),
-        source=facts,
-    )
-    return len(parts)
-
-
-def _samples(shard: str) -> Iterator[RawSample]:
-    try:
-        yield from iterate_samples(shard)
-    except VtrError as error:
-        raise _Damaged(str(error)) from error
-
-
-def _meta(sample: RawSample) -> Metadata:
-    values = {k: v for k, v in sample.meta.items() if isinstance(v, str | int | float)}
-    if sample.caption:
-        values["caption"] = sample.caption
-    try:
-        return clean_metadata(values, sample.key)
-    except UsageError:
-        return {}
-
-
-def write_part(
-    path: Path,
-    *,
-    vectors: np.ndarray,
-    start: np.ndarray,
-    end: np.ndarray,
-    video: np.ndarray,
-    videos: str,
-    source: Mapping[str, object],
-) -> None:
-    """Write the embeddings of one shard atomically; `videos` are JSON lines, the rest as the module says."""
-    buffer = io.BytesIO()
-    texts = {"videos": videos, "source": json.dumps(dict(source))}
-    np.savez(
-        buffer,
-        vectors=vectors,
-        start=start,
-        end=end,
-        video=video,
-        **{k: np.frombuffer(v.encode(errors="surrogateescape"), np.uint8) for k, v in texts.items()},  # type: ignore[arg-type]
-    )
-    try:
-        with write_atomically(path) as partial:
-            partial.write_bytes(buffer.getbuffer())
-    except OSError as error:
-        raise VtrError(f"{path}: cannot be written ({error.strerror}); shards that are done stay done") from error
-
-
-def build_from(folder: Path, out: Path, *, max_memory: int | None = None, token_cache: int | None = None) -> Library:
-    """Make a library of embeddings, or bring one up to date with them; no model is needed.
-
-    Each file is one transaction: a killed call goes on with the next one.
-    """
-    settings = read_settings(folder)
-    parts = sorted(folder.glob("*.npz"))
-    if not parts:
-        raise VtrError(f"{folder}: no embeddings yet; run vtr embed until it is done")
-    library = Library.create_from(out, settings, max_memory=max_memory, token_cache=token_cache)
-    often = 0.1 if sys.stderr.isatty() else 30.0
-    store = library.store
-    with store.writing():
-        for part in tqdm(parts, desc="index", unit="shard", file=sys.stderr, mininterval=often):
-            facts = part.stat()
-            own = (facts.st_size, facts.st_mtime)
-            if store.imported(part.name) == own:
+    def _jobs(self) -> Iterator[Job[Key]]:
+        """Jobs of the units that nobody else is at, claimed as the pipeline asks for them; each unit's end is one too."""
+        for name, unit in list(self.left.items()):
+            if self._over(unit):
                 continue
-            values = _read_part(part, settings.width)
-            with store.change():
-                store.begin_import(part.name, *own)
-                _import(store, part, values)
-        library.update_index()
-    return library
+            state = self.claims.take(name)
+            if state == "given up":
+                del self.left[name]
+                self.claims.fail(name)
+                self.report.damaged.append(f"{unit.sources[0].name}: several processes died while they were at it")
+            elif state == "mine" and self._over(unit):  # since it was looked at
+                self.claims.release(name)
+            elif state == "mine":
+                work = UnitWork(self.out, unit, self.items, self.settings, self.access)
+                self.under_way.append(work)
+                yield from work.jobs()
+                yield Job(key=work, source=None)
 
+    def _over(self, unit: Unit) -> bool:
+        """Whether a unit is done, or another process met damage in it; then it is left no more."""
+        over = self.claims.failed(unit.name) or unit.done(self.out)
+        if over:
+            del self.left[unit.name]
+        return over
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """The content of one file of embeddings, as the module says."""
-
-    vectors: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    video: np.ndarray
-    videos: list[_Video]
-
-
-def _read_part(path: Path, width: int) -> _Part:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            lines = file["videos"].tobytes().decode(errors="replace").splitlines()
-            part = _Part(
-                vectors=np.ascontiguousarray(file["vectors"], np.float32),
-                start=file["start"],
-                end=file["end"],
-                video=file["video"],
-                videos=[json.loads(line) for line in lines],
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise VtrError(f"{path} is damaged ({error}); delete it and run vtr embed again") from error
-    count = len(part.vectors)
-    if part.vectors.shape != (count, width) or any(v.shape != (count,) for v in (part.start, part.end, part.video)):
-        raise VtrError(f"{path}: arrays whose sizes do not fit; delete it and run vtr embed again")
-    if count and (np.diff(part.video).min(initial=0) < 0 or part.video[-1] >= len(part.videos)):
-        raise VtrError(f"{path}: segments without their videos; delete it and run vtr embed again")
-    if len({v["path"] for v in part.videos}) < len(part.videos):
-        raise VtrError(f"{path}: two samples of the same key; mend the shard")
-    return part
-
-
-def _import(store: Store, path: Path, part: _Part) -> None:
-    first = store.append(part.vectors) if len(part.vectors) else 0
-    edges = np.searchsorted(part.video, np.arange(len(part.videos) + 1)).tolist()
-    start, end = part.start.tolist(), part.end.tolist()
-    for video, low, high in zip(part.videos, edges, edges[1:]):
-        reason = video["reason"] or (None if high > low else f"{video['path']}: no segment")
-        try:
-            store.insert_video(
-                video["path"],
-                Facts(video.get("bytes"), None, video.get("sha256")),
-                [Span(start[i], end[i]) for i in range(low, high)],
-                first + low,
-                crc=checksum(part.vectors[low:high]),
-                duration=video["duration"],
-                failure=None if reason is None else Failure(reason=reason),
-                metadata=video.get("meta"),
-                origin=path.name,
-            )
-        except sqlite3.IntegrityError as error:
-            raise VtrError(f"{path}: a sample is in the library from another file ({error})") from error
+    def _finish(self, work: UnitWork) -> None:
+        assert self.under_way.popleft() is work
+        del self.left[work.unit.name]
+        self.report.failed += work.failed
+        if work.damaged:
+            self.report.damaged.append(work.damaged)
+            self.claims.fail(work.unit.name)
+        else:
+            self.report.segments += work.write()
+            self.report.parts += 1
+            self.report.videos += len(work.videos)
+        self.claims.release(work.unit.name)

@@ -28,7 +28,7 @@ class AddReport:
     """What an `add` or `sync` did; `failed` holds one line for each file that could not be read, `cut_off` one for
     each that is shorter than it says and was indexed as far as it goes.
 
-    `moved` files were found again under another name, `known` ones have the content of a file that is in the library:
+    `moved` files were found again under another name, `known` ones of the added have the content of another file:
     neither is encoded again. `skipped` counts what was left out of the folders, and why; `notes` say what was done
     otherwise than one might expect.
     """
@@ -142,14 +142,15 @@ class Ingest:
             seen = _facts(file)
             if known and not again and not hashed and known.facts[:2] == seen[:2]:
                 return self._unchanged(known, name)
-            seen = seen._replace(sha256=sha256(file))
+            # Hashing reads the whole file, which only one of a known size needs before its windows are made.
+            if self.store.size_is_known(seen.bytes):
+                seen = seen._replace(sha256=sha256(file))
         except OSError as error:
             if known and known.failure is None:  # what was indexed of it stays: it may be readable again tomorrow
                 self.report.failed.append(shown(f"{name}: {error.strerror}"))
                 return
-            reason = Failure(reason=f"{name}: {error.strerror}", kind="unopened")
-            return self._record(name, known, Facts(None, None, None), reason)
-        if known and not again and known.facts.sha256 == seen.sha256:
+            return self._record(name, known, Facts(None, None, None), _unopened(name, error))
+        if known and not again and seen.sha256 and known.facts.sha256 == seen.sha256:
             if known.facts[:2] != seen[:2]:
                 with self.store.db:
                     self.store.update_file(known.id, name, seen)
@@ -159,24 +160,30 @@ class Ingest:
         self._encode(file, name, known, seen)
 
     def _encode(self, file: Path, name: str, known: VideoRow | None, seen: Facts) -> None:
-        found: Embedded | Failure
+        found = self._embedded(name)
         try:
-            found = replace(self.embed(Path(name)), lacking=cut_off(name, thorough=False))
+            if seen.sha256 is None:
+                seen = seen._replace(sha256=sha256(file))
             if _facts(file)[:2] != seen[:2]:
                 self.report.failed.append(shown(f"{name}: changed while it was read; call again"))
                 return
-        except TimeLimit as error:
-            found = Failure(reason=str(error), kind="slow")
-        except DecodeError as error:
-            found = Failure(reason=str(error), kind="unreadable")
         except OSError as error:
-            found = Failure(reason=f"{name}: {error.strerror}", kind="unopened")
+            found = _unopened(name, error)
         self._record(name, known, seen, found)
+
+    def _embedded(self, name: str) -> Embedded | Failure:
+        try:
+            return replace(self.embed(Path(name)), lacking=cut_off(name, thorough=False))
+        except TimeLimit as error:
+            return Failure(reason=str(error), kind="slow")
+        except DecodeError as error:
+            return Failure(reason=str(error), kind="unreadable")
+        except OSError as error:
+            return _unopened(name, error)
 
     def _taken_over(self, name: str, known: VideoRow | None, seen: Facts, vanished: set[str]) -> bool:
         """Whether the same content is in the library under another name: then its vectors serve again."""
-        assert seen.sha256 is not None
-        others = self.store.of_content(seen.sha256, but=name)
+        others = self.store.of_content(seen.sha256, but=name) if seen.sha256 else []
         moved = next((o for o in others if o.path in vanished or _gone(o.path)), None)
         if moved is not None:
             with self.store.change():
@@ -249,6 +256,10 @@ def _facts(file: Path) -> Facts:
     if not stat.S_ISREG(facts.st_mode):
         raise OSError(0, "not a regular file")
     return Facts(facts.st_size, facts.st_mtime, None)
+
+
+def _unopened(name: str, error: OSError) -> Failure:
+    return Failure(reason=f"{name}: {error.strerror}", kind="unopened")
 
 
 def _gone(path: str) -> bool:

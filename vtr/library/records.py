@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS segments (
 );
 CREATE INDEX IF NOT EXISTS segments_of ON segments(video);
 CREATE INDEX IF NOT EXISTS videos_by_content ON videos(sha256);
+CREATE INDEX IF NOT EXISTS videos_by_size ON videos(bytes);
 CREATE INDEX IF NOT EXISTS videos_by_origin ON videos(origin) WHERE origin IS NOT NULL;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY);
@@ -73,6 +74,11 @@ class Records:
     def of_content(self, sha256: str, but: str = "") -> list[VideoRow]:
         """Readable files of this content, except the one at the path `but`."""
         return list(self._videos("sha256 = ? AND reason IS NULL AND path != ? AND origin IS NULL", (sha256, but)))
+
+    def size_is_known(self, size: int | None) -> bool:
+        """Whether there is a file of so many bytes; where there is none, no file of that size is a copy."""
+        sql = "SELECT 1 FROM videos WHERE bytes = ? AND sha256 IS NOT NULL LIMIT 1"
+        return self.db.execute(sql, (size,)).fetchone() is not None
 
     def paths_below(self, folder: str) -> list[str]:
         """Paths of the files in a folder (its full path), sorted."""

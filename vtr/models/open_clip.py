@@ -100,7 +100,7 @@ class OpenClipModel(Model):
             model, _, pretrained = identifier.partition("/")
             quick_gelu = quick_gelu_needed(model, pretrained)
         try:
-            with hub.offline_if_unreachable(), _quiet():
+            with hub.offline_if_unreachable(), quiet():
                 clip = open_clip.create_model(
                     model, pretrained, require_pretrained=True, weights_only=True, force_quick_gelu=quick_gelu
                 )
@@ -208,7 +208,7 @@ def _cache() -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without open_clip's log lines: what matters in them is said in one line, or settled (QuickGELU)."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

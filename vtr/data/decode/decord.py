@@ -8,7 +8,7 @@ import numpy as np
 
 from vtr.data.decode.picture import display_matrix
 from vtr.data.decode.pyav import VideoReader
-from vtr.data.decode.types import MAX_CLIP_BYTES, Clip, Deadline, DecodeError, Pick, Source, chosen, span_of
+from vtr.data.decode.types import MAX_CLIP_BYTES, Clip, Deadline, DecodeError, Pick, Source, chosen, opened, span_of
 
 _HDR = (16, 18)  # transfer characteristics of PQ and HLG
 _AGREE = 2e-3  # seconds within which decord's times, which are float32, must be the clock's
@@ -43,7 +43,8 @@ def read_frames_decord(
         raise DecodeError(name, "decord would show its pixels as squares, which they are not: use the pyav backend")
     try:
         # As bytes always: decord would read a meaning into some file names.
-        data = source if isinstance(source, (bytes, bytearray, memoryview)) else _read(str(source))
+        with opened(source) as file:
+            data = file.read()
         decoder = decord.VideoReader(io.BytesIO(data), num_threads=1)
         count = len(decoder)
         if count < 1:
@@ -65,8 +66,3 @@ def read_frames_decord(
         raise DecodeError(name, f"decord: {lines[0] if lines else 'error'}") from None
     deadline.progress()
     return Clip(frames=frames, times=times[wanted])
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()

@@ -20,11 +20,13 @@ from vtr.data.decode.types import (
     Clip,
     Deadline,
     DecodeError,
+    Held,
     MediaInfo,
     Pick,
     Player,
     Shot,
     Source,
+    Stored,
     chosen,
     source_name,
     span_of,
@@ -33,6 +35,7 @@ from vtr.errors import unknown_name
 
 _BACKENDS = ("auto", "pyav", "decord")
 SCAN_BYTES = 32 << 20  # files up to this size are read whole to know each frame's time, larger ones are entered
+_MOST_IMAGE = 1 << 30  # bytes of an image that lies elsewhere, which is fetched whole
 _REACH = 8.0  # seconds that are decoded rather than jumped over
 Picture = tuple[float, np.ndarray]  # time on the timeline, (H, W, 3)
 
@@ -49,6 +52,8 @@ def open_media(
     raw_stream = isinstance(source, (str, Path)) and Path(source).suffix.lower() in (".mjpg", ".mjpeg")
     kind = image_format(head)
     if kind and not raw_stream:
+        if isinstance(source, Stored):
+            source = Held.of(source, _MOST_IMAGE)
         try:
             return ImageReader(source, deadline, least)
         except DecodeError:

@@ -6,14 +6,13 @@ import contextlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vtr.data.decode.image import reduced
 from vtr.data.decode.picture import Painter
-from vtr.data.decode.types import MAX_PIXELS, Deadline, DecodeError, Source, Still, source_name
+from vtr.data.decode.types import MAX_PIXELS, Deadline, DecodeError, Source, Still, opened, source_name
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -163,7 +162,7 @@ def _at(source: Source, offset: int, length: int) -> bytes:
         raise _Cut
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source[offset : offset + length])
-    with open(Path(source), "rb") as file:
+    with opened(source) as file:
         file.seek(offset)
         return file.read(length)
 

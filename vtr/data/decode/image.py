@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from vtr.data.decode.types import MAX_PIXELS, Deadline, DecodeError, Source, Still, source_name
+from vtr.data.decode.types import MAX_PIXELS, Deadline, DecodeError, Source, Still, opened, source_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,8 +39,7 @@ class ImageReader:
         self.name = source_name(source)
         self._deadline = deadline
         self._length = 0.0
-        self._file: BinaryIO
-        self._file = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else open(source, "rb")  # noqa: SIM115
+        self._file = opened(source)
         try:
             self._image: Image.Image = _jpeg(self._file) or Image.open(self._file)
         except Image.DecompressionBombError:

@@ -6,13 +6,13 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vtr.data.decode.clock import FAR, Clock, Sound
 from vtr.data.decode.picture import Painter, VideoShot
-from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Source, source_name
+from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Source, opened, source_name
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -55,11 +55,7 @@ class _Input(io.RawIOBase):
     """A file as FFmpeg sees it: no name to read meaning into (dashes, `%03d`, `http:`), and a time limit in reads."""
 
     def __init__(self, source: Source, deadline: Deadline) -> None:
-        self._file: BinaryIO
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            self._file = io.BytesIO(source)
-        else:
-            self._file = open(source, "rb", buffering=0)  # noqa: SIM115
+        self._file = opened(source, buffering=0)
         self._deadline = deadline
         self._blocks: set[int] = set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vtr.data.decode.types import DecodeError, Source, source_name
+from vtr.data.decode.types import DecodeError, Source, Stored, source_name
 
 _HEAD = 1024
 _MAGIC = (
@@ -36,6 +36,9 @@ def read_head(source: Source) -> bytes:
     """The first bytes of a source. A path that is missing, a folder, a device or unreadable raises DecodeError."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source[:_HEAD])
+    if isinstance(source, Stored):
+        with source.open() as stored:
+            return stored.read(_HEAD)
     path = Path(source)
     name = source_name(source)
     try:
@@ -54,6 +57,8 @@ def read_head(source: Source) -> bytes:
 
 def source_bytes(source: Source) -> int:
     """Size of a source in bytes."""
+    if isinstance(source, Stored):
+        return source.size()
     return len(source) if isinstance(source, (bytes, bytearray, memoryview)) else os.stat(source).st_size
 
 

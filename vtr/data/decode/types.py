@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 import numpy as np
 
@@ -15,8 +17,27 @@ from vtr.errors import VtrError
 if TYPE_CHECKING:
     import torch
 
-Source = str | Path | bytes
+
+class Stored(ABC):
+    """Media that lie elsewhere than in a file here, as a source of the decoders."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As messages have it."""
+
+    @abstractmethod
+    def open(self) -> BinaryIO:
+        """A reader of its own, from the start; it can be sought in."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes."""
+
+
+Source = str | Path | bytes | Stored
 Pick = Callable[[int], Sequence[int]]
+Span = tuple[float | None, float | None]  # seconds; None: the file's start, its end
 
 # One frame may have at most this many pixels (a 200 MB RGB frame), and one clip this many bytes: a forged header
 # must not take the machine's memory.
@@ -158,7 +179,34 @@ class Deadline:
 
 def source_name(source: Source) -> str:
     """How an error names a source: the file's path, or "upload" for bytes."""
+    if isinstance(source, (Stored, Held)):
+        return source.name
     return "upload" if isinstance(source, (bytes, bytearray, memoryview)) else str(source)
+
+
+def opened(source: Source, *, buffering: int = -1) -> BinaryIO:
+    """A source opened for reading; OSError where a file cannot be."""
+    if isinstance(source, Stored):
+        return source.open()
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    return cast(BinaryIO, open(source, "rb", buffering=buffering))
+
+
+class Held(bytes):
+    """The bytes of something that has a name."""
+
+    name = "upload"
+
+    @classmethod
+    def of(cls, source: Stored, most: int) -> Held:
+        """All of what is stored elsewhere; DecodeError where it has more bytes than `most`."""
+        if source.size() > most:
+            raise DecodeError(source.name, f"an image of {source.size()} bytes, more than {most}")
+        with source.open() as file:
+            out = cls(file.read())
+        out.name = source.name
+        return out
 
 
 def chosen(pick: Pick, count: int) -> list[int]:

@@ -8,10 +8,8 @@ work.  `python -m vtr.data.demo.build FOLDER SEED` reads one task per line on st
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,7 @@ from vtr.data.demo.captions import (
     write,
 )
 from vtr.data.demo.render import encode_clip, encode_image, render
+from vtr.data.shards import ShardFile
 
 BLOCK = 8  # samples of one hard group written next to each other (clips: four clips and their siblings)
 SHARD = 400  # samples per shard, a multiple of BLOCK
@@ -74,7 +73,9 @@ def run_task(root: Path, seed: int, task: str) -> None:
     start, stop = int(first), int(first) + int(count)
     if name in ("video", "image"):
         samples = _clips(seed, start, stop) if name == "video" else _images(seed, start, stop)
-        _write_shard(root / "train" / name / f"{start // SHARD:06d}.tar", samples)
+        with ShardFile(root / "train" / name / f"{start // SHARD:06d}.tar") as shard:
+            for sample in samples:
+                shard.write(sample.key, sample.extension, sample.media, str(sample.meta["caption"]), sample.meta)
     elif name == "benchmark":
         for i, scene in list(enumerate(benchmark_scenes(seed)))[start:stop]:
             frames = render(scene, np.random.default_rng([seed, 31, i]))
@@ -135,19 +136,6 @@ def _meta(key: str, scene: Scene, caption: str, paraphrase: str) -> dict[str, ob
         "group": scene.group,
         "attributes": scene.attributes(),
     }
-
-
-def _write_shard(path: Path, samples: Iterator[Sample]) -> None:
-    """A WebDataset shard: KEY.mp4 or KEY.jpg, KEY.txt, KEY.json; the same bytes whenever it is made."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in samples:
-            text = str(sample.meta["caption"]).encode()
-            meta = json.dumps(sample.meta, ensure_ascii=False).encode()
-            for extension, body in ((sample.extension, sample.media), ("txt", text), ("json", meta)):
-                member = tarfile.TarInfo(f"{sample.key}.{extension}")
-                member.size = len(body)
-                member.mode = 0o644
-                tar.addfile(member, io.BytesIO(body))
 
 
 def _held_out_scenes(seed: int, motions: set[str]) -> list[Scene]:
