@@ -69,7 +69,7 @@ def test_a_renamed_file_keeps_its_vectors_and_is_not_encoded(
     segment = next(h.segment for h in library.search("a dog runs") if h.path.endswith("clip2.mp4"))
     (videos / "deeper").mkdir()
     (videos / "clip2.mp4").rename(videos / "deeper" / "renamed.mp4")
-    monkeypatch.setattr(Library, "_pipeline", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(Library, "pipeline", lambda *_: pytest.fail("encoded again"))
     report = library.sync(videos)
     assert (report.moved, report.added, report.removed, report.unchanged) == (1, 0, 0, 3)
     assert next(h.segment for h in library.search("a dog runs") if h.path.endswith("renamed.mp4")) == segment
@@ -89,7 +89,7 @@ def test_a_copy_is_not_encoded_again_and_outlives_the_original(
     library: Library, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(videos / "clip0.mp4", videos / "copy.mp4")
-    monkeypatch.setattr(Library, "_pipeline", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(Library, "pipeline", lambda *_: pytest.fail("encoded again"))
     assert library.add(videos).known == 1
     (videos / "clip0.mp4").unlink()
     assert library.sync(videos).removed == 1

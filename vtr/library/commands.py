@@ -6,13 +6,25 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildSettings:
+class WorkSettings:
+    """What files are embedded with."""
+
+    workers: int | None = None
+    """Decoding processes (default: one a core, 16 at most; 0: none, decode in the process that encodes)."""
+    devices: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A device that encodes, as in cuda:1 (may be given several times; default: all GPUs, else the CPU)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of encoding; auto: bf16 on a GPU, else fp32. Written down, with how near the vectors of bf16 came."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings(WorkSettings):
     """Make a library of folders and files, or of embeddings; calling it again continues or brings it up to date."""
 
     paths: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -37,6 +49,9 @@ class BuildSettings:
     """Also files and folders whose names begin with a dot (remembered)."""
     allow_private: bool = False
     """Also fetch addresses of this machine and private networks, and file://."""
+    frames: Literal["all", "keyframes"] | None = None
+    """keyframes: a quick look at an archive: only key frames are decoded, and hits say so (remembered; default: all, or
+    what the library has)."""
     max_memory: str | None = None
     """Most memory the index may take, as in 4G (default: half of the machine's)."""
     token_cache: str | None = None
@@ -44,7 +59,7 @@ class BuildSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AddSettings:
+class AddSettings(WorkSettings):
     """Add folders and files to a library; unchanged ones are skipped."""
 
     library: tyro.conf.Positional[Path]
@@ -62,6 +77,9 @@ class AddSettings:
     """Also files and folders whose names begin with a dot (remembered)."""
     allow_private: bool = False
     """Also fetch addresses of this machine and private networks, and file://."""
+    frames: Literal["all", "keyframes"] | None = None
+    """keyframes: a quick look at an archive: only key frames are decoded, and hits say so (remembered; default: all, or
+    what the library has)."""
     max_memory: str | None = None
     """Most memory the index may take from now on."""
     token_cache: str | None = None
@@ -69,7 +87,7 @@ class AddSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyncSettings:
+class SyncSettings(WorkSettings):
     """Bring a library up to date with folders: new files added, changed ones done again, vanished ones forgotten."""
 
     library: tyro.conf.Positional[Path]
@@ -145,7 +163,7 @@ class PushSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedSettings:
+class EmbedSettings(WorkSettings):
     """Embed videos into Parquet parts; what is done is skipped. Any number of processes that share --out work together:
     start it as often as you like, on as many machines, or under torchrun or accelerate launch."""
 

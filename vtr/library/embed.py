@@ -25,7 +25,7 @@ from vtr.library.claims import Claims
 from vtr.library.encode import settings_of
 from vtr.library.parts import ENDING, begin
 from vtr.library.pipeline import Job, Pipeline
-from vtr.library.settings import LibrarySettings
+from vtr.library.settings import ALL, LibrarySettings, Work
 from vtr.library.unit import Key, UnitWork
 from vtr.library.work import PART_BYTES, Unit, Wanted, plan, wanted, work_folder
 
@@ -70,7 +70,8 @@ def embed(
     access: Access | None = None,
     exclude: Sequence[str] = (),
     part_bytes: int = PART_BYTES,
-    pipeline: Callable[[VideoTextEncoder, LibrarySettings], Pipeline] = Pipeline,
+    work: Work = ALL,
+    pipeline: Callable[[VideoTextEncoder, LibrarySettings, Work], Pipeline] = Pipeline,
 ) -> EmbedReport:
     """Embed folders, files, lists, shards and addresses; what is done is skipped, what failed for a time tried again.
 
@@ -87,12 +88,13 @@ def embed(
         access: What may be fetched.
         exclude: Patterns of files to leave out of folders.
         part_bytes: Most bytes of media in a part.
+        work: Decoding processes, devices, precision.
         pipeline: What decodes and encodes.
     """
     settings = settings_of(model, model_path, window, stride)
     todo = wanted(named, uris=uris, exclude=exclude)
     begin(out, settings)
-    with pipeline(model, settings) as machine:
+    with pipeline(model, settings, work) as machine:
         return _Run(out, settings, todo, access or Access(), machine).run(part_bytes)
 
 

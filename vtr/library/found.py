@@ -89,6 +89,7 @@ class Hit:
             the model's temperature plus the decoder's log-odds).
         match: The score between 0 and 1.
         copies: Other files of the same content.
+        keyframes: Only key frames of the video were looked at when it was indexed: a quick look.
         metadata: The video's metadata.
     """
 
@@ -105,6 +106,7 @@ class Hit:
     measure: Measure = "similarity"
     match: float = 0.0
     copies: tuple[str, ...] = ()
+    keyframes: bool = False
     metadata: Metadata = field(default_factory=dict, hash=False)
 
     def __repr__(self) -> str:
@@ -150,6 +152,7 @@ def hit_lines(hits: Sequence[Hit]) -> list[str]:
     return [
         f"{hit.measure:>{named}} {match_text(hit):>5}  {time:>{width}}  #{hit.segment:<6} "
         f"{'  ' if hit.moment > 1 else ''}{shown(hit.path)}{_copies(hit)}"
+        + ("  (key frames only)" if hit.keyframes else "")
         for hit, time in zip(hits, times)
     ]
 

@@ -232,7 +232,7 @@ class Library(Searcher):
         ingest = self._ingest(metadata, work)
         files = ingest.find([paths] if isinstance(paths, str | Path) else paths)
         with self.store.writing():
-            self._set_windows(window, stride, keyframes)
+            self.set_windows(window, stride, keyframes)
             ingest.add(files)
             self.update_index()
         return ingest.report
@@ -272,7 +272,7 @@ class Library(Searcher):
         files = [f for f in ingest.find(folders, may_be_empty=True) if f.exists()]
         there = {os.path.abspath(f) for f in files}
         with self.store.writing():
-            self._set_windows(None, None)
+            self.set_windows(None, None)
             gone: list[str] = []
             for folder in folders:
                 known = self.store.paths_below(os.path.abspath(folder))
@@ -301,7 +301,7 @@ class Library(Searcher):
 
         return Ingest(
             self.store,
-            lambda: self._pipeline(work),
+            lambda: self.pipeline(work),
             after=self._index_tail,
             metadata=metadata,
             exclude=self.settings.exclude,
@@ -314,14 +314,15 @@ class Library(Searcher):
         if tail > max(indexes.TAIL_UP_TO, self._indexed_up_to // 4) and tail > indexes.EXACT_UP_TO:
             self.update_index()
 
-    def _set_windows(self, window: float | None, stride: float | None, keyframes: bool | None = None) -> None:
+    def set_windows(self, window: float | None, stride: float | None, keyframes: bool | None = None) -> None:
+        """Windows of a library that is empty; those of another must be the ones it has. None: as they are."""
         wanted = self.settings.with_windows(window, stride, keyframes)
         if self.store.segments() == 0 and wanted != self.settings:
             self._write_settings(wanted)
         self._agree(wanted.window, wanted.stride, wanted.keyframes)
 
     @contextlib.contextmanager
-    def _pipeline(self, work: Work) -> Iterator[Pipeline]:
+    def pipeline(self, work: Work) -> Iterator[Pipeline]:
         """What embeds files for this library; its precision is written down before the first vector is."""
         from vtr.library.pipeline import Pipeline
 

@@ -244,6 +244,7 @@ class Searcher(ABC):
                         measure=measure,
                         match=match(best.score, measure, temperature),
                         copies=tuple(p for p in copies.get(best.content or "", ()) if p != best.path),
+                        keyframes=self.settings.keyframes,
                         metadata=best.metadata,
                     )
                 )

@@ -26,6 +26,7 @@ from vtr.library.commands import (
     ServeSettings,
     SyncSettings,
     VerifySettings,
+    WorkSettings,
 )
 from vtr.library.files import read_metadata
 from vtr.library.found import hit_dict, hit_lines
@@ -34,10 +35,11 @@ from vtr.library.library import Library
 from vtr.library.rows import Metadata
 from vtr.library.scan import find_media
 from vtr.library.search import Searcher
-from vtr.library.settings import check_windows
+from vtr.library.settings import Work, check_windows
 
 if TYPE_CHECKING:
     from vtr.library.ingest import AddReport
+    from vtr.library.settings import Info
 
 
 def build(settings: BuildSettings) -> int:
@@ -92,9 +94,14 @@ def _taken_in(
     from vtr.library.ingest import AddReport
 
     paths, uris = _split(settings.paths)
-    report = library.add(paths, metadata=metadata, **_chosen(settings)) if paths else AddReport()
+    report, work = AddReport(), _work(settings)
+    keyframes = None if settings.frames is None else settings.frames == "keyframes"
+    if paths:
+        report = library.add(paths, metadata=metadata, keyframes=keyframes, work=work, **_chosen(settings))
     if uris:
-        add_addresses(library, uris, access=Access(private=settings.allow_private), report=report)
+        add_addresses(
+            library, uris, access=Access(private=settings.allow_private), report=report, keyframes=keyframes, work=work
+        )
     return report
 
 
@@ -108,6 +115,7 @@ def sync(settings: SyncSettings) -> int:
         quick=settings.quick,
         may_be_empty=settings.may_be_empty,
         metadata=metadata,
+        work=_work(settings),
         **_chosen(settings),
     )
     return _report(report, library)
@@ -192,6 +200,7 @@ def embed(settings: EmbedSettings) -> int:
         access=Access(private=settings.allow_private),
         exclude=settings.exclude,
         part_bytes=parse_size(settings.part),
+        work=_work(settings),
     )
     for line in report.failed:
         print(f"unreadable: {line}", file=sys.stderr)
@@ -230,6 +239,8 @@ def info(settings: InfoSettings) -> int:
         "videos": f"{values['videos']}, {values['seconds'] / 60:.1f} minutes",
         "segments": f"{values['segments']}, {values['window']:g} s every {values['stride']:g} s, "
         f"{values['frames']} frames each",
+        **({"frames": "key frames only: a quick look"} if values.get("keyframes") else {}),
+        **({"precision": _precision(values)} if values.get("precision", "fp32") != "fp32" else {}),
         "index": f"{index['type']}, recall@10 {index['recall_at_10']:g}" if index else "not made yet",
         **({"left out": ", ".join(values["exclude"])} if "exclude" in values else {}),
         "unreadable": len(values["unreadable"]),
@@ -243,6 +254,11 @@ def info(settings: InfoSettings) -> int:
     for line in values["cut_off"]:
         print(f"  {line}")
     return 0
+
+
+def _precision(values: Info) -> str:
+    parity = values.get("parity")
+    return values["precision"] + (f", cosine to fp32 {parity:.4f} or more" if parity is not None else "")
 
 
 def search(settings: SearchSettings) -> int:
@@ -327,6 +343,10 @@ def _size(text: str | None) -> int | None:
 def _need(paths: Sequence[str | Path]) -> None:
     if not paths:
         raise UsageError("no paths: name at least one folder or file")
+
+
+def _work(settings: WorkSettings) -> Work:
+    return Work(workers=settings.workers, devices=settings.devices, precision=settings.precision)
 
 
 class _Chosen(TypedDict):

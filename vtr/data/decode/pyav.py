@@ -250,7 +250,8 @@ class VideoReader:
 
         if whole:
             self._sound = Sound()
-        packets = self._container.demux(self._stream, *(self._container.streams.audio if whole else ()))
+        streams = (self._stream, *(self._container.streams.audio if whole else ()))
+        packets = self._container.demux(*streams)
         first = True
         while True:
             self._deadline.check()
@@ -260,6 +261,10 @@ class VideoReader:
                 return
             except DecodeError:
                 raise
+            except IndexError as error:  # damage that looks like a stream of its own, which PyAV does not know
+                self._note(error)
+                packets = self._container.demux(*streams)
+                continue
             except (av.error.FFmpegError, ValueError) as error:
                 self._note(error)
                 return
@@ -359,6 +364,7 @@ class VideoReader:
         """Shots with their times, taking note of what they tell of the file."""
         lasts, seen = 0.0, 0
         for at, shot in clock.run(shots):
+            lasts = 0.0
             if isinstance(shot, VideoShot):
                 lasts = (shot.frame.duration or 0) * self._tick
                 self.lost = self.lost or shot.is_corrupt
@@ -388,8 +394,8 @@ class VideoReader:
 
             return Unread(reread)
 
-        sparse = Sparse(self._stream.codec_context, self._decode, self._tick, looked_at, keys=keys)
-        for frame in sparse.frames(packets, lambda packet: hidden(packet, self.codec)):
+        sparse = Sparse(self._stream.codec_context, self._decode, self._tick, looked_at)
+        for frame in (sparse.key_frames if keys else sparse.frames)(packets, lambda p: hidden(p, self.codec)):
             self.lost = self.lost or sparse.lost
             if isinstance(frame, tuple):
                 yield frame[0] * self._tick, unread(frame[0])

@@ -50,7 +50,6 @@ class Sparse:
         decode: Decodes a packet, or flushes (None).
         tick: Seconds of a unit of the stamps.
         looks: What is looked at, in raw seconds; None where it cannot tell yet.
-        keys: Decode key frames alone.
 
     Attributes:
         off: Nothing is passed over any more: the stamps or the frames are not as they should be.
@@ -63,10 +62,8 @@ class Sparse:
         decode: Callable[[Packet | None], Iterator[VideoFrame]],
         tick: float,
         looks: Callable[[float, float], bool | None],
-        *,
-        keys: bool = False,
     ) -> None:
-        self._context, self._decode, self._tick, self._looks, self._keys = context, decode, tick, looks, keys
+        self._context, self._decode, self._tick, self._looks = context, decode, tick, looks
         self.off = self.lost = False
         self._ahead: deque[Packet] = deque()
         self._stamps: deque[int] = deque(maxlen=2 * _AHEAD)  # of packets near the one at hand, in order of decoding
@@ -84,19 +81,10 @@ class Sparse:
             packets: In order of decoding.
             hidden: Whether a packet's frame is never shown.
         """
-        source = iter(packets)
-        while True:
-            while len(self._ahead) < _AHEAD and (packet := next(source, None)) is not None:
-                self._look_at(packet)
-                self._ahead.append(packet)
-            if not self._ahead:
-                break
-            packet = self._ahead.popleft()
+        for packet in self._looking_ahead(packets):
             wanted = self._wanted(packet)
             if not packet.is_discard and packet.pts is not None and not hidden(packet):
                 heapq.heappush(self._sent, (packet.pts, wanted))
-            if self._keys and not wanted:
-                continue
             self._spare(not wanted)
             for frame in self._decode(packet):
                 yield from self._ordered(frame)
@@ -106,6 +94,36 @@ class Sparse:
             stamp, wanted = heapq.heappop(self._sent)
             if not wanted:
                 yield stamp, None
+
+    def key_frames(
+        self, packets: Iterable[Packet], hidden: Callable[[Packet], bool]
+    ) -> Iterator[tuple[int, None] | VideoFrame]:
+        """As `frames`, of key frames alone."""
+        waiting: list[tuple[int, int, VideoFrame | None]] = []
+        for number, packet in enumerate(self._looking_ahead(packets)):
+            if packet.pts is None or packet.is_discard or hidden(packet):
+                continue
+            frame = None
+            if packet.is_keyframe:
+                # Each by itself: without the frames between them, a decoder mistakes their order.
+                frame = next(iter([*self._decode(packet), *self._decode(None)]), None)
+                self._context.flush_buffers()
+            heapq.heappush(waiting, (packet.pts, number, frame))
+            earliest = min((p.pts for p in self._ahead if p.pts is not None), default=None)
+            while waiting and (earliest is None or waiting[0][0] < earliest):
+                stamp, _, frame = heapq.heappop(waiting)
+                yield (stamp, None) if frame is None else frame
+
+    def _looking_ahead(self, packets: Iterable[Packet]) -> Iterator[Packet]:
+        """The packets, with some of those that follow in `_ahead`."""
+        source = iter(packets)
+        while True:
+            while len(self._ahead) < _AHEAD and (packet := next(source, None)) is not None:
+                self._look_at(packet)
+                self._ahead.append(packet)
+            if not self._ahead:
+                return
+            yield self._ahead.popleft()
 
     def _look_at(self, packet: Packet) -> None:
         """Take note of a packet's stamps, and whether they can be believed."""
@@ -121,8 +139,6 @@ class Sparse:
 
     def _wanted(self, packet: Packet) -> bool:
         """Whether a packet's frame must come out."""
-        if self._keys:
-            return bool(packet.is_keyframe)
         if self.off or self._out < _SETTLED or packet.pts is None or packet.is_keyframe:
             return True
         later = [stamp for stamp in self._stamps if stamp > packet.pts]

@@ -40,6 +40,7 @@ class Moment(BaseModel):
     ]
     match: Annotated[float, Field(ge=0, le=1, description="the score between 0 and 1")]
     copies: Annotated[list[str], Field(description="other files of the same content")]
+    keyframes: Annotated[bool, Field(description="only key frames were looked at when it was indexed: a quick look")]
     metadata: dict[str, str | int | float | bool]
     kind: Literal["video", "image", "file"]
 
