@@ -41,7 +41,8 @@ def test_a_command_whose_reader_has_gone_or_that_is_stopped_ends_without_a_trace
     )
     long = [sys.executable, "-c", code.format("print('x' * 10_000_000)")]
     with subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout and process.stderr
+        assert process.stdout
+        assert process.stderr
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == (b"", 141)
     stopped = subprocess.run(
