@@ -20,10 +20,11 @@ import ssl
 import tempfile
 import time
 import urllib.parse
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, cast
 
 from vtr.data.decode.types import DecodeError, Stored, TimeLimit
 
@@ -97,6 +98,11 @@ class Address(Stored):
         """Bytes."""
         return self._remote().size
 
+    def facts(self) -> tuple[int | None, float | None]:
+        """Bytes, and when it was changed last, as far as the server says; nothing is fetched."""
+        known = self._remote()
+        return known.length, known.modified
+
     def modified(self) -> float | None:
         """When it was changed last, in seconds since 1970, as the server says."""
         return self._remote().modified
@@ -125,14 +131,19 @@ class Address(Stored):
 _ALLOW = " (--allow-private allows this machine and private networks)"
 
 
-class _Remote(Protocol):
-    size: int
+class _Remote(ABC):
+    length: int | None
     modified: float | None
 
+    @property
+    @abstractmethod
+    def size(self) -> int: ...
+
+    @abstractmethod
     def open(self) -> BinaryIO: ...
 
 
-class _Object:
+class _Object(_Remote):
     """A file of an object store, or of whatever fsspec knows."""
 
     def __init__(self, address: Address) -> None:
@@ -144,9 +155,13 @@ class _Object:
             facts = self._files.info(self._path)
             if facts.get("type") == "directory":
                 raise FileNotFoundError("is a folder, not a file")
-            self.size = int(facts["size"])
+            self._size = self.length = int(facts["size"])
             when = facts.get("LastModified") or facts.get("mtime") or facts.get("updated") or facts.get("last_modified")
             self.modified = when.timestamp() if hasattr(when, "timestamp") else None
+
+    @property
+    def size(self) -> int:
+        return self._size
 
     def open(self) -> BinaryIO:
         with self._said():
@@ -165,7 +180,7 @@ class _Object:
             raise Unreachable(name, f"cannot be read now ({type(error).__name__}: {error})") from error
 
 
-class _Http:
+class _Http(_Remote):
     """A file of a web server: in ranges where the server sends them, else fetched whole, up to `Access.most` bytes."""
 
     def __init__(self, address: Address) -> None:
@@ -173,20 +188,29 @@ class _Http:
         self.modified: float | None = None
         self.tag = ""
         self._whole: BinaryIO | None = None
-        stream = _tried(address, lambda: _Stream(address, 0, first=True))
-        with contextlib.closing(stream):
-            self.tag = stream.header("ETag") if not stream.header("ETag").startswith("W/") else ""
+        with contextlib.closing(self._begun()) as stream:
+            self.tag = "" if stream.header("ETag").startswith("W/") else stream.header("ETag")
             when = email.utils.parsedate_tz(stream.header("Last-Modified"))
             self.modified = email.utils.mktime_tz(when) if when else None
-            self.size = stream.total or 0
-            if not stream.ranges:
-                self._whole = self._fetched(stream)
-                self.size = self._whole.seek(0, io.SEEK_END)
+            self.length, self.ranges = stream.total, stream.ranges
+
+    @property
+    def size(self) -> int:
+        return self._held().seek(0, io.SEEK_END) if self.length is None else self.length
 
     def open(self) -> BinaryIO:
-        if self._whole is not None:
-            return cast(BinaryIO, _Again(self._whole, self.size))
-        return cast(BinaryIO, _Ranged(self))
+        if self.ranges:
+            return cast(BinaryIO, _Ranged(self))
+        return cast(BinaryIO, _Again(self._held(), self.size))
+
+    def _held(self) -> BinaryIO:
+        if self._whole is None:
+            self._whole = self._fetched(self._begun())
+            self.length = self._whole.seek(0, io.SEEK_END)
+        return self._whole
+
+    def _begun(self) -> _Stream:
+        return _tried(self.address, lambda: _Stream(self.address, 0, first=True))
 
     def _fetched(self, stream: _Stream) -> BinaryIO:
         """All of it in a temporary file that goes with this process; a connection that drops begins anew."""
@@ -209,18 +233,18 @@ class _Http:
                 stream.close()
                 if attempt == _TRIES - 1 or isinstance(error, TimeoutError):
                     raise Unreachable(self.address.name, _why(error)) from error
-                stream = _tried(self.address, lambda: _Stream(self.address, 0, first=True))
+                stream = self._begun()
             except BaseException:
                 target.close()
                 raise
         raise AssertionError
 
 
-def _tried(address: Address, connect: object) -> _Stream:
+def _tried(address: Address, connect: Callable[[], _Stream]) -> _Stream:
     """Connect, several times where the connection fails."""
     for attempt in range(_TRIES):
         try:
-            return cast("_Stream", connect())  # type: ignore[operator]
+            return connect()
         except (OSError, http.client.HTTPException) as error:
             if attempt == _TRIES - 1 or isinstance(error, (TimeoutError, socket.gaierror, ssl.SSLError)):
                 raise Unreachable(address.name, _why(error)) from error
@@ -232,7 +256,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, socket.gaierror):
         return "no such host"
     if isinstance(error, TimeoutError):
-        return str(error) or "its server does not answer in time"
+        return str(error) if "KiB" in str(error) else "its server does not answer in time"
     return f"the connection failed ({error or type(error).__name__})"
 
 
@@ -315,7 +339,7 @@ class _Ranged(_Again):
                 failed += 1
                 if failed == _TRIES or isinstance(error, (TimeoutError, ssl.SSLError)):
                     raise Unreachable(name, _why(error)) from error
-                time.sleep(0.1 * 2**failed)
+                time.sleep(0.05 * 4 ** (failed - 1))
         return b"".join(parts)
 
     def _placed(self, place: int) -> _Stream:
@@ -356,7 +380,8 @@ class _Stream:
                 raise Refused(self._name, f"is redirected to {shown_uri(uri)}, which is not fetched")
         else:
             raise Unreachable(self._name, f"is redirected more than {_HOPS} times")
-        if answer.status in (416,) and first:  # an empty file has no first byte
+        self.total: int | None
+        if answer.status == 416 and first:  # an empty file has no first byte
             self.ranges, self.total = False, 0
         elif answer.status == 206:
             span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", "").strip())
@@ -381,17 +406,23 @@ class _Stream:
         """Up to so many bytes, all in `Access.timeout` seconds; b"" at the end of the answer."""
         end = time.monotonic() + self._access.timeout
         parts, got = list[bytes](), 0
-        while got < size:
+        while got < size and self.total != 0:
             left = end - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"its server sent less than {_BLOCK >> 10} KiB in {self._access.timeout:g} s")
+                raise self._slow()
             self._connection.limit(left)
-            data = self._answer.read1(size - got)
+            try:
+                data = self._answer.read1(size - got)
+            except TimeoutError as error:
+                raise self._slow() from error
             if not data:
                 break
             parts.append(data)
             got += len(data)
         return b"".join(parts)
+
+    def _slow(self) -> TimeoutError:
+        return TimeoutError(f"its server sent less than {_BLOCK >> 10} KiB in {self._access.timeout:g} s")
 
     def close(self) -> None:
         self._answer.close()

@@ -15,8 +15,8 @@ import tyro
 class BuildSettings:
     """Make a library of folders and files, or of embeddings; calling it again continues or brings it up to date."""
 
-    paths: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders and files."""
+    paths: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Folders, files, and addresses (https://, s3:// …) of single videos."""
     model: str | None = None
     """A run, a model folder, a hub id, an official checkpoint (`vtr models`) or open_clip:MODEL/PRETRAINED."""
     out: Path
@@ -35,6 +35,8 @@ class BuildSettings:
     times; remembered by the library)."""
     include_hidden: bool = False
     """Also files and folders whose names begin with a dot (remembered)."""
+    allow_private: bool = False
+    """Also fetch addresses of this machine and private networks, and file://."""
     max_memory: str | None = None
     """Most memory the index may take, as in 4G (default: half of the machine's)."""
     token_cache: str | None = None
@@ -46,8 +48,8 @@ class AddSettings:
     """Add folders and files to a library; unchanged ones are skipped."""
 
     library: tyro.conf.Positional[Path]
-    paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders and files."""
+    paths: tyro.conf.Positional[tuple[str, ...]]
+    """Folders, files, and addresses (https://, s3:// …) of single videos."""
     model: str | None = None
     """The library's model, where it has moved since."""
     metadata: Path | None = None
@@ -58,6 +60,8 @@ class AddSettings:
     times; remembered by the library)."""
     include_hidden: bool = False
     """Also files and folders whose names begin with a dot (remembered)."""
+    allow_private: bool = False
+    """Also fetch addresses of this machine and private networks, and file://."""
     max_memory: str | None = None
     """Most memory the index may take from now on."""
     token_cache: str | None = None
@@ -92,7 +96,7 @@ class RemoveSettings:
     """Forget videos; the files themselves stay."""
 
     library: tyro.conf.Positional[Path]
-    paths: tyro.conf.Positional[tuple[Path, ...]]
+    paths: tyro.conf.Positional[tuple[str, ...]]
     """Files, or folders for all that is in them."""
 
 

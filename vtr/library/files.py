@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vtr.data.lists import read_list
+from vtr.data.uri import is_uri, shown_uri
 from vtr.errors import UsageError, VtrError
 from vtr.library.rows import Metadata
 
@@ -19,6 +20,11 @@ from vtr.library.rows import Metadata
 def leads_out(file: Path) -> bool:
     """Whether a file is a symbolic link to something outside its folder."""
     return file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(file.parent))
+
+
+def full_name(name: str | Path) -> str:
+    """What a library calls a file, or an address."""
+    return str(name) if is_uri(str(name)) else os.path.abspath(name)
 
 
 def sha256(file: Path) -> str:
@@ -39,8 +45,13 @@ def media_source(path: str) -> Path | bytes:
     """What to decode for a path of a library: the file, or the bytes of a sample of a shard (`SHARD.tar/KEY.mp4`).
 
     Raises:
-        VtrError: The shard has no such sample, or cannot be read.
+        VtrError: The shard has no such sample, or cannot be read; or it lies at an address, which is fetched only when it
+            is indexed.
     """
+    if is_uri(path):
+        raise VtrError(
+            f"{shown_uri(path)}: lies at an address, which is fetched when it is indexed and not for a search"
+        )
     shard, sign, member = path.partition(".tar/")
     if not sign or not os.path.isfile(f"{shard}.tar"):
         return Path(path)
@@ -73,7 +84,7 @@ def read_metadata(listing: Path) -> dict[str, Metadata]:
     for entry in entries:
         if entry.bad:
             raise _bad_row(f"{listing}, {entry.place}: {entry.bad}")
-        values = {name: _plain(value) for name, value in entry.more.items()}
+        values = numbers_of(entry.more)
         for video in entry.videos:
             out[os.path.abspath(listing.parent / video)] = clean_metadata(values, f"--metadata {listing}")
     return out
@@ -101,6 +112,11 @@ def clean_metadata(values: Mapping[str, object], origin: str) -> Metadata:
             value = str(value)
         out[name] = value if isinstance(value, str | int | float) else str(value)
     return out
+
+
+def numbers_of(values: Mapping[str, object]) -> dict[str, object]:
+    """The columns of a list, with the cells of a table as numbers where they are some."""
+    return {name: _plain(value) for name, value in values.items()}
 
 
 def _plain(value: object) -> object:

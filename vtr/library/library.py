@@ -20,7 +20,7 @@ import numpy as np
 
 from vtr.errors import VtrError
 from vtr.library import index as indexes
-from vtr.library.files import shown
+from vtr.library.files import full_name, shown
 from vtr.library.found import Found, Hit, Hits, hit_dict
 from vtr.library.index_types import Description
 from vtr.library.rows import SegmentRow
@@ -354,7 +354,7 @@ class Library(Searcher):
         with self.store.writing():
             with self.store.change():
                 for path in paths:
-                    gone = self.store.delete_path(os.path.abspath(path), below=True)
+                    gone = self.store.delete_path(full_name(path), below=True)
                     if gone == 0:
                         raise VtrError(f"{path} is not in {self.path}; nothing was removed")
                     count += gone

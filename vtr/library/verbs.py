@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from vtr.data.uri import Access, is_uri
 from vtr.errors import UsageError, VtrError
 from vtr.files import install_command
 from vtr.library.commands import (
@@ -29,6 +31,7 @@ from vtr.library.files import read_metadata
 from vtr.library.found import hit_dict, hit_lines
 from vtr.library.index import parse_size
 from vtr.library.library import Library
+from vtr.library.rows import Metadata
 from vtr.library.scan import find_media
 from vtr.library.search import Searcher
 from vtr.library.settings import check_windows
@@ -51,8 +54,9 @@ def build(settings: BuildSettings) -> int:
     _need(settings.paths)
     if settings.model is None:
         raise UsageError("--model is missing: name a run, a model folder or a hub id")
+    paths, _ = _split(settings.paths)
     find_media(
-        settings.paths, exclude=settings.exclude, include_hidden=settings.include_hidden
+        paths, exclude=settings.exclude, include_hidden=settings.include_hidden
     )  # a wrong path is said before the model is loaded
     metadata = read_metadata(settings.metadata) if settings.metadata else None
     library = Library.create(
@@ -63,7 +67,7 @@ def build(settings: BuildSettings) -> int:
         max_memory=memory,
         token_cache=cache,
     )
-    return _report(library.add(settings.paths, metadata=metadata, **_chosen(settings)), library)
+    return _report(_taken_in(library, settings, metadata), library)
 
 
 def add(settings: AddSettings) -> int:
@@ -73,7 +77,25 @@ def add(settings: AddSettings) -> int:
     metadata = read_metadata(settings.metadata) if settings.metadata else None
     library = Library.open(settings.library, settings.model)
     library.set_limits(max_memory=memory, token_cache=cache)
-    return _report(library.add(settings.paths, metadata=metadata, **_chosen(settings)), library)
+    return _report(_taken_in(library, settings, metadata), library)
+
+
+def _split(named: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths, and addresses."""
+    return [n for n in named if not is_uri(n)], [n for n in named if is_uri(n)]
+
+
+def _taken_in(
+    library: Library, settings: BuildSettings | AddSettings, metadata: dict[str, Metadata] | None
+) -> AddReport:
+    from vtr.library.addresses import add_addresses
+    from vtr.library.ingest import AddReport
+
+    paths, uris = _split(settings.paths)
+    report = library.add(paths, metadata=metadata, **_chosen(settings)) if paths else AddReport()
+    if uris:
+        add_addresses(library, uris, access=Access(private=settings.allow_private), report=report)
+    return report
 
 
 def sync(settings: SyncSettings) -> int:
@@ -150,7 +172,6 @@ def embed(settings: EmbedSettings) -> int:
     """`vtr embed`."""
     import torch
 
-    from vtr.data.uri import Access
     from vtr.library.embed import embed as run
     from vtr.library.encode import load_encoder
 
@@ -303,7 +324,7 @@ def _size(text: str | None) -> int | None:
     return None if text is None else parse_size(text)
 
 
-def _need(paths: tuple[Path, ...]) -> None:
+def _need(paths: Sequence[str | Path]) -> None:
     if not paths:
         raise UsageError("no paths: name at least one folder or file")
 
@@ -327,10 +348,10 @@ def _report(report: AddReport, library: Library) -> int:
         print(f"note: {line}", file=sys.stderr)
     if report.skipped:
         print(report.skipped, file=sys.stderr)
-    more = {"moved": report.moved, "removed": report.removed, "with the content of another file": report.known}
-    more["cut off"] = len(report.cut_off)
+    more = {"moved": report.moved, "removed": report.removed, "cut off": len(report.cut_off)}
+    copies = f"; {report.known} are copies of other files" if report.known else ""
     print(
-        f"{library.path}: {report.added} added ({report.segments} segments), {report.unchanged} unchanged, "
+        f"{library.path}: {report.added} added ({report.segments} segments{copies}), {report.unchanged} unchanged, "
         + "".join(f"{count} {what}, " for what, count in more.items() if count)
         + f"{len(report.failed)} unreadable",
         file=sys.stderr,

@@ -23,7 +23,7 @@ from vtr.data.uri import is_uri, shown_uri
 from vtr.errors import UsageError, VtrError
 from vtr.files import write_atomically
 from vtr.library.claims import Claims
-from vtr.library.files import clean_metadata, shown
+from vtr.library.files import clean_metadata, numbers_of, shown
 from vtr.library.parts import ENDING, Damaged, Source, read_heading
 from vtr.library.rows import Metadata, as_json
 from vtr.library.scan import find_media
@@ -73,16 +73,18 @@ class Unit:
     Attributes:
         id: Of its sources: a part that says it is of this unit is done.
         kept: Sources of the part as it is that were not named this time: they stay in it.
+        before: Id of what the part was before, "" for a new one: the same sources may be tried again.
     """
 
     name: str
     sources: list[Source]
     kept: list[Source] = field(default_factory=list)
     kind: str = "file"
+    before: str = ""
 
     @property
     def id(self) -> str:
-        text = json.dumps([asdict(s) for s in (*self.sources, *self.kept)])
+        text = json.dumps([self.before, *(asdict(s) for s in (*self.sources, *self.kept))])
         return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
     def done(self, folder: Path) -> bool:
@@ -153,7 +155,7 @@ def _listed(listing: Path, out: Wanted, *, fetch: bool) -> Iterator[Item]:
     for entry in read_list(listing, captions=False).entries:
         if entry.bad:
             raise VtrError(f"{listing}, {entry.place}: {entry.bad}")
-        metadata = clean_metadata(entry.more, str(listing))
+        metadata = clean_metadata(numbers_of(entry.more), str(listing))
         for name in entry.videos:
             if not is_uri(name):
                 yield Item(name=os.path.abspath(listing.parent / name), kind="file", metadata=metadata)
@@ -206,6 +208,7 @@ def _read_plan(path: Path) -> list[Unit]:
             sources=[Source(**s) for s in u["sources"]],
             kept=[Source(**s) for s in u["kept"]],
             kind=u["kind"],
+            before=u["before"],
         )
         for u in json.loads(path.read_text(errors="surrogateescape"))
     ]
@@ -231,6 +234,7 @@ def _units(folder: Path, items: Sequence[Item], part_bytes: int) -> list[Unit]:
                     sources=[now[s.name] for s in heading.sources if s.name in now],
                     kept=[s for s in heading.sources if s.name not in now],
                     kind="shard" if shard else "file",
+                    before=heading.unit,
                 )
             )
     left = [item for item in items if item.name not in there]
