@@ -516,6 +516,9 @@ def _joined(path: Path, value: dict[str, object]) -> Listing | None:
                 raise refuse(path, place, f"{own} {why or 'stands there twice'}", "ids that differ")
             name, why = name_of(next((row[n] for n in names if n in row), None))
             rows[key] = Entry(place=place, videos=(name,), bad=why and f"its name {why}", split=split_of(row))
+        if files == "videos" and not any(r.split in _SPLIT_NAMES[2] for r in rows.values()):
+            # MSR-VTT's 7,010 for training are its training and validation videos together.
+            rows = {key: replace(entry, split="") for key, entry in rows.items()}
         captions: dict[str, list[object]] = {key: [] for key in rows}
         for number, row in enumerate(said, 1):
             if not isinstance(row, dict) or "caption" not in row:
