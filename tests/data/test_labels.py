@@ -103,6 +103,17 @@ def test_data_sets_are_read_in_their_own_layout(
         assert len({i.name for i in found.items}) == count
 
 
+def test_rows_of_several_splits_are_told_apart_by_their_column(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").write_bytes(b"")
+    path = tmp_path / "all.csv"
+    path.write_text("video,class,split\na.mp4,dog,train\nb.mp4,cat,train\nc.mp4,dog,val\n")
+    train = load_split("own", tmp_path, "train", file=path)
+    assert ([i.path.name for i in train.items], train.names) == (["a.mp4", "b.mp4"], ("cat", "dog"))
+    val = load_split("own", tmp_path, "val", file=path, names=train.names)
+    assert [(i.path.name, i.label) for i in val.items] == [("c.mp4", 1.0)]
+
+
 def test_two_videos_of_one_name_in_different_folders_stay_apart_and_doubled_rows_are_refused(tmp_path: Path) -> None:
     for folder in "ab":
         (tmp_path / folder).mkdir()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vtr.data.finder import RootIndex, VideoFinder
-from vtr.data.lists import LABEL, VIDEO, name_of
+from vtr.data.lists import LABEL, VIDEO, name_of, of_split, split_of
 from vtr.data.tables import Record, Table, normal, read_table, read_text, refuse, split_lines, what_is
 from vtr.errors import VtrError, unknown_name
 
@@ -61,12 +61,13 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A row of a list: a file, its class as written, and the number between or behind them."""
+    """A row of a list: a file, its class as written, the number between or behind them, and its split where it says one."""
 
     place: str
     path: str
     label: str
     number: float | None = None
+    split: str = ""
 
 
 # ---- lists --------------------------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ def _named(table: Table, record: Record) -> Labelled:
         found[what] = text
     length = next((record.cells.get(names[n]) for n in _LENGTH if n in names), None)
     number = float(str(length)) if length is not None and _number(str(length)) else None
-    return Labelled(place=record.place, number=number, **found)
+    return Labelled(place=record.place, number=number, split=split_of(record.cells), **found)
 
 
 def _headless(path: Path, text: str, window: bool, words: bool) -> list[Labelled]:
@@ -205,6 +206,7 @@ def _from_list(path: Path, root: Path, split: str, layout: str, names: Sequence[
     lvu, own = layout == "lvu", layout == "own"
     bases = [root, root / split, root / "videos", root / "images", path.parent]
     rows = labelled_rows(path, window=lvu, words=own)
+    rows = [rows[i] for i in of_split(path, [(row.place, row.split) for row in rows], split)]
     if own and (names or not all(_number(row.label) for row in rows)):
         names = tuple(names) or tuple(sorted({row.label for row in rows}))
     else:
