@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vtr.data.finder import RootIndex, VideoFinder
-from vtr.data.lists import LABEL, VIDEO, name_of, of_split, split_of
+from vtr.data.lists import LABEL, NOTHING, VIDEO, name_of, of_split, split_of
 from vtr.data.tables import Record, Table, normal, read_table, read_text, refuse, split_lines, what_is
 from vtr.errors import VtrError, unknown_name
 
@@ -124,6 +124,8 @@ def _named(table: Table, record: Record) -> Labelled:
     for what, column in (("path", video), ("label", label)):
         value = record.cells.get(column)
         text, why = (repr(value), "") if isinstance(value, float) and np.isfinite(value) else name_of(value)
+        if not why and text in NOTHING:
+            why = f"is {text!r}, which stands for a value that is missing"
         if why:
             raise refuse(table.path, record.place, f"{column} {why}", "a file and its class in every row")
         found[what] = text
@@ -211,6 +213,8 @@ def _from_list(path: Path, root: Path, split: str, layout: str, names: Sequence[
         names = tuple(names) or tuple(sorted({row.label for row in rows}))
     else:
         names = ()
+    _check_spelling(path, names)
+    finder = VideoFinder(RootIndex(root)) if own else None
     items = []
     for row in rows:
         if names and row.label not in names:
@@ -220,10 +224,22 @@ def _from_list(path: Path, root: Path, split: str, layout: str, names: Sequence[
         if not names and not _number(row.label):
             raise refuse(path, row.place, f"the label {row.label!r}", "a class number (words name classes of own data)")
         label = float(names.index(row.label)) if names else float(row.label)
-        items.append(
-            Item(path=_found(row.path, bases), label=label, name=row.path, duration=row.number if lvu else None)
-        )
+        file = _found(row.path, bases)
+        if finder is not None and not file.exists():  # a name without its folder, or its ending
+            file = finder.find(row.path) or file
+        items.append(Item(path=file, label=label, name=row.path, duration=row.number if lvu else None))
     return Split(items=tuple(items), source=str(path), classes=len(names), names=tuple(names))
+
+
+def _check_spelling(path: Path, names: Sequence[str]) -> None:
+    """Refuse classes that differ in capitals and blanks alone: nobody means two."""
+    spelt: dict[str, str] = {}
+    for name in names:
+        other = spelt.setdefault(" ".join(name.lower().split()), name)
+        if other != name:
+            raise VtrError(
+                f"annotation {path}: the classes {other!r} and {name!r} are spelt differently; expected one spelling"
+            )
 
 
 def _found(name: str, bases: Sequence[Path]) -> Path:

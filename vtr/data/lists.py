@@ -40,7 +40,7 @@ KEY = ("key", "id", "sampleid", "uid")
 KNOWN = frozenset((*VIDEO, *CAPTION, *LABEL, *KEY))
 _NUMBERED = re.compile(r"(caption|text|sentence|description)\d+")
 # What programs write for a value that is not there.
-_NOTHING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "Null", "None", "NA", "N/A", "#N/A", "<NA>"))
+NOTHING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "Null", "None", "NA", "N/A", "#N/A", "<NA>"))
 _HALF = "holds half a character (a lone surrogate: cut text?)"
 _LITTLE = frozenset(
     ("a", "an", "the", "is", "are", "of", "in", "on", "and", "with", "to", "at")
@@ -208,7 +208,7 @@ def _wordless(text: str) -> str:
         return f"the caption {_HALF}"
     if not text:
         return "no caption: it is empty"
-    if text in _NOTHING:
+    if text in NOTHING:
         return f"no caption: {text!r} stands for a value that is missing"
     if not any(c.isalnum() or unicodedata.category(c) == "So" for c in text):
         return f"no caption: {text[:20]!r} holds no letter or digit"
