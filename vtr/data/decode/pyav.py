@@ -426,8 +426,10 @@ class VideoReader:
         claimed = self.claimed_end
         if claimed is None or self._cut_off or self.claimed > 1.02 * self._seen + 2:
             return self.end
+        if claimed < self._last + CLOSE:  # its last frame would never be shown
+            return self.end
         if abs(claimed - self.end) <= _NEAR or self.end < claimed <= self.end + FAR:
-            return max(claimed, self._last)
+            return claimed
         return self.end
 
     def play_from(self, moment: float, *, sure: bool = False) -> Iterator[tuple[float, VideoShot]]:
