@@ -250,8 +250,7 @@ class VideoReader:
 
         if whole:
             self._sound = Sound()
-        streams = (self._stream, *(self._container.streams.audio if whole else ()))
-        packets = self._container.demux(*streams)
+        packets = self._container.demux(*(streams := (self._stream, *(self._container.streams.audio if whole else ()))))
         first = True
         while True:
             self._deadline.check()
@@ -364,10 +363,8 @@ class VideoReader:
         """Shots with their times, taking note of what they tell of the file."""
         lasts, seen = 0.0, 0
         for at, shot in clock.run(shots):
-            lasts = 0.0
-            if isinstance(shot, VideoShot):
-                lasts = (shot.frame.duration or 0) * self._tick
-                self.lost = self.lost or shot.is_corrupt
+            lasts = (shot.frame.duration or 0) * self._tick if isinstance(shot, VideoShot) else 0.0
+            self.lost = self.lost or shot.is_corrupt
             self.begin = at if seen == 0 else self.begin
             seen += 1
             yield at, shot
@@ -389,8 +386,7 @@ class VideoReader:
             def reread() -> np.ndarray:
                 sparse.off = True
                 with VideoReader(self._source, self._deadline, self._head, self._threads) as other:
-                    shot = next(shot for _, shot in other.play_from(stamp * self._tick + clock.shift))
-                    return shot.pixels()
+                    return next(shot for _, shot in other.play_from(stamp * self._tick + clock.shift)).pixels()
 
             return Unread(reread)
 
