@@ -23,4 +23,4 @@ step 50 ncu ncu --set basic -k regex:scan_ "$python" -m bench.kernels_cuda $try 
 few="--clips 2000 --images 400 --steps 20 40 40 --batch-size 128 --workers 12"
 step 90 pretrain "$python" -m bench.pretrain ${REHEARSE:+--help} $few --out "$out/run" --data-root "$out/data" --report "$out/pretrain.md"
 rm -rf "$out/run" "$out/data" # large; pretrain.md has what counts
-step 60 indexing "$python" -m bench.indexing $try --videos 4 --out "$out"
+step 60 indexing "$python" -m bench.indexing_cuda $try --videos 4 --out "$out"

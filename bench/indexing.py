@@ -1,86 +1,333 @@
-"""Times indexing: hours of video an hour, of generated H.264 files, by an untrained encoder of a size.
+"""Times indexing on CPU cores: films it makes, beside decoding every frame and beside encoding alone on the same cores.
 
-python -m bench.indexing --out runs/gpu                    # middle, sixteen minutes of video; indexing.json
-python -m bench.indexing --out runs/gpu --size tiny --videos 4
-python -m bench.indexing --out /tmp/gpu --rehearse         # tiny, on the CPU: whether it runs
+python -m bench.indexing                                        # all: docs/results/indexing.md and .json
+python -m bench.indexing --quick --out /tmp/indexing            # short films, few cases: whether it runs
+python -m bench.indexing --models demo --demo runs/demo/model --cores 2 --films 720p-h264
 
-Needs av beside torch.
+Each case runs in a process of its own, bound to its cores; reading the model and a first file are not counted.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from bench.command import flags_of, whole_number
-from bench.kernels_cuda import facts, the_device
-from bench.loader import textured_clip
-from bench.report import Figure, Part
+from bench.command import RESULTS, flags_of, machine, save, table, whole_number
 from vtr.data.text import Tokenizer
 from vtr.encoders.bert import BertConfig
 from vtr.encoders.videomamba import VIDEOMAMBA_SIZES
 from vtr.errors import VtrError, reports_errors
-from vtr.library import Library
-from vtr.models.video_text import ModelConfig, VideoTextModel
+
+if TYPE_CHECKING:
+    from vtr.models.base import VideoTextEncoder
+
+WINDOW, STRIDE = 8.0, 4.0
+LINES = (360, 720, 1080)
+CODECS = {
+    "h264": ("libx264", {"preset": "veryfast"}),
+    "hevc": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=none"}),
+}
+SIZES = {"Ti": "tiny", "S": "small", "M": "middle"}
+OPEN_CLIP = ("ViT-B-32", "PE-Core-B-16")
+MODELS = ("demo", *SIZES, *OPEN_CLIP)
 
 
-def index(size: str, videos: int, seconds: float, pixels: int, device: str) -> tuple[float, int, float]:
-    """Index generated files: seconds of video, segments, seconds that it took (the second of two calls counts)."""
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One case: hours of video an hour, wall clock and CPU seconds a minute of film.
+
+    `decode` and `encode` are what the same cores reach when they do nothing else; a plain script has neither.
+    """
+
+    how: str  # "vtr" | "plain script"
+    model: str
+    film: str
+    cores: int
+    ours: float
+    cpu: float
+    decode: float | None = None
+    encode: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """To the lower of the two limits."""
+        return self.ours / min(self.decode, self.encode) if self.decode and self.encode else None
+
+
+def film(lines: int, codec: str, seconds: int) -> bytes:
+    """A film (16:9, 25 frames a second) of smooth noise that moves, with B-frames and 10 s between key frames."""
+    import av
+
+    rng = np.random.default_rng(lines)
+    width = round(lines * 16 / 9 / 2) * 2
+    coarse = rng.integers(0, 256, (lines // 16 + 30, width // 16 + 50, 3), np.uint8).repeat(24, 0).repeat(24, 1)
+    texture = np.minimum(coarse.astype(np.int16) + rng.integers(0, 24, coarse.shape), 255).astype(np.uint8)
+    room = np.asarray(texture.shape[:2]) - (lines, width)
+    name, options = CODECS[codec]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        stream = file.add_stream(name, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, lines, "yuv420p", 250
+        for i in range(25 * seconds):
+            top, left = (np.array([0.7, 1.3]) * i).astype(int) % room
+            picture = np.ascontiguousarray(texture[top : top + lines, left : left + width])
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def copies(folder: Path, content: bytes, count: int) -> list[Path]:
+    """Files that show the same and differ in their bytes, by a box that players pass over."""
+    folder.mkdir()
+    paths = [folder / f"{number:03}.mp4" for number in range(count)]
+    for number, path in enumerate(paths):
+        path.write_bytes(content + b"\0\0\0\x10free" + number.to_bytes(8, "big"))
+    return paths
+
+
+def model_of(name: str, demo: Path | None) -> VideoTextEncoder:
+    """A model with random weights; of the demo the trained one where its folder is given."""
     torch.manual_seed(0)
-    sizes = replace(VIDEOMAMBA_SIZES[size], image_size=pixels, pool_norm=True)
+    if name in OPEN_CLIP:
+        import open_clip
+
+        from vtr.models.open_clip import OpenClipModel
+
+        return OpenClipModel(open_clip.create_model(name).eval(), open_clip.get_tokenizer(name), name).eval()
+    if name == "demo" and demo is not None:
+        from vtr.models.load import load_encoder
+
+        return load_encoder(demo, "cpu")
+    from vtr.models.video_text import ModelConfig, VideoTextModel
+
+    video = replace(VIDEOMAMBA_SIZES[SIZES.get(name, "tiny")], pool_norm=True)
+    if name == "demo":
+        video = replace(video, image_size=64, dim=96, depth=4)
     text = BertConfig(hidden=64, layers=2, fusion_layer=1, heads=1, intermediate=64, vocab_size=200)
-    tokenizer = Tokenizer.train(["a dog"], 200)
-    model = VideoTextModel(ModelConfig(video=sizes, text=text), tokenizer).eval().to(device)
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for number in range(videos + 1):
-            path = folder / ("warm" if not number else "films") / f"{number}.mp4"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(textured_clip(rng, seconds=seconds if number else 2.0))
-        library = Library.create(folder / "library", model)
-        library.add(folder / "warm")
+    return VideoTextModel(ModelConfig(video=video, text=text), Tokenizer.train(["a dog"], 200)).eval()
+
+
+# -- what is timed, each in a process bound to its cores ------------------------------------------------------------------
+
+
+def every_frame(path: Path) -> int:
+    """Decode a file by one thread, as fast as PyAV does."""
+    import av
+
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        stream.codec_context.thread_count = 1
+        return sum(1 for _ in file.decode(stream))
+
+
+def decode_limit(paths: Sequence[Path], cores: int) -> float:
+    """Seconds in which so many processes decode every frame of the files."""
+    with ProcessPoolExecutor(cores, get_context("fork")) as pool:
+        list(pool.map(every_frame, [paths[0]] * cores))
         start = time.perf_counter()
-        report = library.add(folder / "films")
-        took = time.perf_counter() - start
+        list(pool.map(every_frame, paths))
+        return time.perf_counter() - start
+
+
+def encode_limit(name: str, demo: Path | None, cores: int, batches: int) -> float:
+    """Seconds for a window, in batches as indexing makes them."""
+    from vtr.library.encode import BATCH, encoded
+
+    torch.set_num_threads(cores)
+    model = model_of(name, demo)
+    facts = model.config.video
+    frames = torch.randint(0, 256, (BATCH, facts.num_frames, 3, facts.image_size, facts.image_size), dtype=torch.uint8)
+    encoded(model, frames)
+    start = time.perf_counter()
+    for _ in range(batches):
+        encoded(model, frames)
+    return (time.perf_counter() - start) / (batches * BATCH)
+
+
+def index(name: str, demo: Path | None, cores: int, warm: Path, folder: Path, stride: float) -> tuple[float, float]:
+    """Wall clock and CPU seconds of indexing a folder."""
+    from vtr.library import Library
+
+    torch.set_num_threads(cores)
+    with tempfile.TemporaryDirectory() as place:
+        library = Library.create(Path(place) / "library", model_of(name, demo), window=WINDOW, stride=stride)
+        library.add(warm)
+        before, start = sum(os.times()[:4]), time.perf_counter()
+        report = library.add(folder)
+        took, cpu = time.perf_counter() - start, sum(os.times()[:4]) - before
     if report.failed:
-        raise VtrError(f"{len(report.failed)} generated files could not be indexed: {report.failed[0]}")
-    return videos * seconds, report.segments, took
+        raise VtrError(f"{report.failed[0]}: a generated file could not be indexed")
+    return took, cpu
+
+
+def plain_script(name: str, cores: int, paths: Sequence[Path]) -> tuple[float, float]:
+    """The script that people write: PyAV, a frame a second through open_clip's preprocessing and encoder, FAISS."""
+    import av
+    import faiss
+    import open_clip
+
+    torch.set_num_threads(cores)
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    model.eval()
+    index = None
+    before, start = sum(os.times()[:4]), time.perf_counter()
+    for path in paths:
+        with av.open(str(path)) as file, torch.no_grad():
+            for number, frame in enumerate(file.decode(video=0)):
+                if number % 25 == 0:
+                    vector = model.encode_image(preprocess(frame.to_image())[None])
+                    vector = (vector / vector.norm(dim=-1, keepdim=True)).numpy()
+                    index = index or faiss.IndexFlatIP(vector.shape[1])
+                    index.add(vector)
+    return time.perf_counter() - start, sum(os.times()[:4]) - before
+
+
+def _bound(cores: int, call: Callable[..., object], words: tuple[object, ...]) -> object:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    return call(*words)
+
+
+def alone(cores: int, call: Callable[..., object], *words: object) -> object:
+    """A call in a fresh process that has so many cores."""
+    os.environ.update(OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS=str(cores))
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_bound, cores, call, words).result()
+
+
+def measure(options: Options) -> list[Row]:
+    """All cases."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        for kind in options.films:
+            lines, _, codec = kind.partition("p-")
+            content = film(int(lines), codec, options.seconds)
+            folder = Path(name) / kind
+            paths, [warm] = copies(folder, content, options.count), copies(Path(name) / f"{kind}-warm", content, 1)
+            total = options.count * options.seconds
+            for cores in options.cores:
+                decode = total / _number(alone(cores, decode_limit, paths, cores))
+                for model in options.models:
+                    encode = STRIDE / _number(alone(cores, encode_limit, model, options.demo, cores, options.batches))
+                    took, cpu = _pair(alone(cores, index, model, options.demo, cores, warm, folder, STRIDE))
+                    row = Row(how="vtr", model=model, film=kind, cores=cores, ours=total / took, cpu=60 * cpu / total,
+                              decode=decode, encode=encode)  # fmt: skip
+                    rows.append(row)
+                    print(_line(row), file=sys.stderr)
+                if OPEN_CLIP[0] in options.models:
+                    rows += _beside_a_script(kind, cores, paths, warm, folder, total)
+    return rows
+
+
+def _beside_a_script(kind: str, cores: int, paths: Sequence[Path], warm: Path, folder: Path, total: int) -> list[Row]:
+    """The plain script, and vtr at the same frame a second."""
+    name = OPEN_CLIP[0]
+    rows = []
+    for how, found in (
+        ("plain script", alone(cores, plain_script, name, cores, paths)),
+        ("vtr, a frame a second", alone(cores, index, name, None, cores, warm, folder, WINDOW)),
+    ):
+        took, cpu = _pair(found)
+        rows.append(Row(how=how, model=name, film=kind, cores=cores, ours=total / took, cpu=60 * cpu / total))
+        print(_line(rows[-1]), file=sys.stderr)
+    return rows
+
+
+def _number(value: object) -> float:
+    assert isinstance(value, float)
+    return value
+
+
+def _pair(value: object) -> tuple[float, float]:
+    assert isinstance(value, tuple)
+    return float(value[0]), float(value[1])
+
+
+def _cells(row: Row) -> list[object]:
+    def shown(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    return [row.how, row.model, row.film, row.cores, *(shown(v, 1) for v in (row.decode, row.encode, row.ours)),
+            shown(row.ratio, 2), shown(row.cpu, 2)]  # fmt: skip
+
+
+def _line(row: Row) -> str:
+    return "  ".join(str(cell) for cell in _cells(row))
+
+
+def page(rows: Sequence[Row], where: str, command: str) -> str:
+    """The results as a page."""
+    titles = ["how", "model", "film", "cores", "decode every frame", "encode alone", "indexed", "ratio to the lower",
+              "CPU s a minute of film"]  # fmt: skip
+    text = (
+        f"Hours of video an hour, windows of {WINDOW:g} s every {STRIDE:g} s, random weights. {where}. The cores decode and "
+        "encode by turns, so that where both limits lie near each other neither can be reached; frames that no window "
+        "looks at are passed over, so that the limit of decoding every frame can be exceeded. The plain script and the "
+        "row beside it look at a frame a second."
+    )
+    return f"# Indexing\n\n{text}\n\n{table(titles, map(_cells, rows))}\n\n`{command}`\n"
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What is measured."""
+
+    models: list[str]
+    films: list[str]
+    cores: list[int]
+    seconds: int
+    count: int
+    batches: int
+    demo: Path | None
+    out: Path
+
+
+def options_of(argv: Sequence[str] | None) -> Options:
+    """The flags."""
+    kinds = [f"{lines}p-{codec}" for lines in LINES for codec in CODECS]
+    parser = flags_of(__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--films", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--cores", nargs="+", type=whole_number(1), default=[1, 2])
+    parser.add_argument("--seconds", type=whole_number(1), default=60, help="of a film")
+    parser.add_argument("--count", type=whole_number(1), default=8, help="films")
+    parser.add_argument("--batches", type=whole_number(1), default=2, help="that are encoded alone")
+    parser.add_argument("--demo", type=Path, help="the trained demo model (default: one of its size)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of indexing.md and .json")
+    parser.add_argument("--quick", action="store_true", help="two short films of one kind, demo: whether it runs")
+    found = parser.parse_args(argv)
+    quick = vars(found).pop("quick")
+    options = Options(**vars(found))
+    if quick:
+        options = replace(options, models=["demo"], films=kinds[:1], cores=[1], seconds=4, count=2, batches=1)
+    return options
 
 
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = flags_of(__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/gpu"), help="folder of indexing.json (default: %(default)s)"
-    )
-    parser.add_argument("--size", choices=list(VIDEOMAMBA_SIZES), default="middle", help="of the encoder")
-    parser.add_argument("--videos", type=whole_number(1), default=8, help="files")
-    parser.add_argument("--seconds", type=whole_number(1), default=120, help="of a file")
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny: measures nothing")
-    options = parser.parse_args(argv)
-    device = the_device(options.rehearse)
-    if options.rehearse:
-        seconds, segments, took = index("tiny", 1, 2.0, 32, device.type)
-    else:
-        seconds, segments, took = index(options.size, options.videos, options.seconds, 224, device.type)
-    part = Part(options.out / "indexing.json", facts(device))
-    for what, value, unit in (
-        ("video", seconds, "s"),
-        ("segments", segments, ""),
-        ("time", round(took, 2), "s"),
-        (f"{options.size}: hours of video an hour", round(seconds / took, 1), ""),
-    ):
-        part.add(Figure(what=what, value=value, unit=unit))
-    print(f"{seconds:.0f} s of video in {took:.1f} s: {seconds / took:.1f} hours an hour; written: {part.path}")
+    options = options_of(argv)
+    rows = measure(options)
+    facts = machine()
+    command = " ".join(["python -m bench.indexing", *(sys.argv[1:] if argv is None else argv)])
+    where = f"{facts['device']}, {facts['date']}, torch {facts['torch']}"
+    listed = [{**asdict(row), "ratio": row.ratio} for row in rows]
+    save(options.out / "indexing.json", json.dumps({"machine": facts, "command": command, "rows": listed}, indent=1))
+    text = page(rows, where, command)
+    save(options.out / "indexing.md", text)
+    print(text)
     return 0
 
 

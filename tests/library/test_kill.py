@@ -266,3 +266,17 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path: Path, name: str, con
     with pytest.raises(VtrError, match=says) as error:
         Library.open(tmp_path / "lib", small_model()).search("a dog runs")
     assert "\n" not in str(error.value)
+
+
+def test_what_a_killed_writer_leaves_running_for_a_moment_holds_up_nobody(tmp_path: Path, repo: Path) -> None:
+    """As a decoding process that was forked just now: it has the lock until it has closed what is not its own."""
+    Library.create(tmp_path / "lib", small_model()).close()
+    script = (
+        "import os, signal, sys, time; from pathlib import Path; from vtr.library.store import Store\n"
+        "with Store(Path(sys.argv[1]), 16).writing():\n"
+        "    if os.fork() == 0:\n        time.sleep(1.5); os._exit(0)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "lib")], cwd=repo, check=False)
+    library = Library.open(tmp_path / "lib", small_model())
+    assert library.add(write_videos(tmp_path / "videos", 1)).added == 1

@@ -6,14 +6,17 @@ import contextlib
 import datetime
 import errno
 import os
+import platform
 import shutil
 import sqlite3
 import threading
+import time
 import unicodedata
 import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -26,6 +29,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_ORPHANS = 10.0  # seconds that what a killed writer left running may take to end
 _ROOM = 64 << 10  # bytes that SQLite needs for the locks beside a database
 
 
@@ -373,7 +377,7 @@ def _migrate(db: sqlite3.Connection) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     try:
-        file = (folder / "lock").open("w")
+        file = (folder / "lock").open("a+")  # whose writer's number stays until there is another
     except OSError as error:
         raise VtrError(f"{folder}: the library cannot be written ({error.strerror})") from error
     if fcntl is None:
@@ -386,7 +390,7 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(file)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
                 raise VtrError(f"{folder}: another process is writing to this library; wait for it to end") from error
@@ -395,6 +399,41 @@ def _locked(folder: Path) -> Iterator[None]:
                 "keep the library on a local disk, or mend the mount (NFS needs its lock service)"
             ) from error
         yield
+
+
+def _take(file: IO[str]) -> None:
+    """Lock a file for this process, or raise as `flock` does.
+
+    A killed writer's decoding processes end with it, but not in the same moment, and one that was just forked still has
+    the lock: it is waited for.
+    """
+    end = time.monotonic() + _ORPHANS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            file.seek(0)
+            gone = error.errno in (errno.EWOULDBLOCK, errno.EAGAIN) and _is_gone(file.read())
+            if not gone or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+    file.truncate(0)
+    file.write(f"{platform.node()} {os.getpid()}")
+    file.flush()
+
+
+def _is_gone(writer: str) -> bool:
+    """Whether a writer, as the lock file names it, was a process of this machine and is no more."""
+    import psutil
+
+    node, _, number = writer.rpartition(" ")
+    if node != platform.node() or not number.isdigit():
+        return False
+    try:
+        return bool(psutil.Process(int(number)).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def sync_folder(folder: Path) -> None:
