@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -167,6 +167,8 @@ class EmbedSettings:
     """Leave out files and folders of this name, or path below a folder (may be given several times)."""
     part: str = "4G"
     """Most media in a part."""
+    engine: Literal["here", "ray"] = "here"
+    """ray: on the Ray cluster that RAY_ADDRESS names, else on this machine's cores; its nodes share the files and --out."""
     json: bool = False
     """Print what was done as JSON."""
 

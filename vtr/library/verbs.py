@@ -172,9 +172,15 @@ def embed(settings: EmbedSettings) -> int:
     """`vtr embed`."""
     import torch
 
-    from vtr.library.embed import embed as run
     from vtr.library.encode import load_encoder
 
+    if settings.engine == "ray":
+        try:
+            from vtr.library.cluster import embed as run
+        except ModuleNotFoundError as error:
+            raise VtrError(f"--engine ray needs {error.name}: {install_command('ray')}") from error
+    else:
+        from vtr.library.embed import embed as run
     if not (settings.what or settings.uris):
         raise UsageError("nothing to embed: name folders, files, lists, shards or addresses")
     check_windows(settings.window, settings.stride)
