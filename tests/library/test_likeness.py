@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from tests.helpers import small_model, video_bytes, write_videos
 from vtr.library import Hit, Library
 from vtr.library import index as indexes
-from vtr.library.found import Found, distinct, hit_lines, moments_of
+from vtr.library.found import Found, distinct, hit_dict, hit_lines, moments_of
 from vtr.library.wanted import Wanted, match, unit
 
 WIDTH = 16
@@ -94,6 +95,22 @@ def test_a_long_example_is_looked_at_in_places_and_that_is_said(
         assert "3 of its 9 windows, evenly spread, stand for it" in hits.notes[0]
 
 
+def test_the_windows_of_an_upload_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vtr.library import encode
+
+    [video] = write_videos(tmp_path / "v", 1, frames=80)
+    with Library.create(tmp_path / "lib", small_model(), window=2.0, stride=1.0) as library:
+        library.add(tmp_path / "v")
+        frames, notes = library.example_frames(video.read_bytes(), isolated=True)
+        assert (len(frames), notes) == (9, [])
+        assert np.allclose(library.encoded(frames), library.store.vectors(), atol=1e-5)
+        assert library.search(like=frames, k=1)[0].score > 0.999
+        monkeypatch.setattr(encode, "EXAMPLE_WINDOWS", 3)
+        frames, notes = library.example_frames(video.read_bytes(), isolated=True)
+        assert len(frames) == 3
+        assert notes[0].startswith("upload: 3 of its 9 windows")
+
+
 # -- one hit --------------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +188,16 @@ def test_a_printed_score_has_a_name_and_a_hit_and_a_library_tell_what_they_are(t
         assert reranked.measure == "combined"
         assert 0 <= reranked.match <= 1
     assert repr(library) == f"<Library {tmp_path / 'lib'}: closed>"
+
+
+def test_a_cosine_below_nought_is_not_printed_as_nought() -> None:
+    hit = Hit(
+        score=-0.03, path="/a.mp4", start=0.0, end=8.0, duration=8.0, segment=1, rank=1, match=match(-0.03, "likeness")
+    )
+    assert hit_lines([hit]) == ["similarity    <0  0.0-8.0s  #1      /a.mp4"]
+    assert repr(hit).startswith("<Hit 1: similarity <0, ")
+    assert hit_dict(hit)["score"] == -0.03
+    assert "0.000" in hit_lines([replace(hit, score=0.0001)])[0]
 
 
 def test_what_could_not_be_looked_at_again_is_said(tmp_path: Path) -> None:

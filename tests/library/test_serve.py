@@ -351,8 +351,8 @@ def test_hostile_uploads_are_refused_with_the_cause(client: TestClient, body: by
 
 def test_uploads_are_decoded_in_a_process_of_their_own(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    real = encode.read_moment
-    monkeypatch.setattr(encode, "read_moment", lambda *a, **kw: seen.append(kw["isolated"]) or real(*a, **kw))
+    real = encode.read_moments
+    monkeypatch.setattr(encode, "read_moments", lambda *a, **kw: seen.append(kw["isolated"]) or real(*a, **kw))
     assert client.post("/api/search/clip", files={"clip": ("x", video_bytes(1))}).status_code == 200
     assert seen == [True]
 

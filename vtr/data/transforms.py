@@ -29,7 +29,8 @@ def _resize(frames: torch.Tensor, size: int, antialias: bool) -> torch.Tensor:
     chunk = max(1, _CHUNK_BYTES // max(per_frame, 1))
     out = torch.empty(frames.shape[0], 3, size, size, dtype=torch.uint8)
     for first in range(0, frames.shape[0], chunk):
-        part = frames[first : first + chunk].float().contiguous()
+        # In one step: frames lie pixel by pixel, and to bring floats into planes afterwards takes ten times as long.
+        part = frames[first : first + chunk].to(torch.float32, memory_format=torch.contiguous_format)
         scaled = functional.interpolate(
             part, size=(size, size), mode="bicubic", align_corners=False, antialias=antialias
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vtr.data.cleaning import clean_caption
-from vtr.data.decode import DecodeError, Window, Windows, probe, read_moment, read_windows, reduced_to
+from vtr.data.decode import DecodeError, Window, Windows, probe, read_moment, read_moments, read_windows, reduced_to
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
 from vtr.library.files import media_source
@@ -36,6 +36,7 @@ __all__ = [
     "encode_windows",
     "encoded",
     "encoded_texts",
+    "example_frames",
     "frames_of",
     "load_encoder",
 ]
@@ -128,16 +129,45 @@ def embed_example(source: str | Path | bytes, settings: LibrarySettings, model: 
         DecodeError: The file gives no frames.
     """
     media = source if isinstance(source, bytes) else media_source(str(source))
-    duration = probe(media).duration
-    count = max(0, math.ceil((duration - settings.window) / settings.stride - 1e-6)) + 1
-    if count <= EXAMPLE_WINDOWS:
+    if len(_windows_at(probe(media).duration, settings)) <= EXAMPLE_WINDOWS:
         return Example(embed_file(media, settings, model).vectors, [])
-    places = np.linspace(0, count - 2, EXAMPLE_WINDOWS).round().astype(int) * settings.stride
-    frames = [frames_of(media, settings, model, at, at + settings.window) for at in places.tolist()]
-    batches = [encoded(model, frames[at : at + BATCH]) for at in range(0, len(frames), BATCH)]
-    name = "upload" if isinstance(source, bytes) else str(source)
-    note = f"{name}: {EXAMPLE_WINDOWS} of its {count} windows, evenly spread, stand for it: give a clip of the moment itself"
-    return Example(np.concatenate(batches), [note])
+    frames, notes = example_frames(source, settings, model)
+    return Example(np.concatenate([encoded(model, part) for part in frames.split(BATCH)]), notes)
+
+
+def example_frames(
+    source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder, *, isolated: bool = False
+) -> tuple[Tensor, list[str]]:
+    """Frames uint8 (m, T, 3, S, S) of the windows that stand for a clip, and what could not be looked at.
+
+    Args:
+        isolated: Decode in a bounded process: for files from strangers.
+    """
+    size, notes = model.config.video.image_size, list[str]()
+
+    def spans(seconds: float) -> list[tuple[float | None, float | None]]:
+        windows = _windows_at(seconds, settings)
+        if len(windows) <= EXAMPLE_WINDOWS:
+            return windows
+        name = "upload" if isinstance(source, bytes) else str(source)
+        notes.append(
+            f"{name}: {EXAMPLE_WINDOWS} of its {len(windows)} windows, evenly spread, stand for it: "
+            "give a clip of the moment itself"
+        )
+        return [windows[i] for i in np.linspace(0, len(windows) - 1, EXAMPLE_WINDOWS).round().astype(int)]
+
+    media = source if isinstance(source, bytes) else media_source(str(source))
+    clips = read_moments(media, settings.frames, spans, least=reduced_to(size), isolated=isolated)
+    return torch.stack([eval_frames(clip.frames, size, antialias=model.config.antialias) for clip in clips]), notes
+
+
+def _windows_at(seconds: float, settings: LibrarySettings) -> list[tuple[float | None, float | None]]:
+    """Starts and ends of the windows of a file that lasts so long."""
+    more = max(0, math.ceil((seconds - settings.window) / settings.stride - 1e-6))
+    if not more:
+        return [(None, None)]
+    starts = [*(n * settings.stride for n in range(more)), seconds - settings.window]
+    return [(at, at + settings.window) for at in starts]
 
 
 def frames_of(

@@ -109,7 +109,7 @@ class Hit:
 
     def __repr__(self) -> str:
         copies = f", {len(self.copies)} copies" if self.copies else ""
-        return f"<Hit {self.rank}: {self.measure} {self.match:.3f}, {shown(self.path)} {when(self)}, #{self.segment}{copies}>"
+        return f"<Hit {self.rank}: {self.measure} {match_text(self)}, {shown(self.path)} {when(self)}, #{self.segment}{copies}>"
 
 
 class Hits(list[Hit]):
@@ -125,6 +125,11 @@ class Hits(list[Hit]):
 
     def __repr__(self) -> str:
         return "[" + ",\n ".join(map(repr, self)) + "]"
+
+
+def match_text(hit: Hit) -> str:
+    """The match with three digits, or `<0`: its scale begins at 0, and a cosine below is none of 0.000."""
+    return "<0" if hit.match == 0 and hit.score < 0 else f"{hit.match:.3f}"
 
 
 def when(hit: Hit) -> str:
@@ -143,7 +148,7 @@ def hit_lines(hits: Sequence[Hit]) -> list[str]:
     times = [when(hit) for hit in hits]
     width, named = max(map(len, times), default=0), max((len(h.measure) for h in hits), default=0)
     return [
-        f"{hit.measure:>{named}} {hit.match:.3f}  {time:>{width}}  #{hit.segment:<6} "
+        f"{hit.measure:>{named}} {match_text(hit):>5}  {time:>{width}}  #{hit.segment:<6} "
         f"{'  ' if hit.moment > 1 else ''}{shown(hit.path)}{_copies(hit)}"
         for hit, time in zip(hits, times)
     ]

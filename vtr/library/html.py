@@ -17,6 +17,7 @@ from vtr.data.decode import DecodeError, read_moment
 from vtr.errors import VtrError
 from vtr.files import write_atomically
 from vtr.library.files import media_source, shown
+from vtr.library.found import match_text
 
 if TYPE_CHECKING:
     from vtr.library.found import Hit
@@ -106,7 +107,7 @@ def _card(hit: Hit) -> str:
     return (
         f"<li><a href='{html.escape(link, quote=True)}'>{pictures}<div class=text>"
         f"<b>{hit.rank}. {_text(Path(hit.path).name)}</b>"
-        f"<div class=row><span>{time}</span><span>{hit.measure} {hit.match:.3f}</span></div>"
+        f"<div class=row><span>{time}</span><span>{hit.measure} {_text(match_text(hit))}</span></div>"
         f"<small>{_text(str(Path(hit.path).parent))}<br>#{hit.segment}{detail}</small></div></a></li>"
     )
 

@@ -28,7 +28,7 @@ class AddReport:
     """What an `add` or `sync` did; `failed` holds one line for each file that could not be read, `cut_off` one for
     each that is shorter than it says and was indexed as far as it goes.
 
-    `moved` files were found again under another name, `known` ones have the content of a file that is in the library:
+    `moved` files were found again under another name, `known` ones of the added have the content of another file:
     neither is encoded again. `skipped` counts what was left out of the folders, and why; `notes` say what was done
     otherwise than one might expect.
     """

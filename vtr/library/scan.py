@@ -9,20 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vtr.data.media import MEDIA
 from vtr.errors import VtrError
 from vtr.library.files import shown
-
-_VIDEOS = (
-    ".mp4 .m4v .mov .qt .mkv .mk3d .webm .avi .divx .xvid .gif .apng .flv .f4v .mpg .mpeg .mpe .mp2v .m1v .m2v .mpv .vob "
-    ".evo .m2ts .m2t .mts .ts .tp .trp .mod .tod .3gp .3g2 .3gpp .ogv .ogm .wmv .asf .wtv .dvr-ms .rm .rmvb .dv .dif .mxf "
-    ".gxf .amv .nut .nsv .bik .roq .insv .360 .h261 .h263 .h264 .264 .avc .h265 .265 .hevc .vvc .ivf .obu .av1 .y4m "
-    ".mjpg .mjpeg .mj2"
-)
-_IMAGES = (
-    ".jpg .jpeg .jpe .jfif .jif .png .webp .bmp .dib .tif .tiff .avif .avifs .heic .heics .heif .heifs .hif .jxl .jp2 "
-    ".j2k .jpx .ppm .pgm .pbm .pnm .tga .qoi .pcx .insp"
-)
-MEDIA = frozenset(f"{_VIDEOS} {_IMAGES}".split())
 
 # What a program is still writing; the second list comes before the file's own ending, as in film.temp.mp4.
 _PARTIAL = frozenset(
@@ -170,12 +159,12 @@ def _file_left_out(name: str, beside: set[str], include_hidden: bool) -> str | N
         return "._*"  # what macOS writes beside a file where its file system has no place for it
     if ending in _PARTIAL:
         return ending
-    if os.path.splitext(stem)[1].lower() in _UNFINISHED and ending in MEDIA:
+    if os.path.splitext(stem)[1].lower() in _UNFINISHED and ending[1:] in MEDIA:
         return os.path.splitext(stem)[1].lower() + ".*"
     if f"{name}.aria2" in beside:
         return "*.aria2 beside it"
     if name.startswith(".") and not include_hidden:
         return name if name in (".DS_Store",) else ".*"
-    if ending in MEDIA:
+    if ending[1:] in MEDIA:
         return None
     return ending or "no ending"

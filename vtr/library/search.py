@@ -130,6 +130,10 @@ class Searcher(ABC):
         """
         return _encoding().frames_of(source, self.settings, self.model, start, end, isolated=isolated)
 
+    def example_frames(self, source: str | Path | bytes, *, isolated: bool = False) -> tuple[Tensor, list[str]]:
+        """Frames of the windows that stand for a clip, uint8 (m, T, 3, S, S); and what of it could not be looked at."""
+        return _encoding().example_frames(source, self.settings, self.model, isolated=isolated)
+
     def segment_frames(self, path: str, start: float, end: float) -> Tensor:
         """The frames a segment was embedded from: uint8 tensor (T, 3, S, S)."""
         whole = end <= start
@@ -165,8 +169,8 @@ class Searcher(ABC):
             all_moments: Several moments of one video, each with a rank of its own.
             minus: Texts that are not wanted.
             like: A video or an image, or several, that the hits resemble, by cosine: paths, files' bytes, tensors of
-                frames (T, 3, S, S) uint8 (as `frames_of` gives), or arrays of vectors (m, w). A clip of several windows
-                is as like as the most like one.
+                frames (T, 3, S, S) uint8 (as `frames_of` gives) or of a clip's windows (m, T, 3, S, S), or arrays of
+                vectors (m, w). A clip of several windows is as like as the most like one.
             more: A hit's `segment`: more like that one; its own video is left out (with `all_moments` only itself).
             moments: Up to so many moments of a video, together; the video whose best moment is best comes first.
             unmerged: Every window and every copy of a file on its own, as they are stored.
@@ -265,7 +269,7 @@ class Searcher(ABC):
                 examples.append(found.vectors)
                 notes += found.notes
             else:
-                examples.append(self.encoded([source]))
+                examples.append(self.encoded(list(source) if source.ndim == 5 else [source]))
         features, vectors = None, np.zeros((0, self.settings.width), np.float32)
         if texts or against:
             features = _encoding().encoded_texts(self.model, [*texts, *against])

@@ -354,10 +354,10 @@ def _report(report: AddReport, library: Library) -> int:
         print(f"note: {line}", file=sys.stderr)
     if report.skipped:
         print(report.skipped, file=sys.stderr)
-    more = {"moved": report.moved, "removed": report.removed, "with the content of another file": report.known}
-    more["cut off"] = len(report.cut_off)
+    more = {"moved": report.moved, "removed": report.removed, "cut off": len(report.cut_off)}
+    copies = f"; {report.known} are copies of other files" if report.known else ""
     print(
-        f"{library.path}: {report.added} added ({report.segments} segments), {report.unchanged} unchanged, "
+        f"{library.path}: {report.added} added ({report.segments} segments{copies}), {report.unchanged} unchanged, "
         + "".join(f"{count} {what}, " for what, count in more.items() if count)
         + f"{len(report.failed)} unreadable",
         file=sys.stderr,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vtr.data.decode.frames import probe, read_frames
 from vtr.data.decode.types import Clip, DecodeError, MediaInfo, TimeLimit, Window
-from vtr.data.decode.windows import Windows, read_moment, read_windows, reduced_to
+from vtr.data.decode.windows import Windows, read_moment, read_moments, read_windows, reduced_to
 
 __all__ = [
     "Clip",
@@ -16,6 +16,7 @@ __all__ = [
     "probe",
     "read_frames",
     "read_moment",
+    "read_moments",
     "read_windows",
     "reduced_to",
 ]

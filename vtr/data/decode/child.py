@@ -7,8 +7,8 @@ import sys
 
 from vtr.data.decode.frames import read_frames
 from vtr.data.decode.isolated import send
-from vtr.data.decode.types import DecodeError, Source
-from vtr.data.decode.windows import read_moment
+from vtr.data.decode.types import DecodeError, Source, Span
+from vtr.data.decode.windows import read_moments
 
 _MEMORY = 8 << 30  # address space
 
@@ -26,24 +26,30 @@ def _child() -> None:
     request = json.loads(stdin.readline())
     source: Source = stdin.read(request["bytes"]) if request["path"] is None else request["path"]
 
-    def ask(count: int) -> list[int]:
-        send(stdout, {"count": count})
+    def numbers(count: int) -> list[int]:
+        send(stdout, {"there": count})
         return list(json.loads(stdin.readline())["wanted"])
 
+    def spans(seconds: float) -> list[Span]:
+        send(stdout, {"there": seconds})
+        return [(start, end) for start, end in json.loads(stdin.readline())["wanted"]]
+
+    timeout = request["timeout"]
     try:
-        span = {name: request[name] for name in ("start", "end", "timeout")}
-        if "moment" in request:
-            clip = read_moment(source, request["moment"], least=request["least"], **span)
+        if "moments" in request:
+            clips = read_moments(source, request["moments"], spans, least=request["least"], timeout=timeout)
         else:
-            clip = read_frames(source, ask, backend=request["backend"], **span)
+            span = {"start": request["start"], "end": request["end"]}
+            clips = iter([read_frames(source, numbers, backend=request["backend"], timeout=timeout, **span)])
+        for clip in clips:
+            send(stdout, {"shape": clip.frames.shape, "times": clip.times.tolist()}, clip.frames.tobytes())
+        send(stdout, {"done": True})
     except DecodeError as error:
         send(stdout, {"error": error.cause})
     except ValueError as error:
         send(stdout, {"misuse": str(error)})
     except MemoryError:
         send(stdout, {"error": "needs more memory than a decoder may have"})
-    else:
-        send(stdout, {"shape": clip.frames.shape, "times": clip.times.tolist()}, clip.frames.tobytes())
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
 import numpy as np
 
-from vtr.data.decode.types import MAX_CLIP_BYTES, Clip, DecodeError, Pick, Source, source_name
+from vtr.data.decode.types import MAX_CLIP_BYTES, Clip, DecodeError, Pick, Source, Span, source_name
 from vtr.files import import_root
 
 _Answer = dict[str, list[int]]
@@ -29,18 +29,22 @@ def read_frames_isolated(
 ) -> Clip:
     """As `vtr.data.decode.read_frames`, in a child process. A crash of the decoder becomes a DecodeError."""
     request: dict[str, object] = {"start": start, "end": end, "timeout": timeout, "backend": backend}
-    return _asked(source, request, timeout, pick)
+    [clip] = _asked(source, request, timeout, lambda count: [int(i) for i in pick(int(count))])
+    return clip
 
 
-def read_moment_isolated(
-    source: Source, count: int, *, start: float | None, end: float | None, least: int | None, timeout: float
-) -> Clip:
-    """As `vtr.data.decode.read_moment`, in a child process."""
-    request: dict[str, object] = {"moment": count, "start": start, "end": end, "least": least, "timeout": timeout}
-    return _asked(source, request, timeout, lambda n: ())
+def read_moments_isolated(
+    source: Source, count: int, spans: Callable[[float], Sequence[Span]], *, least: int | None, timeout: float
+) -> Iterator[Clip]:
+    """As `vtr.data.decode.read_moments`, in one child process."""
+    request: dict[str, object] = {"moments": count, "least": least, "timeout": timeout}
+    yield from _asked(source, request, timeout, spans)
 
 
-def _asked(source: Source, request: dict[str, object], timeout: float, pick: Pick) -> Clip:
+def _asked(
+    source: Source, request: dict[str, object], timeout: float, wanted: Callable[[float], Sequence[object]]
+) -> Iterator[Clip]:
+    """What the child answers; `wanted` is asked once it has told how much there is, and says what of it is wanted."""
     name = source_name(source)
     body = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else None
     request["path"] = os.path.abspath(str(source)) if body is None else None
@@ -69,12 +73,14 @@ def _asked(source: Source, request: dict[str, object], timeout: float, pick: Pic
         while True:
             line = child.stdout.readline(1 << 16)
             answer = json.loads(line or b'{"error": "the decoder crashed or ran out of memory"}')
-            if "count" in answer:
-                send(child.stdin, {"wanted": [int(i) for i in pick(int(answer["count"]))]})
+            if "there" in answer:
+                send(child.stdin, {"wanted": wanted(answer["there"])})
             elif "shape" in answer:
-                return _receive(child.stdout, answer)
+                yield _receive(child.stdout, answer)
             elif "misuse" in answer:
                 raise ValueError(answer["misuse"])
+            elif "done" in answer:
+                return
             else:
                 cause = f"killed at the time limit of {timeout:g} s" if killed.is_set() else str(answer["error"])
                 raise DecodeError(name, cause)

@@ -37,6 +37,7 @@ class Stored(ABC):
 
 Source = str | Path | bytes | Stored
 Pick = Callable[[int], Sequence[int]]
+Span = tuple[float | None, float | None]  # seconds; None: the file's start, its end
 
 # One frame may have at most this many pixels (a 200 MB RGB frame), and one clip this many bytes: a forged header
 # must not take the machine's memory.

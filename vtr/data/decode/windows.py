@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vtr.data.decode.frames import SCAN_BYTES, open_media, pictures_at, stack
+from vtr.data.decode.frames import SCAN_BYTES, open_media, pictures_at, probe, stack
 from vtr.data.decode.heif import HeifReader
 from vtr.data.decode.image import ImageReader
-from vtr.data.decode.isolated import read_moment_isolated
+from vtr.data.decode.isolated import read_moments_isolated
 from vtr.data.decode.pyav import VideoReader
 from vtr.data.decode.sniff import source_bytes
-from vtr.data.decode.types import CLOSE, Clip, Deadline, DecodeError, Player, Shot, Source, Window, source_name
+from vtr.data.decode.types import CLOSE, Clip, Deadline, DecodeError, Player, Shot, Source, Span, Window, source_name
 from vtr.data.sampling import display_times
 
 if TYPE_CHECKING:
@@ -241,7 +241,8 @@ def read_moment(
         DecodeError: The file gives no frame, in time, or ends before `start`.
     """
     if isolated:
-        return read_moment_isolated(source, count, start=start, end=end, least=least, timeout=timeout)
+        [clip] = read_moments_isolated(source, count, lambda _: [(start, end)], least=least, timeout=timeout)
+        return clip
     deadline = Deadline(source_name(source), timeout)
     with open_media(source, deadline, threads=threads, least=least) as reader:
         if isinstance(reader, VideoReader):
@@ -250,6 +251,28 @@ def read_moment(
         if pictures == 1:
             return Clip(frames=stack([next(reader.play())[1].pixels()] * count, reader.name), times=np.zeros(count))
         return _moment(reader, count, start, reader.length() if end is None else min(end, reader.length()))
+
+
+def read_moments(
+    source: Source,
+    count: int,
+    spans: Callable[[float], Sequence[Span]],
+    *,
+    least: int | None = None,
+    timeout: float = 30.0,
+    isolated: bool = False,
+) -> Iterator[Clip]:
+    """Several moments of a file, each as by `read_moment`; with `isolated`, all in one process of its own.
+
+    Args:
+        source, count, least, timeout: As in `read_moment`.
+        spans: Gets the file's seconds (0 for an image), and says which moments are wanted: their starts and ends.
+    """
+    if isolated:
+        yield from read_moments_isolated(source, count, spans, least=least, timeout=timeout)
+        return
+    for start, end in spans(probe(source, timeout=timeout).duration):
+        yield read_moment(source, count, start=start, end=end, least=least, timeout=timeout)
 
 
 def _video_end(reader: VideoReader, size: int, start: float | None, end: float | None) -> float:

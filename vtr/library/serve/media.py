@@ -32,6 +32,8 @@ TYPES = {
     ".ts": "video/mp2t", ".mts": "video/mp2t", ".m2ts": "video/mp2t", ".mxf": "application/mxf",
     ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".gif": "image/gif",
     ".bmp": "image/bmp", ".avif": "image/avif", ".tif": "image/tiff", ".tiff": "image/tiff", ".heic": "image/heic",
+    ".jpe": "image/jpeg", ".jfif": "image/jpeg", ".jif": "image/jpeg", ".dib": "image/bmp", ".apng": "image/apng",
+    ".qt": "video/quicktime", ".f4v": "video/mp4", ".mk3d": "video/x-matroska", ".3g2": "video/3gpp2", ".m2t": "video/mp2t",
 }  # fmt: skip
 
 

@@ -146,9 +146,9 @@ def search(
     return Answered(pairs, hits.notes, stamp(library))
 
 
-def clip_frames(library: Library, clip: bytes) -> Tensor:
-    """Frames of an uploaded clip, uint8 (T, 3, S, S), decoded in a bounded process of its own."""
-    return library.frames_of(clip, isolated=True)
+def clip_frames(library: Library, clip: bytes) -> tuple[Tensor, list[str]]:
+    """Frames of an uploaded clip's windows, uint8 (m, T, 3, S, S), decoded in a bounded process of its own; and notes."""
+    return library.example_frames(clip, isolated=True)
 
 
 def warm_up(library: Library) -> Library:

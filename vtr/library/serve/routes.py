@@ -114,9 +114,10 @@ def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions
 
         async def found() -> queries.Answered:
             library = await engine.opening.run(engine.door.library)
-            frames = await engine.uploads.run(queries.clip_frames, library, body)
+            frames, notes = await engine.uploads.run(queries.clip_frames, library, body)
             options = {"like": frames, **_common(where, all_moments, moments, unmerged)}
-            return await engine.slow.ask(queries.search, (), k, **options)
+            answered = await engine.slow.ask(queries.search, (), k, **options)
+            return answered._replace(notes=[*notes, *answered.notes])
 
         return await _answer(shown(clip.filename or "clip")[:200], found)
 
@@ -182,6 +183,7 @@ def _info(library: Library, path: Path, limits: Limits) -> Info:
         segments=values["segments"],
         seconds=values["seconds"],
         unreadable=len(values["unreadable"]),
+        cut_off=len(values["cut_off"]),
         window=values["window"],
         stride=values["stride"],
         columns=library.columns(),
@@ -204,7 +206,7 @@ async def _answer(query: str, found: Callable[[], Awaitable[queries.Answered]]) 
     answered = await found()
     moments = []
     for hit, video in answered.pairs:
-        kind = TYPES.get(Path(hit.path).suffix.lower(), "file/").split("/")[0]
+        kind = TYPES.get(Path(hit.path).suffix.lower(), "file/" if hit.end > hit.start else "image/").split("/")[0]
         values = {**hit_dict(hit), "path": shown(hit.path), "name": shown(Path(hit.path).name)}
         values["copies"] = [shown(copy) for copy in hit.copies]
         moments.append(

@@ -76,6 +76,7 @@ class Info(BaseModel):
     segments: int
     seconds: float
     unreadable: int
+    cut_off: Annotated[int, Field(description="files that end before they say, indexed as far as they go")]
     window: float
     stride: float
     columns: Annotated[list[str], Field(description="metadata that filters may use")]
