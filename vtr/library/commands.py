@@ -142,6 +142,10 @@ class PushSettings:
     library: tyro.conf.Positional[Path]
     to: str
     """milvus://HOST:PORT/NAME, or milvus:///ABSOLUTE/FILE.db/NAME for Milvus Lite; MILVUS_TOKEN holds the password."""
+    staging: str | None = None
+    """Where the server reads files for a bulk import: s3://BUCKET/FOLDER of its own bucket, or a folder of its machine."""
+    bulk_from: int = 1_000_000
+    """New segments from which on they are imported in bulk."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ from vtr.files import install_command
 from vtr.library.export import segments
 from vtr.library.found import Found
 from vtr.library.library import Library
+from vtr.library.milvus_bulk import ROWS as BULK_ROWS
+from vtr.library.milvus_bulk import BulkImport
 from vtr.library.rows import SegmentRow
 from vtr.library.search import Searcher
 from vtr.library.settings import FORMAT, ORIGIN, LibrarySettings
@@ -33,6 +35,8 @@ from vtr.library.wanted import Wanted, unit
 from vtr.library.where import Joined, Node, Not, interval
 
 _BATCH = 500  # segments of an upsert: gRPC messages are at most 64 MB
+BULK_FROM = 1_000_000  # new segments from which on they are imported in bulk, where a staging place is named
+_UNDER_WAY = 4  # files that a server takes in at a time
 _LIMIT = 16_384  # the most hits Milvus gives
 _NO_DATE = -1e18
 _FORMAT = 2  # of a collection
@@ -100,15 +104,23 @@ def _settings_of(client: Any, uri: str, name: str) -> dict[str, Any] | None:
 # -- push -------------------------------------------------------------------------------------------------------------
 
 
-def push(library: Library, address: str) -> dict[str, int]:
+def push(library: Library, address: str, *, staging: str | None = None, bulk_from: int = BULK_FROM) -> dict[str, int]:
     """Bring a collection up to date with a library; returns how many segments were written, removed and unchanged.
 
     Only what differs is sent, so a killed call goes on when called again.
+
+    Args:
+        library: What is pushed.
+        address: See the module.
+        staging: Where files for a bulk import may lie, see `vtr.library.milvus_bulk`; None: rows are sent one by one.
+        bulk_from: New segments from which on they are imported in bulk.
 
     Raises:
         VtrError: The server cannot be reached, or the collection holds something else.
     """
     uri, name = _parsed(address)
+    if staging is not None and uri.startswith("/"):
+        raise UsageError("Milvus Lite imports nothing in bulk: leave the staging place out")
     client = _connected(uri)
     own = {**{k: getattr(library.settings, k) for k in ORIGIN}, "id": library.settings.id, "collection": _FORMAT}
     there = _settings_of(client, uri, name)
@@ -119,37 +131,78 @@ def push(library: Library, address: str) -> dict[str, int]:
     elif there != own:
         raise VtrError(f"{uri}: the collection {name} holds another library (or other windows); choose another name")
     _call(uri, lambda: client.load_collection(name))
-    stamps = {int(r["id"]): int(r["stamp"]) for r in _rows(client, uri, name, ["id", "stamp"])}
-    counts = {"written": 0, "unchanged": 0, "removed": 0}
+    bulk = None
+    if not uri.startswith("/"):
+        bulk = BulkImport(uri, os.environ.get("MILVUS_TOKEN", ""), name, staging or "", lambda f: _call(uri, f))
+        bulk.settle()  # else what a killed call had begun would be sent again, and be there twice
+    pushed = _Push(client, uri, name, library)
+    try:
+        pushed.send(bulk if staging is not None and pushed.lacking >= bulk_from else None)
+        pushed.remove()
+    finally:
+        _call(uri, client.close)
+    return pushed.counts
 
-    def send() -> int:
-        batch: list[dict[str, Any]] = []
-        often = 0.1 if sys.stderr.isatty() else 30.0
-        total = library.store.segments()
+
+class _Push:
+    """A library on its way to a collection."""
+
+    def __init__(self, client: Any, uri: str, name: str, library: Library) -> None:
+        self.client, self.uri, self.name, self.library = client, uri, name, library
+        self.counts = {"written": 0, "unchanged": 0, "removed": 0}
+        self.stamps = {int(r["id"]): int(r["stamp"]) for r in _rows(client, uri, name, ["id", "stamp"])}
+        self.lacking = library.store.segments() - len(self.stamps)
+
+    def send(self, bulk: BulkImport | None) -> None:
+        """Send what is new or has changed."""
+        self.library.read(lambda: self._send(bulk))
+        if bulk is not None:
+            bulk.wait()
+        self._ask(lambda: self.client.flush(self.name))
+
+    def _send(self, bulk: BulkImport | None) -> None:
+        total, often = self.library.store.segments(), 0.1 if sys.stderr.isatty() else 30.0
         with tqdm(total=total, desc="push", unit="segment", file=sys.stderr, mininterval=often) as bar:
-            for rows, vectors in segments(library, _BATCH):
-                for row, vector in zip(rows, vectors):
-                    entity = _entity(row, vector)
-                    if stamps.pop(row.id, None) == entity["stamp"]:
-                        counts["unchanged"] += 1
-                    else:
-                        batch.append(entity)
-                if batch:
-                    _call(uri, lambda: client.upsert(name, batch))
-                    counts["written"] += len(batch)
-                    batch.clear()
+            for rows, vectors in segments(self.library, BULK_ROWS if bulk else _BATCH):
+                values = [_values(row) for row in rows]
+                changed, old = [], []
+                for place, value in enumerate(values):
+                    known = self.stamps.pop(int(str(value["id"])), None)
+                    if known != value["stamp"]:
+                        changed.append(place)
+                        old += [] if known is None else [value["id"]]
+                self.counts["unchanged"] += len(rows) - len(changed)
+                if changed:
+                    self._write([values[i] for i in changed], vectors[changed], old, bulk)
                 bar.update(len(rows))
-        return total
 
-    library.read(send)
-    gone = list(stamps)
-    for start in range(0, len(gone), _BATCH):
-        part = gone[start : start + _BATCH]
-        _call(uri, lambda: client.delete(name, ids=part))  # noqa: B023 - called at once
-    counts["removed"] = len(gone)
-    _call(uri, lambda: client.flush(name))
-    _call(uri, client.close)
-    return counts
+    def _write(
+        self, values: list[dict[str, object]], vectors: np.ndarray, old: Sequence[object], bulk: BulkImport | None
+    ) -> None:
+        if bulk is None:
+            pairs = zip(values, vectors.tolist(), unit(vectors).tolist())
+            batch = [{**value, "vector": vector, "unit": long} for value, vector, long in pairs]
+            self._ask(lambda: self.client.upsert(self.name, batch))
+        else:
+            self._delete(old)  # an import adds, whatever is there
+            bulk.send([_flat(value) for value in values], vectors, unit(vectors))
+            bulk.wait(most=_UNDER_WAY)
+        self.counts["written"] += len(values)
+
+    def remove(self) -> None:
+        """Remove what the library has no longer."""
+        gone = list(self.stamps)
+        self._delete(gone)
+        self.counts["removed"] = len(gone)
+        self._ask(lambda: self.client.flush(self.name))
+
+    def _delete(self, ids: Sequence[object]) -> None:
+        for start in range(0, len(ids), _BATCH):
+            part = list(ids[start : start + _BATCH])
+            self._ask(lambda: self.client.delete(self.name, ids=part))  # noqa: B023 - called at once
+
+    def _ask(self, function: Callable[[], Any]) -> Any:
+        return _call(self.uri, function)
 
 
 def _older(uri: str, name: str) -> VtrError:
@@ -182,14 +235,13 @@ def _create(client: Any, uri: str, name: str, settings: dict[str, Any]) -> None:
     client.create_collection(name, schema=schema, index_params=index, properties=properties)
 
 
-def _entity(row: SegmentRow, vector: np.ndarray) -> dict[str, object]:
+def _values(row: SegmentRow) -> dict[str, object]:
+    """The fields of a segment, but for its vectors."""
     values = row.metadata
     texts = {k: v for k, v in values.items() if isinstance(v, str)}
     stamp = (row.path, row.start, row.end, row.duration, row.modified, row.meta)
     return {
         "id": row.id,
-        "vector": vector.tolist(),
-        "unit": unit(vector[None])[0].tolist(),
         "sha256": row.sha256 or "",
         "path": row.path,
         "path_folded": folded(row.path),
@@ -203,6 +255,11 @@ def _entity(row: SegmentRow, vector: np.ndarray) -> dict[str, object]:
         "texts_folded": {k: folded(str(v)) for k, v in texts.items()},
         "stamp": zlib.crc32(repr(stamp).encode(errors="surrogateescape")),
     }
+
+
+def _flat(values: dict[str, object]) -> dict[str, object]:
+    """Fields as a file for an import has them: JSON as text."""
+    return {k: json.dumps(v, ensure_ascii=False) if isinstance(v, dict) else v for k, v in values.items()}
 
 
 def _rows(client: Any, uri: str, name: str, fields: list[str]) -> Iterator[dict[str, Any]]:

@@ -160,11 +160,13 @@ def push(settings: PushSettings) -> int:
     """`vtr index push`."""
     from vtr.library.milvus import push as send
 
-    done = send(Library.open(settings.library), settings.to)
+    done = send(Library.open(settings.library), settings.to, staging=settings.staging, bulk_from=settings.bulk_from)
     print(
         f"{settings.to}: {done['written']} segments written, {done['unchanged']} unchanged, {done['removed']} removed",
         file=sys.stderr,
     )
+    if settings.staging is None and done["written"] >= settings.bulk_from:
+        print("note: so many segments are sent sooner as files that the server imports: --staging", file=sys.stderr)
     return 0
 
 
