@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -24,7 +24,6 @@ from vtr.errors import VtrError
 ROWS = 50_000  # of a file
 _LOOK = 0.5  # seconds between two looks at a task
 _OVER = ("Completed", "Failed", "Failed and cleaned")
-_VECTORS = ("vector", "unit")
 
 
 class BulkImport:
@@ -56,10 +55,10 @@ class BulkImport:
         ):
             time.sleep(_LOOK)
 
-    def send(self, rows: Sequence[dict[str, object]], vectors: np.ndarray, units: np.ndarray) -> None:
-        """Write a file of rows with their vectors (n, w), and have it imported."""
+    def send(self, rows: Sequence[dict[str, object]], vectors: Mapping[str, np.ndarray]) -> None:
+        """Write a file of rows with their vectors (n, ·) by field, and have it imported."""
         columns = {k: pa.array([row[k] for row in rows]) for k in rows[0]}
-        for key, matrix in zip(_VECTORS, (vectors, units)):
+        for key, matrix in vectors.items():
             places = pa.array(np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32))
             columns[key] = pa.ListArray.from_arrays(places, pa.array(matrix.reshape(-1)))
         file = f"{self.staging}/{self.name}-{uuid.uuid4().hex}.parquet"
