@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import small_model
+from vtr.errors import VtrError
 from vtr.library import Library
 from vtr.library.encode import settings_of
 from vtr.library.imports import build_from
@@ -96,9 +97,11 @@ def test_push_search_filter_remove_and_push_again(server: str, library: Library)
     for words in (
         {"k": 10},
         {"k": 10, "where": "views < 50"},
-        {"k": 10, "where": 'title ~ "film 3"', "all_moments": True},
+        {"k": 10, "where": 'title = "Film 3"', "all_moments": True},
     ):
         assert hits(remote, **words) == hits(library, **words)
+    with pytest.raises(VtrError, match="unsupported pattern"):  # servers before 2.4: one line, and no wrong hits
+        remote.search("a dog", where='title ~ "film 3"')
     assert push(library, to) == {"written": 0, "unchanged": COUNT, "removed": 0}
     best = library.search("a dog runs", k=1)[0].path
     library.remove([best])

@@ -178,6 +178,7 @@ def push(library: Library, address: str, *, staging: str | None = None, bulk_fro
     if not uri.startswith("/"):
         bulk = BulkImport(uri, os.environ.get("MILVUS_TOKEN", ""), name, staging or "", lambda f: _call(uri, f))
         bulk.settle()  # else what a killed call had begun would be sent again, and be there twice
+        _call(uri, lambda: client.refresh_load(name))  # what was imported since it was loaded
     pushed = _Push(client, uri, name, library, _Layout.of(there or own))
     try:
         pushed.send(bulk if staging is not None and pushed.lacking >= bulk_from else None)
@@ -201,6 +202,7 @@ class _Push:
         self.library.read(lambda: self._send(bulk))
         if bulk is not None:
             bulk.wait()
+            self._ask(lambda: self.client.refresh_load(self.name))
         self._ask(lambda: self.client.flush(self.name))
 
     def _send(self, bulk: BulkImport | None) -> None:
@@ -361,7 +363,7 @@ def to_milvus(node: Node) -> str:
     else:
         kind = "texts" if isinstance(node.value, str) else "numbers"
         column, test = f"{kind}[{_quoted(node.column)}]", f"{sign} {_literal(node.value)}"
-    return f"(exists {column} and {column} {test})"
+    return f"((exists {column}) and {column} {test})"  # servers before 2.4 need the inner brackets
 
 
 def _literal(value: object) -> str:
@@ -430,7 +432,7 @@ class MilvusLibrary(Searcher):
         """A list that knows of any name whether it is a metadata column."""
 
         def has(name: str) -> bool:
-            expression = f"exists numbers[{_quoted(name)}] or exists texts[{_quoted(name)}]"
+            expression = f"(exists numbers[{_quoted(name)}]) or (exists texts[{_quoted(name)}])"
             return bool(
                 _call(
                     self._uri,
