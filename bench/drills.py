@@ -32,7 +32,7 @@ import tyro
 from bench.command import parsed
 from vtr.errors import VtrError, reports_errors
 
-STEPS = {"masked": 10, "multimodal": 15, "unmasked": 25}
+STEPS = {"masked": 10, "multimodal": 15, "unmasked": 15, "refine": 10, "matching": 10}
 # Fields of a log row that no run repeats.
 _UNSTEADY = ("samples_per_s", "cpu_s_per_s", "data_wait", "memory_gib", "time")
 
@@ -744,7 +744,7 @@ def faults(settings: Faults) -> int:
     print("| fault | injected | seen | time to stop | resume |")
     print("| --- | --- | --- | --- | --- |")
     with _folder(settings.folder) as folder:
-        lab = Lab(folder, steps={"masked": 4, "multimodal": 6, "unmasked": 10})
+        lab = Lab(folder, steps={"masked": 4, "multimodal": 6, "unmasked": 6, "refine": 2, "matching": 4})
         reference = lab.whole("whole", 2)
         for name in settings.only or FAULTS:
             try:

@@ -99,6 +99,10 @@ class VideoEncoder(nn.Module, ABC):
             UsageError: The encoder was built without a classifier.
         """
 
+    def pooled_vectors(self, frames: int) -> int:
+        """How many vectors `forward` pools of so many frames, each by itself."""
+        return self.grid(frames)[0]
+
     def grid(self, frames: int) -> tuple[int, int, int]:
         """Patch tokens of `frames` frames of the configured size, along time, height and width."""
         side = self.config.image_size // self.config.patch_size

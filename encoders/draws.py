@@ -63,6 +63,12 @@ def row_uniform(seeds: Tensor, shape: tuple[int, ...], salt: int = 0) -> Tensor:
     return (((bits >> 40) & 0xFFFFFF).float() / 2**24).view(shape)
 
 
+def pair_uniform(seeds: Tensor, others: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) (N, M): entry (i, j) a function of seeds[i] (N,) and others[j] (M,), wherever they stand."""
+    bits = _mixed(seeds[:, None] ^ _mixed(others * -7046029254386353131)[None, :])
+    return ((bits >> 40) & 0xFFFFFF).float() / 2**24
+
+
 def uniform(shape: tuple[int, ...], salt: int, device: torch.device) -> Tensor:
     """Uniform numbers of `shape` (B, …): tied to rows inside `rows`, torch's own outside."""
     if _active is None:

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from vtr.encoders.base import EncoderConfig
 from vtr.encoders.bert import Bert, BertConfig, KeysValues
 from vtr.encoders.registry import build_encoder
+from vtr.errors import unknown_name
 from vtr.kernels.linear import Linear
+
+# What the cross-modal decoder reads of a video. The official models read patches; a shallow decoder cannot gather from
+# them what the embedding is made of (direction of motion), which the pooled vectors hold.
+MEMORIES = ("patches", "patches+pooled")
 
 
 class VideoFeatures(NamedTuple):
@@ -22,9 +27,9 @@ class VideoFeatures(NamedTuple):
 
     embedding: Tensor  # (B, E) fp32: mean over F of unit vectors, so that dot(text, embedding) is the mean cosine
     frame_embeddings: Tensor  # (B, F, E) unit vectors
-    tokens: Tensor  # (B, Lv, D) visual tokens for the cross-modal decoder
+    tokens: Tensor  # (B, Lv, D) what the cross-modal decoder reads: patches, and the pooled vectors where it has them
     pooled: Tensor  # (B, F, D)
-    aligned: Tensor | None  # (K, B, prefix + Lv, C)
+    aligned: Tensor | None  # (K, B, prefix + patches, C)
 
 
 class TextFeatures(NamedTuple):
@@ -43,10 +48,21 @@ class VideoTextNetwork(nn.Module):
         video, text: Configurations of the two encoders.
         embed_dim: E.
         temperature: Of the contrastive loss, at first.
+        memory: What the decoder reads, one of MEMORIES.
     """
 
-    def __init__(self, video: EncoderConfig, text: BertConfig, embed_dim: int, temperature: float = 0.07) -> None:
+    def __init__(
+        self,
+        video: EncoderConfig,
+        text: BertConfig,
+        embed_dim: int,
+        temperature: float = 0.07,
+        memory: str = "patches",
+    ) -> None:
         super().__init__()
+        if memory not in MEMORIES:
+            raise unknown_name("memory", memory, MEMORIES)
+        self.memory = memory
         self.vision_encoder = build_encoder(video)
         self.text_encoder = Bert(text)
         self.vision_proj = Linear(video.dim, embed_dim)
@@ -58,7 +74,17 @@ class VideoTextNetwork(nn.Module):
         """Encode normalised frames (B, T, 3, H, W); T = 1 is an image."""
         out = self.vision_encoder(video, mask, keep_temporal and mask is None)
         unit = F.normalize(self.vision_proj(out.pooled).float(), dim=-1)
-        return VideoFeatures(unit.mean(1), unit, out.tokens, out.pooled, out.aligned)
+        tokens = out.tokens
+        if self.memory == "patches+pooled":
+            tokens = torch.cat([tokens, out.pooled.to(tokens.dtype)], 1)
+        return VideoFeatures(unit.mean(1), unit, tokens, out.pooled, out.aligned)
+
+    def visual_shape(self, frames: int) -> tuple[int, int]:
+        """Lv and D: the visual tokens of a video of so many frames, each pooled by itself."""
+        encoder = self.vision_encoder
+        time, height, width = encoder.grid(frames)
+        pooled = encoder.pooled_vectors(frames) if self.memory == "patches+pooled" else 0
+        return time * height * width + pooled, encoder.config.dim
 
     def encode_ids(self, ids: Tensor, mask: Tensor) -> TextFeatures:
         """Encode token ids and their mask, (B, L) each."""

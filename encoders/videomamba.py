@@ -351,6 +351,10 @@ class VideoMamba(VideoEncoder):
             aligned = torch.stack([d((x + positions).to(dtype)) for d, x in zip(self.clip_decoder, collected)])
         return out, aligned, frames
 
+    def pooled_vectors(self, frames: int) -> int:
+        """The one CLS token, or one vector a frame."""
+        return 1 if self.config.pool == "cls" else super().pooled_vectors(frames)
+
     def forward(self, video: Tensor, mask: Tensor | None = None, keep_temporal: bool = False) -> VideoOutput:
         out, aligned, frames = self.features(video, mask)
         cls, tokens = out[:, :1], out[:, 1:]

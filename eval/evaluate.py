@@ -27,6 +27,7 @@ from vtr.ranks import Ranks
 
 COMPAT = {
     "antialias": "resize with antialiasing, as torchvision does since 0.17; the published numbers were made without",
+    "match-logit": "re-rank by the logit of a match instead of the log-odds; released checkpoints always are",
     "ties-won": "a right answer wins every tie, as in code that counts only strictly better answers",
     "paragraph": "join all captions of a video to one query, as some published MSVD numbers did",
 }
@@ -145,6 +146,7 @@ class _Job:
             figures = Figures(classification=accuracy, chance_r1=round(100 / len(part.classes), 3))
         else:
             figures = self._figures(features, part, texts, kept)
+        pairs = self._direction_pairs()
         why_not = _differences(benchmark, self.options, settings.frames, len(kept), problems)
         return Result(
             benchmark=benchmark.name,
@@ -156,6 +158,7 @@ class _Job:
             frames=settings.frames,
             antialias=settings.antialias,
             max_text_tokens=settings.max_text_tokens,
+            match_by="logit" if self._by_logit() else "log-odds",
             rerank=min(self.options.rerank, len(kept)),
             compat=tuple(sorted(self.options.compat)),
             precision="bf16" if settings.bf16 else "fp32",
@@ -163,7 +166,8 @@ class _Job:
             figures=figures,
             comparable="no: " + "; ".join(why_not) if why_not else "",
             ceilings=benchmark.ceilings,
-            direction_pairs=self._direction_pairs(),
+            direction_pairs=pairs.get("embedding", {}),
+            match_direction_pairs=pairs.get("match", {}),
         )
 
     def _figures(self, features: Features, part: Benchmark, texts: list[int], kept: list[int]) -> Figures:
@@ -175,7 +179,8 @@ class _Job:
             rows = choice_rows(inside, logits, part.options, part.text_truth, temperature)
             return Figures(choice=rows, chance_r1=round(100 * sum(1 / len(o) for o in part.options) / len(kept), 3))
         ties = "won" if "ties-won" in self.options.compat else "fair"
-        found = retrieval_rows(inside, logits, part.text_truth, part.video_truth, top, temperature, ties)
+        by_logit = self._by_logit()
+        found = retrieval_rows(inside, logits, part.text_truth, part.video_truth, top, temperature, ties, by_logit)
         return Figures(
             t2v=found.t2v,
             v2t=found.v2t,
@@ -183,6 +188,10 @@ class _Job:
             chance_r1=round(100 * sum(map(len, part.text_truth)) / len(texts) / len(kept), 3),
             warnings=tuple(chance_words(inside, logits, part.text_truth, top)),
         )
+
+    def _by_logit(self) -> bool:
+        """Whether a re-ranked row is made as the published ones were."""
+        return self.model.registered is not None or "match-logit" in self.options.compat
 
     def _logits(self, features: Features, part: Benchmark, texts: list[int], kept: list[int], inside: Tensor) -> Tensor:
         """Match logits (Q, V, 2) of the options of each video, or of what is among the top."""
@@ -195,13 +204,14 @@ class _Job:
         logits = match_pairs(self.model, features, wanted, self.work, self.ranks, bf16=self.settings.bf16)
         return logits[texts][:, kept]
 
-    def _direction_pairs(self) -> dict[str, float]:
+    def _direction_pairs(self) -> dict[str, dict[str, float]]:
         file = self.benchmark.pairs
         if file is None or not file.is_file():
             return {}
         pairs = json.loads(file.read_text())
+        match, folder = bool(self.options.rerank), file.parent / "videos"
         return self.ranks.together(
-            lambda: direction_pairs(self.model, pairs, file.parent / "videos", self.settings) if self.ranks.main else {}
+            lambda: direction_pairs(self.model, pairs, folder, self.settings, match) if self.ranks.main else {}
         )
 
 

@@ -69,6 +69,7 @@ class Result:
     antialias: bool
     max_text_tokens: int
     rerank: int
+    match_by: str  # log-odds or logit
     compat: tuple[str, ...]
     precision: str
     captions_cut: int
@@ -76,6 +77,7 @@ class Result:
     comparable: str = ""  # why it is not
     ceilings: Mapping[str, float] = field(default_factory=dict)
     direction_pairs: Mapping[str, float] = field(default_factory=dict)
+    match_direction_pairs: Mapping[str, float] = field(default_factory=dict)
     published: tuple[Comparison, ...] = ()
     model: str = ""
     fingerprint: str = ""
@@ -141,6 +143,8 @@ def table(result: Result) -> str:
         lines.append(f"{'ceiling, ' + name.replace('_', ' '):<42}{value:.1f}")
     for name, value in result.direction_pairs.items():
         lines.append(f"{'direction pairs, ' + name.replace('_', '/'):<42}{value:.1f}")
+    for name, value in result.match_direction_pairs.items():
+        lines.append(f"{'direction pairs by match, ' + name.replace('_', '/'):<42}{value:.1f}")
     return "\n".join(lines)
 
 
@@ -183,7 +187,7 @@ def _how(result: Result) -> str:
         f"{result.frames} frames",
         "antialiased" if result.antialias else "not antialiased",
         f"texts of at most {result.max_text_tokens} tokens",
-        f"{result.rerank} candidates re-ranked" if result.rerank else "not re-ranked",
+        f"{result.rerank} candidates re-ranked by the {result.match_by}" if result.rerank else "not re-ranked",
         result.precision,
     ]
     if result.compat:

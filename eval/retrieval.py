@@ -34,15 +34,18 @@ def retrieval_rows(
     top: int,
     temperature: float,
     ties: str = "fair",
+    by_logit: bool = False,
 ) -> RetrievalRows:
     """Text-to-video and video-to-text, in up to three rows: embedding, reranked (match alone), combined.
 
     Candidates below the top keep their order there: below all of the top in the combined scores, out of the running by
-    the match logit alone.
+    the match head alone.
 
     Args:
         similarity: (Q, V) cosines.
         logits: (Q, V, 2) match logits of the pairs among the top; None: no re-ranking.
+        by_logit: Re-rank by the logit of "match" alone, as published figures were made, and not by the log-odds. The
+            matching loss trains the log-odds; what shifts both logits together, no loss has ever seen.
     """
     found = []
     for by_text, matrix, truth in ((True, similarity, text_truth), (False, similarity.T, video_truth)):
@@ -52,7 +55,8 @@ def retrieval_rows(
             pair = logits if by_text else logits.transpose(0, 1)
             chosen = torch.zeros(matrix.shape, dtype=torch.bool)
             chosen.scatter_(1, matrix.topk(min(top, matrix.shape[1]), dim=1).indices, True)
-            rows["reranked"] = torch.where(chosen, pair[..., 1], torch.tensor(float("-inf")))
+            match = pair[..., 1] if by_logit else pair[..., 1] - pair[..., 0]
+            rows["reranked"] = torch.where(chosen, match, torch.tensor(float("-inf")))
             both, alone = combined_scores(matrix, pair, temperature), matrix / temperature
             # Just below the last of the top: a large offset would round the scores, and make ties of them.
             lowest = torch.where(chosen, both, torch.inf).amin(1, keepdim=True)
@@ -145,32 +149,52 @@ def class_rows(text: Tensor, video: Tensor, prompts: int, labels: Sequence[int])
 
 @torch.inference_mode()
 def direction_pairs(
-    model: VideoTextEncoder, pairs: Sequence[dict[str, str]], folder: Path, settings: EncodeSettings, batch: int = 32
-) -> dict[str, float]:
+    model: VideoTextEncoder,
+    pairs: Sequence[dict[str, str]],
+    folder: Path,
+    settings: EncodeSettings,
+    match: bool = False,
+    batch: int = 16,
+) -> dict[str, dict[str, float]]:
     """Share of right decisions between a clip and its sibling, in percent, by kind and over all (chance 50).
 
     Four decisions a pair: each caption chooses between the two clips, each clip between the two captions.
+
+    Returns:
+        By the embedding, and by the match head where it is asked for and there is one.
     """
-    paths = [folder / p[k] for p in pairs for k in ("video_a", "video_b")]
-    captions = [p[k] for p in pairs for k in ("caption_a", "caption_b")]
+    chosen: dict[str, list[Tensor]] = {"embedding": []}
+    if match and model.reranks:
+        chosen["match"] = []
     with autocast(model, settings.bf16):
-        videos = torch.cat(
-            [
-                model.encode_video(torch.stack([load_clip(p, model, settings) for p in paths[i : i + batch]])).embedding
-                for i in range(0, len(paths), batch)
-            ]
-        )
-        tokens, _ = tokenised(model, captions, settings.max_text_tokens)
-        texts = torch.cat([model.encode_text(t).embedding for t in tokens])
-    scores = torch.einsum("pte,pve->ptv", texts.view(-1, 2, texts.shape[1]), videos.view(-1, 2, videos.shape[1]))
-    a, b, c, d = scores[:, 0, 0], scores[:, 0, 1], scores[:, 1, 0], scores[:, 1, 1]
-    # A tie is half a right decision, so that a model blind to direction gets 50.
-    right = torch.stack(
-        [(x > y).float() + 0.5 * (x == y).float() for x, y in ((a, b), (d, c), (a, c), (d, b))], 1
-    ).mean(1)
-    right_np = 100 * right.cpu().numpy()
+        for first in range(0, len(pairs), batch):
+            some = pairs[first : first + batch]
+            paths = [folder / p[k] for p in some for k in ("video_a", "video_b")]
+            captions = [p[k] for p in some for k in ("caption_a", "caption_b")]
+            videos = model.encode_video(torch.stack([load_clip(p, model, settings) for p in paths]))
+            texts = [model.encode_text(t) for t in tokenised(model, captions, settings.max_text_tokens)[0]]
+            cosines = torch.cat([t.embedding for t in texts]) @ videos.embedding.T
+            chosen["embedding"].append(_decided(cosines))
+            if "match" in chosen:
+                odds = []
+                for video in videos.tokens.split(1):
+                    logits = torch.cat([model.match(t.tokens, t.mask, video) for t in texts]).float()
+                    odds.append(logits[:, 1] - logits[:, 0])
+                chosen["match"].append(_decided(torch.stack(odds, 1)))
     kinds = np.array([p["kind"] for p in pairs])
-    result = {"all": round(float(right_np.mean()), 2)}
-    for kind in dict.fromkeys(kinds.tolist()):
-        result[kind] = round(float(right_np[kinds == kind].mean()), 2)
-    return result
+    return {name: _by_kind(torch.cat(right).cpu().numpy(), kinds) for name, right in chosen.items()}
+
+
+def _decided(scores: Tensor) -> Tensor:
+    """Share of right decisions of each pair (P,), from the scores (2 P, 2 P) of their captions and clips."""
+    own = scores.unflatten(0, (-1, 2)).unflatten(2, (-1, 2))
+    a, b, c, d = (own[:, t, :, v].diagonal() for t in range(2) for v in range(2))
+    # A tie is half a right decision, so that a model blind to direction gets 50.
+    return torch.stack([(x > y).float() + 0.5 * (x == y).float() for x, y in ((a, b), (d, c), (a, c), (d, b))], 1).mean(
+        1
+    )
+
+
+def _by_kind(right: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
+    result = {"all": round(100 * float(right.mean()), 2)}
+    return result | {k: round(100 * float(right[kinds == k].mean()), 2) for k in dict.fromkeys(kinds.tolist())}

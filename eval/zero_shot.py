@@ -50,7 +50,7 @@ class ZeroShotSettings:
     frames: int | None = None
     """Frames of a video; default: the model's."""
     compat: tuple[str, ...] = ()
-    """Reproduction switches: antialias, ties-won, paragraph."""
+    """Reproduction switches: antialias, match-logit, ties-won, paragraph."""
     published: tuple[str, ...] = ()
     """Published rows to compare with, or `all`; default: that of the model itself."""
     precision: str = "auto"

@@ -81,7 +81,15 @@ def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text
             vision_width=96,
         )
         half = (0.5, 0.5, 0.5)
-        config = ModelConfig(video=video, text=bert, embed_dim=128, pixel_mean=half, pixel_std=half, max_text_tokens=32)
+        config = ModelConfig(
+            video=video,
+            text=bert,
+            embed_dim=128,
+            pixel_mean=half,
+            pixel_std=half,
+            max_text_tokens=32,
+            memory="patches+pooled",
+        )
         return VideoTextModel(config, tokenizer)
     width = find_encoder(size).dim
     video = replace(

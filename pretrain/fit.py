@@ -81,6 +81,8 @@ def fitted(recipe: Recipe, corpus: Corpus, stages: tuple[str, ...], given: froze
         masked=made.get("masked", recipe.masked),
         multimodal=made.get("multimodal", recipe.multimodal),
         unmasked=made.get("unmasked", recipe.unmasked),
+        refine=made.get("refine", recipe.refine),
+        matching=made.get("matching", recipe.matching),
     )
 
 

@@ -22,6 +22,7 @@ from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_str
 from vtr.errors import UsageError, VtrError, reports_errors
 from vtr.pretrain.loop import memory_gib
 from vtr.pretrain.objectives import objectives_of
+from vtr.pretrain.objectives.base import FusionObjective
 from vtr.pretrain.objectives.matching import match_reach
 from vtr.pretrain.recipes import STAGES, Recipe, Stage, recipe
 from vtr.settings import parsed
@@ -128,6 +129,12 @@ def check_stages(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks:
         try:
             if name in worded[:1]:
                 check_captions(corpus, chosen.max_bad_fraction)
+            idle = [k for k, o in objectives_of(stage).items() if not isinstance(o, FusionObjective)]
+            if stage.frozen and idle:
+                raise UsageError(
+                    f"frozen, so nothing that {', '.join(idle)} would train is trained: --set {name}.{idle[0]}=0, or "
+                    f"{name}.frozen=false"
+                )
             owned_streams(settings, 0, ranks)
             for media in media_weights(corpus, settings):
                 MediaOrder([m for m in corpus.members if m.media in (media, "auto")], settings, media)

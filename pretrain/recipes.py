@@ -11,10 +11,12 @@ from vtr.errors import UsageError, unknown_name
 
 K400_CLIPS = 240_436  # training videos of Kinetics-400, which the paper's masked stage reads 800 times
 
-STAGES = ("masked", "multimodal", "unmasked")
+STAGES = ("masked", "multimodal", "unmasked", "refine", "matching")
+PAPER_STAGES = STAGES[:3]
 RECIPES = ("clean", "official")
 MASKS = ("none", *KINDS)
 INITS = ("clean", "official")
+MATCH_LOSSES = ("pairs", "list", "both")
 
 
 def objective(place: str) -> float:
@@ -60,6 +62,10 @@ class Stage:
     drop_path: float = 0.0
     keep_temporal: bool = False  # contrast each frame's pooled vector instead of the clip's
     match_group: int = 0  # samples, neighbours in the global batch, that wrong partners are drawn from; 0 = all
+    match_negatives: int = 1  # wrong videos of each text, and wrong texts of each video
+    match_loss: str = "pairs"  # one of MATCH_LOSSES: right or wrong, which of the list is right, or both
+    mlm_share: float = 1.0  # of the batch's samples, whose words are masked
+    frozen: bool = False  # the encoders are: cross-modal decoder and matching head alone are trained
     optim: Optim = field(default_factory=Optim)
 
     def waiting(self, step: int, steps: int) -> frozenset[str]:
@@ -89,6 +95,9 @@ class Recipe:
     masked: Stage = field(default_factory=Stage)
     multimodal: Stage = field(default_factory=Stage)
     unmasked: Stage = field(default_factory=Stage)
+    refine: Stage = field(default_factory=Stage)  # unmasked, with look-alikes in one batch
+    matching: Stage = field(default_factory=Stage)  # decoder and head alone
+    stages: tuple[str, ...] = PAPER_STAGES  # that run where none is named
     warmup: TextWarmup = field(default_factory=TextWarmup)
     gather_ranks: int = 1  # the contrastive gradient is divided by this (see DIFFERENCES)
     align_layers: int = 1  # last layers of the encoder aligned with as many of the teacher's
@@ -176,6 +185,13 @@ DIFFERENCES = (
         why="tied to the global batch, so that it does not depend on the number of ranks",
     ),
     Difference(
+        what="choices (VTM)",
+        clean="an option (match_loss, match_negatives); the optional stages refine and matching use it",
+        official="right or wrong, of one wrong video and one wrong text",
+        why="re-ranking orders the first hits: a choice among look-alikes is what it does (LCE, 2101.08751)",
+        setting="matching.match_loss",
+    ),
+    Difference(
         what="masked words (MLM)",
         clean="50 %; the mean is over the global batch",
         official="50 %; theirs averaged the means of ranks",
@@ -202,8 +218,19 @@ DIFFERENCES = (
 )
 
 
-def _paper(*, clip: float, decay_state: bool) -> Recipe:
+def _paper(*, clip: float, decay_state: bool, choices: bool) -> Recipe:
     optim = Optim(clip_grad=clip, decay_state=decay_state)
+    tuning = Stage(
+        epochs=1,
+        batch_size=1024,
+        vtc=1.0,
+        vtm=1.0,
+        mlm=1.0,
+        drop_path=0.25,
+        keep_temporal=True,
+        match_group=64,
+        optim=replace(optim, lr=8e-5, warmup_fraction=0.2),
+    )
     return Recipe(
         masked=Stage(
             epochs=800,
@@ -226,18 +253,21 @@ def _paper(*, clip: float, decay_state: bool) -> Recipe:
             match_group=128,
             optim=optim,
         ),
-        unmasked=Stage(
-            epochs=1,
-            batch_size=1024,
-            vtc=1.0,
-            vtm=1.0,
-            mlm=1.0,
-            drop_path=0.25,
-            keep_temporal=True,
-            match_group=64,
-            optim=replace(optim, lr=8e-5, warmup_fraction=0.2),
-        ),
+        unmasked=tuning,
+        refine=_choices(replace(tuning, block=4), 3 if choices else 0),
+        matching=_choices(_head_only(tuning), 7 if choices else 0),
     )
+
+
+def _choices(stage: Stage, wrong: int) -> Stage:
+    """Matching by choices, among so many wrong partners; 0: by pairs, as released."""
+    return replace(stage, match_negatives=wrong, match_loss="list") if wrong else stage
+
+
+def _head_only(like: Stage) -> Stage:
+    """The tail of a recipe: decoder and matching head on frozen encoders."""
+    off = {name: 0.0 for name in objective_places() if name != "vtm"}
+    return replace(like, **off, sibling_negatives=False, drop_path=0.0, vtm_from=0.0, frozen=True)  # type: ignore[arg-type]
 
 
 class _Common(TypedDict):
@@ -247,11 +277,30 @@ class _Common(TypedDict):
 
 
 def _demo(base: Recipe) -> Recipe:
-    """Ten minutes on two CPU cores: small batches, no drop path, captions that say left and right are never flipped."""
+    """Ten minutes on two CPU cores: small batches, no drop path, captions that say left and right are never flipped.
+
+    Neighbours in its shards look alike: a clip and its sibling, then another pair of the same colours (`vtr.data.demo`).
+    """
     optim = Optim(
         lr=2e-3, betas=(0.9, 0.98), clip_grad=3.0, warmup_fraction=0.06, decay_state=base.unmasked.optim.decay_state
     )
     common: _Common = {"batch_size": 32, "block": 2, "optim": optim}
+    unmasked = Stage(
+        **common,
+        steps=1500,
+        video_share=0.9,
+        vtc=1.0,
+        vtm=1.0,
+        mlm=0.5,
+        text=0.3,
+        vtm_from=0.45,
+        sibling_negatives=True,
+        keep_temporal=True,
+        match_negatives=3,
+        match_loss="list",
+    )  # choices in both recipes: it is what the demo is there to show
+    # Batches of look-alikes from the start would unteach colours.
+    refine = replace(unmasked, steps=700, vtm_from=0.0, block=4, optim=replace(optim, lr=1e-3))
     return replace(
         base,
         masked=Stage(**common, steps=60, video_share=1.0, mask="attention", uta=1.0),
@@ -268,18 +317,10 @@ def _demo(base: Recipe) -> Recipe:
             vtm_from=0.5,
             sibling_negatives=True,
         ),
-        unmasked=Stage(
-            **common,
-            steps=1500,
-            video_share=0.9,
-            vtc=1.0,
-            vtm=1.0,
-            mlm=0.5,
-            text=0.3,
-            vtm_from=0.45,
-            sibling_negatives=True,
-            keep_temporal=True,
-        ),
+        unmasked=unmasked,
+        refine=refine,
+        matching=replace(_choices(_head_only(refine), 7), steps=400),
+        stages=STAGES,
         warmup=TextWarmup(steps=140),
         streams=8,
         crop_scale=(1.0, 1.0),
@@ -300,9 +341,11 @@ def recipe(name: str, corpus: str) -> Recipe:
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     if name == "clean":
-        base = _paper(clip=3.0, decay_state=False)
+        base = _paper(clip=3.0, decay_state=False, choices=True)
     else:
-        base = replace(_paper(clip=0.0, decay_state=True), gather_ranks=16, init="official", official_frames=True)
+        base = replace(
+            _paper(clip=0.0, decay_state=True, choices=False), gather_ranks=16, init="official", official_frames=True
+        )
     if corpus == "demo":
         return _demo(base)
     if not Path(corpus).exists():  # a named corpus: its videos are ten to forty times as many as Kinetics-400's
@@ -327,7 +370,15 @@ def check(settings: Recipe, stages: tuple[str, ...]) -> None:
         stage: Stage = getattr(settings, name)
         if stage.mask not in MASKS:
             raise unknown_name(f"mask of the {name} stage", stage.mask, MASKS)
-        for key in ("video_mask_ratio", "image_mask_ratio", "mlm_probability", "drop_path", "vtm_from", "video_share"):
+        for key in (
+            "video_mask_ratio",
+            "image_mask_ratio",
+            "mlm_probability",
+            "mlm_share",
+            "drop_path",
+            "vtm_from",
+            "video_share",
+        ):
             value = getattr(stage, key)
             if not 0 <= value <= 1:
                 raise UsageError(f"{name}.{key} {value:g}: expected a share between 0 and 1")
@@ -336,7 +387,8 @@ def check(settings: Recipe, stages: tuple[str, ...]) -> None:
                 raise UsageError(f"{name}.{key} {getattr(stage, key):g}: a weight is 0 (off) or positive")
         if not any(getattr(stage, key) for key in objective_places()):
             raise UsageError(f"stage {name} has no objective: give one a weight (--set {name}.vtc=1)")
-        if stage.batch_size < 1 or stage.block < 1:
-            raise UsageError(
-                f"{name}: batch_size {stage.batch_size} and block {stage.block}: expected positive numbers"
-            )
+        if stage.match_loss not in MATCH_LOSSES:
+            raise unknown_name(f"match_loss of the {name} stage", stage.match_loss, MATCH_LOSSES)
+        for key in ("batch_size", "block", "match_negatives"):
+            if getattr(stage, key) < 1:
+                raise UsageError(f"{name}.{key} {getattr(stage, key)}: expected a positive number")

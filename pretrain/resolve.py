@@ -40,7 +40,7 @@ def resolve(settings: RunSettings) -> tuple[Recipe, tuple[str, ...]]:
         chosen = dataclasses.replace(
             chosen, **{s: dataclasses.replace(getattr(chosen, s), steps=settings.steps) for s in STAGES}
         )
-    stages = (settings.stage,) if settings.stage else STAGES
+    stages = (settings.stage,) if settings.stage else chosen.stages
     check(chosen, stages)
     if settings.teacher == NONE:
         chosen = without_teacher(chosen, stages)

@@ -79,12 +79,30 @@ class PretrainStep:
 
     def _freeze(self) -> None:
         """What a stage does not train is frozen, so that no optimiser state or all-reduce is spent on it."""
+        if self.stage.frozen:
+            trained = self._decoder()
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name.startswith(trained))
+            return
         idle = [part for name, kind in objective_kinds().items() if name not in self.objectives for part in kind.parts]
         if not self.with_text:
             idle.append("pool_norm")
         for name, parameter in self.model.named_parameters():
             used = self.with_text or name.startswith("vision_encoder.")
             parameter.requires_grad_(used and not any(part in name for part in idle))
+
+    def _decoder(self) -> tuple[str, ...]:
+        """What the names of the cross-modal decoder's and the matching head's parameters start with."""
+        text = self.model.config.text
+        layers = range(text.fusion_layer, text.layers)
+        return ("itm_head.", *(f"text_encoder.encoder.layer.{i}." for i in layers))
+
+    def _still(self) -> None:
+        """No noise in frozen encoders: the head learns to read what it will be given."""
+        self.model.eval()
+        for name, part in self.model.named_modules():
+            if f"{name}.".startswith(self._decoder()):
+                part.train()
 
     def parameters(self) -> list[nn.Parameter]:
         """What the stage trains."""
@@ -114,6 +132,8 @@ class PretrainStep:
         Returns:
             Unweighted losses of the global batch by name, and `loss`, their weighted sum; equal on all ranks.
         """
+        if self.stage.frozen and self.model.training:
+            self._still()
         n = len(captions)
         self._global_rows = n * self.world
         size = self.micro_batch or n
@@ -129,7 +149,7 @@ class PretrainStep:
             with torch.no_grad():
                 self.model.temp.clamp_(0.001, 0.5)
             texts = self._texts(captions, meta)
-            once = len(pieces) == 1
+            once = len(pieces) == 1 and not self.stage.frozen
             parts = []
             for rows in pieces:
                 piece = self._piece(frames, rows, seeds, teacher)
@@ -138,7 +158,7 @@ class PretrainStep:
             cache = Cache([encoded for _, encoded in parts])
             losses = self._compare(cache, ids, texts)
             self._fuse(cache, ids, texts, seeds, pieces, own)
-            for piece, encoded in parts:
+            for piece, encoded in [] if self.stage.frozen else parts:
                 if not once:
                     encoded = self._encode(piece, texts, seeds)
                 self._carry_back(piece, encoded, cache.gradients(piece.rows), own)

@@ -30,20 +30,25 @@ class Language(FusionObjective):
             vocab_size=tokenizer.vocab_size,
             seeds=draws.derived(scene.seeds, Noise.WORDS),
         )
+        share = draws.row_uniform(draws.derived(scene.seeds, Noise.WORDS + 2), (len(ids),)).to(ids.device)
+        taken = share < self.stage.mlm_share
+        labels = labels.masked_fill(~taken[:, None], -100)
         count = (labels != -100).sum()
         if scene.world > 1:
             dist.all_reduce(count)
         total = torch.zeros((), device=ids.device)
+        every = torch.arange(len(ids), device=ids.device)
         for piece in scene.pieces:
-            visual = cache.tokens[piece].clone().requires_grad_()
-            row_seeds = draws.derived(scene.seeds[piece], Noise.WORDS + 1)
-            with scene.autocast(), draws.rows(row_seeds):
+            rows = every[piece][taken[piece]]
+            rows = rows if len(rows) else every[piece][:1]  # ranks that share weights all run the layers, or none
+            visual = cache.tokens[rows].requires_grad_()
+            with scene.autocast(), draws.rows(draws.derived(scene.seeds[rows.to(scene.seeds.device)], Noise.WORDS + 1)):
                 text = model.text_encoder
-                fused = text.fuse(text.encode_text(masked[piece], mask[piece]), mask[piece], visual)
+                fused = text.fuse(text.encode_text(masked[rows], mask[rows]), mask[rows], visual)
                 logits = text.mlm_logits(fused)
-            loss = language_loss(logits, labels[piece], count)
+            loss = language_loss(logits, labels[rows], count)
             (weight * loss).backward()
-            cache.token_gradient[piece] += gradient(visual)
+            cache.token_gradient.index_add_(0, rows, gradient(visual))
             total += loss.detach()
         return total
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    steps = {"masked": 2, "multimodal": 4, "unmasked": 8}
+    steps = {"masked": 2, "multimodal": 4, "unmasked": 4, "refine": 2, "matching": 4}
     return Lab(tmp_path_factory.mktemp("lab"), steps=steps, more=("optim.lr=4e-4",))
 
 

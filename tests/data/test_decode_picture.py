@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from fractions import Fraction
 
 import av
@@ -98,6 +99,29 @@ def test_hdr_is_shown_as_its_light_asks(transfer: int) -> None:
     assert np.abs(got[4:] - np.array(BARS[4:])).max() <= 6  # white and black, which no primaries change
     assert [colour_of(c) for c in got[:3]] == [0, 1, 2]
     assert got[0][0] > 225  # a red of BT.2020's primaries is more than BT.709's
+
+
+@pytest.mark.parametrize(("transfer", "code"), [(16, 148), (18, 191)])
+@pytest.mark.parametrize("kind", ["avif", "png"])
+def test_hdr_stills_are_shown_as_their_light_asks(kind: str, transfer: int, code: int) -> None:
+    """Diffuse white in the codes of its transfer, told by the container alone."""
+    from PIL import Image
+
+    held = io.BytesIO()
+    Image.new("RGB", (32, 24), (code,) * 3).save(held, kind)
+    data = bytearray(held.getvalue())
+    assert read_bars_of(bytes(data))[0] == pytest.approx(code, abs=2)
+    if kind == "avif":
+        place = data.index(b"colrnclx") + 8
+        data[place : place + 4] = bytes([0, 9, 0, transfer])
+    else:
+        chunk = b"cICP" + bytes([9, transfer, 0, 1])
+        data[33:33] = (4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    assert read_bars_of(bytes(data))[0] > 225
+
+
+def read_bars_of(data: bytes) -> np.ndarray:
+    return read_frames(data, lambda n: [0]).frames[0][12, 16]
 
 
 def colour_of(pixel: np.ndarray) -> int:

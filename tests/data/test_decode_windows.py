@@ -207,6 +207,17 @@ def test_an_animation_is_cut_into_windows_and_its_last_delay_counts() -> None:
     assert probe(held.getvalue()).duration == pytest.approx(0.3)  # no delay is shown as a tenth of a second
 
 
+def test_the_last_frame_is_on_display_where_a_header_says_that_the_file_ends_with_it() -> None:
+    from PIL import Image
+
+    pictures = [Image.fromarray(plain(c)) for c in (RED, BLUE, GREEN)]
+    held = io.BytesIO()
+    pictures[0].save(held, "GIF", save_all=True, append_images=pictures[1:], duration=0)
+    assert probe(held.getvalue()).duration == pytest.approx(0.3)
+    (only,) = cut(held.getvalue(), 4.0, 4.0)
+    assert seen(only) == ["red", "blue", "green"]
+
+
 def test_a_picture_for_old_programs_is_no_frame_of_an_animated_png() -> None:
     from PIL import Image
 

@@ -19,7 +19,7 @@ from vtr.eval.evaluate import evaluate as whole_evaluation
 from vtr.eval.features import EncodeSettings, WorkFolder, encode_all, load_clip
 from vtr.eval.report import Figures, compared, published_rows
 from vtr.eval.rerank import match_pairs, wanted_pairs
-from vtr.eval.retrieval import at_chance, choice_rows, class_rows, retrieval_rows
+from vtr.eval.retrieval import _decided, at_chance, choice_rows, class_rows, retrieval_rows
 from vtr.eval.zero_shot import main
 from vtr.models.base import combined_scores
 from vtr.models.video_text import VideoTextModel
@@ -78,6 +78,16 @@ def test_candidates_below_the_top_stay_below_it() -> None:
     assert rows.t2v["reranked"]["mean_rank"] == 2.0
     assert float(combined_scores(similarity[0, 1], logits[0, 1], 0.1)) == pytest.approx(13.0)
     assert rows.t2v["combined"]["mean_rank"] == 2.0
+
+
+def test_the_reranked_row_is_blind_to_what_shifts_both_logits_but_as_published_it_is_not() -> None:
+    similarity, truth = torch.eye(3) * 0.1 + 0.5, [[0], [1], [2]]
+    logits = torch.stack([torch.zeros(3, 3), torch.eye(3)], -1)
+    shifted = logits + torch.tensor([[0.0, 9, 0], [0, 0, 9], [9, 0, 0]])[..., None]
+    both = [retrieval_rows(similarity, x, truth, truth, 3, 0.1).t2v["reranked"]["r1"] for x in (logits, shifted)]
+    assert both == [100.0, 100.0]
+    published = retrieval_rows(similarity, shifted, truth, truth, 3, 0.1, by_logit=True)
+    assert published.t2v["reranked"]["r1"] == 0.0
 
 
 def test_the_combined_row_orders_the_top_exactly_as_the_combined_scores_do() -> None:
@@ -324,3 +334,9 @@ def test_an_official_checkpoint_is_compared_with_its_own_published_row() -> None
     assert [entry.model for entry in found] == ["videomamba_middle.25m_f8"]
     assert found[0].t2v_difference == (0.9, -0.1, -0.7)
     assert found[0].v2t_difference == (0.2, -1.7, -0.8)
+
+
+def test_a_caption_and_a_clip_choose_between_a_clip_and_its_sibling_and_a_tie_is_half() -> None:
+    scores = torch.tensor([[3.0, 1.0, 9, 9], [2.0, 2.0, 9, 9], [9, 9, 1.0, 1.0], [9, 9, 1.0, 1.0]])
+    # Caption a right, caption b tied; clip a right, clip b right. The second pair is tied throughout.
+    assert _decided(scores).tolist() == [0.875, 0.5]

@@ -79,6 +79,23 @@ def test_what_systems_put_into_folders_is_left_out_and_counted(
     assert report.skipped in capsys.readouterr().err
 
 
+def test_previews_that_programs_keep_beside_their_originals_are_left_out(tmp_path: Path) -> None:
+    for place in (
+        "Fotos.photoslibrary/originals/0/A1.jpg",
+        "Fotos.photoslibrary/resources/derivatives/A1_1_105_c.jpg",
+        "films/film.trickplay/320 - 10x10/0.jpg",
+        "Catalog Previews.lrdata/root.jpg",
+        "LOST.DIR/1.jpg",
+        "Network Trash Folder/2.jpg",
+        "resources/mine.jpg",
+    ):
+        picture(tmp_path / "v" / place)
+    found = find_media([tmp_path / "v"])
+    assert {f.name for f in found.files} == {"A1.jpg", "mine.jpg"}
+    assert "1 previews of a .photoslibrary" in found.skipped()
+    assert "1 *.trickplay" in found.skipped()
+
+
 def test_hidden_files_are_taken_where_that_is_asked_for_and_trash_is_not(nas: Path, tmp_path: Path) -> None:
     with Library.create(tmp_path / "lib", small_model()) as library:
         library.add(nas, include_hidden=True)

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from vtr.encoders.distill import alignment_loss
+from vtr.encoders.draws import pair_uniform
 from vtr.encoders.losses import contrastive_loss, language_loss
 from vtr.pretrain.objectives import objective_kinds, objectives_of
 from vtr.pretrain.objectives.base import EmbeddingObjective, FusionObjective, PieceObjective
 from vtr.pretrain.objectives.language import mask_tokens
-from vtr.pretrain.objectives.matching import hard_negatives
+from vtr.pretrain.objectives.matching import hard_negatives, matching_loss, ranking_loss
 from vtr.pretrain.objectives.text_pair import text_pair_loss
 from vtr.pretrain.recipes import Stage
 
@@ -64,29 +65,74 @@ def test_a_sibling_caption_is_one_more_negative_and_absent_ones_change_nothing()
     assert some > plain
 
 
+def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def test_hard_negatives_are_never_a_right_answer_even_when_the_softmax_underflows() -> None:
     similarity = torch.full((6, 6), -1e4)
     similarity.fill_diagonal_(1e4)
     ids = torch.tensor([0, 1, 2, 0, 4, 5])
     allowed = ids[:, None] != ids[None]
-    for draw in torch.linspace(0, 1, 41):
-        drawn = hard_negatives(similarity, allowed, draw.expand(6))
-        assert (ids[drawn] != ids).all()
+    for seed in range(20):
+        drawn = hard_negatives(similarity, allowed, uniform(6, 6, seed=seed), 3)
+        assert (ids[drawn] != ids[:, None]).all()
+        assert all(len(set(row)) == 3 for row in drawn.tolist())
 
 
-def test_hard_negatives_are_drawn_in_proportion_to_the_softmax() -> None:
-    similarity = torch.tensor([[9.0, 2.0, 1.0, 0.0]])
+def test_hard_negatives_are_drawn_by_the_softmax_of_the_wrong_ones_however_far_ahead_the_right_one_is() -> None:
+    similarity = torch.tensor([[90.0, 2.0, 1.0, 0.0]])
     allowed = torch.tensor([[False, True, True, True]])
-    draws = (torch.arange(10_000) + 0.5) / 10_000
-    drawn = hard_negatives(similarity.expand(10_000, 4), allowed.expand(10_000, 4), draws)
-    share = torch.bincount(drawn, minlength=4) / 10_000
+    drawn = hard_negatives(similarity.expand(40_000, 4), allowed.expand(40_000, 4), uniform(40_000, 4))[:, 0]
+    share = torch.bincount(drawn, minlength=4) / 40_000
     expected = torch.tensor([0.0, *torch.tensor([2.0, 1.0, 0.0]).softmax(0)])
-    torch.testing.assert_close(share, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(share, expected, atol=1e-2, rtol=0)
+
+
+def test_the_second_partner_is_drawn_by_the_softmax_of_those_that_are_left() -> None:
+    similarity, allowed = torch.tensor([[2.0, 1.0, 0.0]]), torch.ones(1, 3, dtype=torch.bool)
+    drawn = hard_negatives(similarity.expand(40_000, 3), allowed.expand(40_000, 3), uniform(40_000, 3), 2)
+    after_first = drawn[drawn[:, 0] == 0, 1]
+    share = torch.bincount(after_first, minlength=3) / len(after_first)
+    expected = torch.tensor([0.0, *torch.tensor([1.0, 0.0]).softmax(0)])
+    torch.testing.assert_close(share, expected, atol=1e-2, rtol=0)
+
+
+def test_a_row_with_too_few_wrong_partners_repeats_one() -> None:
+    allowed = torch.tensor([[False, True, False]])
+    assert hard_negatives(torch.zeros(1, 3), allowed, torch.full((1, 3), 0.5), 5).tolist() == [[1] * 5]
 
 
 def test_hard_negatives_of_a_batch_with_one_id_are_refused() -> None:
     with pytest.raises(ValueError, match="two different samples"):
-        hard_negatives(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2))
+        hard_negatives(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2, 2))
+
+
+def test_a_draw_depends_on_the_two_samples_and_not_on_where_they_stand() -> None:
+    seeds, ids = torch.arange(5) * 7, torch.arange(6) * 1000
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    torch.testing.assert_close(pair_uniform(seeds, ids)[:, order], pair_uniform(seeds, ids[order]))
+    assert len(pair_uniform(seeds, ids).unique()) == 30
+
+
+def test_matching_of_pairs_weighs_wrong_ones_twice_whatever_their_number() -> None:
+    logits = torch.randn(2 + 2 * 2 * 3, 2, generator=torch.Generator().manual_seed(0))
+    wrong = F.cross_entropy(logits[2:], torch.zeros(12, dtype=torch.long))
+    right = F.cross_entropy(logits[:2], torch.ones(2, dtype=torch.long))
+    torch.testing.assert_close(matching_loss(logits, 2), (right + 2 * wrong) / 3)
+    few = logits[:6]  # one wrong video and one wrong text each: the plain cross-entropy
+    torch.testing.assert_close(matching_loss(few, 2), F.cross_entropy(few, torch.tensor([1, 1, 0, 0, 0, 0])))
+
+
+def test_matching_by_choices_is_the_mean_of_both_directions_cross_entropies() -> None:
+    logits = torch.randn(2 * (1 + 2 * 3), 2, generator=torch.Generator().manual_seed(0))
+    odds = logits[:, 1] - logits[:, 0]
+    expected = 0.0
+    for i in range(2):
+        for start in (2, 8):
+            own = odds[start + 3 * i : start + 3 * i + 3]
+            expected += float(torch.logsumexp(torch.cat([odds[i : i + 1], own]), 0) - odds[i]) / 2
+    assert float(ranking_loss(logits, 2, 3)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_masking_leaves_padding_and_cls_alone_and_labels_only_what_it_chose() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ STAGE = Stage(
 )  # fmt: skip
 
 
+SEVERAL = replace(STAGE, match_group=0, match_negatives=3, match_loss="both", mlm_share=0.5)
+
+
 def losses_and_gradients(
     stage: Stage, count: int, micro: int, rank: int = 0, world: int = 1, checkpointing: bool = False, frames: int = 4
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -111,6 +115,47 @@ def test_eight_pieces_of_eight_are_the_batch_of_64(whole: Any) -> None:
     assert_same(whole, losses_and_gradients(STAGE, 64, 8))
 
 
+def test_several_wrong_partners_and_a_part_of_the_words_in_pieces_are_those_of_the_batch() -> None:
+    assert_same(losses_and_gradients(SEVERAL, 64, 0), losses_and_gradients(SEVERAL, 64, 8))
+
+
+def test_a_part_of_the_batch_has_its_words_masked() -> None:
+    none = losses_and_gradients(replace(STAGE, mlm_share=0.0), 64, 8)[0]["mlm"]
+    part = losses_and_gradients(replace(STAGE, mlm_share=0.5), 64, 8)[0]["mlm"]
+    whole = losses_and_gradients(STAGE, 64, 8)[0]["mlm"]
+    assert none == 0 < part != whole
+
+
+def test_frozen_encoders_get_no_gradient_and_make_no_noise() -> None:
+    stage = replace(SEVERAL, uta=0.0, vtc=0.0, mlm=0.0, text=0.0, frozen=True)
+    losses, gradients = losses_and_gradients(stage, 64, 8)
+    assert losses["vtm"] > 0
+    assert all(n.startswith(("text_encoder.encoder.layer.2.", "itm_head.")) for n in gradients)
+    model, _ = build()
+    step = PretrainStep(model.train(), stage)
+    pixels, texts, ids, meta = batch(8)
+    step(pixels, texts, ids, meta, None, 0)
+    noisy = {n for n, m in model.named_modules() if m.training}
+    assert noisy == {
+        n for n, _ in model.named_modules() if f"{n}.".startswith(("text_encoder.encoder.layer.2.", "itm_head."))
+    }
+
+
+def test_the_decoder_reads_pooled_vectors_beside_the_patches_where_its_memory_has_them() -> None:
+    model, _ = build()
+    pixels = batch(3)[0]
+    patches = model.encode_video(pixels)
+    config = replace(model.config, memory="patches+pooled")
+    wider = VideoTextModel(config, model.tokenizer)
+    wider.load_state_dict(model.state_dict())
+    both = wider.eval().encode_video(pixels)
+    assert both.tokens.shape[1:] == wider.visual_shape(4) == (4 * 4 + 4, 32)
+    assert patches.tokens.shape[1:] == model.visual_shape(4) == (16, 32)
+    torch.testing.assert_close(both.tokens[:, 16:], both.pooled)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert "memory" not in model.config.to_dict()  # fingerprints of earlier models stay what they are
+
+
 def test_recomputed_activations_change_nothing(whole: Any) -> None:
     assert_same(whole, losses_and_gradients(STAGE, 64, 0, checkpointing=True))
 
@@ -135,11 +180,11 @@ def one_rank(rank: int, world: int, port: int, folder: str, stages: list[Stage])
 
 
 def test_two_ranks_with_four_pieces_of_eight_are_the_batch_of_64(whole: Any, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     wide = replace(STAGE, match_group=0)  # wrong partners come from the other rank too
-    mp.spawn(one_rank, (2, free_port(), str(tmp_path), [STAGE, wide]), nprocs=2)
-    for number, expected in enumerate((whole, losses_and_gradients(wide, 64, 0))):
+    head = replace(SEVERAL, uta=0.0, vtc=0.0, mlm=0.0, text=0.0, frozen=True)
+    stages = [STAGE, wide, SEVERAL, head]
+    mp.spawn(one_rank, (2, free_port(), str(tmp_path), stages), nprocs=2)
+    for number, expected in enumerate((whole, *(losses_and_gradients(s, 64, 0) for s in stages[1:]))):
         for rank in range(2):
             assert_same(expected, torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 # Larger clips are resized frame by frame, so that the float copy of a long 4K clip never exists as a whole.
 _CHUNK_BYTES = 64 << 20
+_room = threading.local()
 
 
 def _as_tensor(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -29,14 +31,28 @@ def _resize(frames: torch.Tensor, size: int, antialias: bool) -> torch.Tensor:
     chunk = max(1, _CHUNK_BYTES // max(per_frame, 1))
     out = torch.empty(frames.shape[0], 3, size, size, dtype=torch.uint8)
     for first in range(0, frames.shape[0], chunk):
-        # In one step: frames lie pixel by pixel, and to bring floats into planes afterwards takes ten times as long.
-        part = frames[first : first + chunk].to(torch.float32, memory_format=torch.contiguous_format)
+        part = _as_float(frames[first : first + chunk])
         scaled = functional.interpolate(
             part, size=(size, size), mode="bicubic", align_corners=False, antialias=antialias
         )
         # Bicubic overshoots at edges: clamp before the cast, or white wraps round to black.
         out[first : first + chunk] = scaled.round_().clamp_(0, 255).to(torch.uint8)
     return out
+
+
+def _as_float(frames: torch.Tensor) -> torch.Tensor:
+    """(T, 3, H, W) uint8 -> float32, in memory that this thread's next call uses again.
+
+    Fresh memory for each frame costs many times what is done with it, and so does another order of its channels.
+    """
+    count, _, height, width = frames.shape
+    needed = frames.numel()
+    if needed * 4 > _CHUNK_BYTES or frames.stride(1) != 1:
+        return frames.float().contiguous()
+    room: torch.Tensor | None = getattr(_room, "floats", None)
+    if room is None or len(room) < needed:
+        room = _room.floats = torch.empty(needed)
+    return room[:needed].view(count, height, width, 3).permute(0, 3, 1, 2).copy_(frames)
 
 
 def _resize_whole(frames: torch.Tensor, size: int, antialias: bool) -> torch.Tensor:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vtr.data.cleaning import clean_caption
-from vtr.data.decode import DecodeError, Window, Windows, probe, read_moment, read_moments, read_windows, reduced_to
+from vtr.data.decode import DecodeError, Windows, probe, read_moment, read_moments, read_windows, reduced_to
+from vtr.data.decode.types import Source
 from vtr.data.transforms import eval_frames
 from vtr.errors import VtrError
 from vtr.library.files import media_source
-from vtr.library.rows import Embedded, Span
 from vtr.library.settings import LibrarySettings
 from vtr.models.base import TextFeatures
 from vtr.models.load import load_encoder
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BATCH",
     "clean_caption",
+    "cut_of",
     "embed_example",
     "embed_file",
-    "encode_windows",
     "encoded",
     "encoded_texts",
     "example_frames",
@@ -43,7 +44,6 @@ __all__ = [
 
 BATCH = 16  # windows that are encoded together
 EXAMPLE_WINDOWS = 32  # of a clip that is searched by
-K = TypeVar("K")
 
 
 def settings_of(model: VideoTextEncoder, model_path: str | None, window: float, stride: float) -> LibrarySettings:
@@ -58,11 +58,12 @@ def settings_of(model: VideoTextEncoder, model_path: str | None, window: float, 
     )
 
 
-def encoded(model: VideoTextEncoder, batch: Sequence[Tensor]) -> np.ndarray:
-    """Vectors (n, w) of frames: n uint8 tensors (T, 3, S, S)."""
+def encoded(model: VideoTextEncoder, frames: Tensor | Sequence[Tensor], *, bf16: bool = False) -> np.ndarray:
+    """Vectors (n, w) of n windows: frames uint8 (n, T, 3, S, S), encoded under bf16 autocast where that is asked for."""
     model.eval()
-    with torch.inference_mode():
-        out = model.encode_video(torch.stack(list(batch))).embedding.float().cpu().numpy()
+    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        batch = frames if isinstance(frames, Tensor) else torch.stack(list(frames))
+        out = model.encode_video(batch).embedding.float().cpu().numpy()
     if not np.isfinite(out).all():
         raise VtrError("the model gives embeddings that are not finite: is it a trained one?")
     return out
@@ -75,44 +76,63 @@ def encoded_texts(model: VideoTextEncoder, texts: Sequence[str]) -> TextFeatures
         return model.encode_text(list(texts))
 
 
-def windows_of(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> Windows:
-    """The windows of a file, each with its frames uint8 (T, 3, S, S).
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How files are cut into windows: see `vtr.data.decode.read_windows`."""
 
-    Raises:
-        DecodeError: The file gives no frames.
-    """
-    return read_windows(
-        source,
+    window: float
+    stride: float
+    frames: int
+    size: int
+    antialias: bool
+    keyframes: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, 3, S, S) of a window."""
+        return self.frames, 3, self.size, self.size
+
+    def windows(self, source: Source, *, alone: bool = False, thorough: bool = False) -> Windows:
+        """The windows of a file, decoded by one thread unless it is alone."""
+        return read_windows(
+            source,
+            window=self.window,
+            stride=self.stride,
+            frames=self.frames,
+            size=self.size,
+            antialias=self.antialias,
+            keyframes=self.keyframes,
+            threads=None if alone else 1,
+            thorough=thorough,
+        )
+
+
+def cut_of(settings: LibrarySettings, model: VideoTextEncoder) -> Cut:
+    """How files are cut into windows for a library and its model."""
+    return Cut(
         window=settings.window,
         stride=settings.stride,
         frames=settings.frames,
         size=model.config.video.image_size,
         antialias=model.config.antialias,
+        keyframes=settings.keyframes,
     )
 
 
-def encode_windows(
-    model: VideoTextEncoder, windows: Iterable[tuple[K, Window]]
-) -> Iterator[tuple[K, Span, np.ndarray]]:
-    """Spans and vectors (w,) of windows, in their order, each with the key it came with; encoded BATCH at a time."""
-    source = iter(windows)
-    while batch := list(itertools.islice(source, BATCH)):
-        vectors = encoded(model, [window.frames for _, window in batch])
-        for (key, window), vector in zip(batch, vectors):
-            yield key, Span(window.start, window.end), vector
-
-
-def embed_file(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> Embedded:
-    """All segments of a file.
+def embed_file(source: str | Path | bytes, settings: LibrarySettings, model: VideoTextEncoder) -> np.ndarray:
+    """Vectors (n, w) of all segments of a file, in this process: as they are indexed.
 
     Raises:
         DecodeError: The file gives no frames.
     """
-    windows = windows_of(source, settings, model)
-    parts = [(span, vector) for _, span, vector in encode_windows(model, ((None, window) for window in windows))]
-    if not parts:
+    cut = cut_of(settings, model)
+    windows = iter(cut.windows(source, alone=True))
+    out = []
+    while batch := [window.frames for window in itertools.islice(windows, BATCH)]:
+        out.append(encoded(model, torch.stack(batch)))
+    if not out:
         raise DecodeError(str(source) if isinstance(source, str | Path) else "upload", "no frames")
-    return Embedded(spans=[s for s, _ in parts], vectors=np.stack([v for _, v in parts]), duration=windows.duration)
+    return np.concatenate(out)
 
 
 class Example(NamedTuple):
@@ -130,7 +150,7 @@ def embed_example(source: str | Path | bytes, settings: LibrarySettings, model: 
     """
     media = source if isinstance(source, bytes) else media_source(str(source))
     if len(_windows_at(probe(media).duration, settings)) <= EXAMPLE_WINDOWS:
-        return Example(embed_file(media, settings, model).vectors, [])
+        return Example(embed_file(media, settings, model), [])
     frames, notes = example_frames(source, settings, model)
     return Example(np.concatenate([encoded(model, part) for part in frames.split(BATCH)]), notes)
 

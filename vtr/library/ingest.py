@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import stat
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from vtr.data.decode import DecodeError, TimeLimit
-from vtr.data.whole import cut_off
 from vtr.library.files import clean_metadata, leads_out, sha256, shown
+from vtr.library.pipeline import Job, Pipeline
+from vtr.library.progress import Progress, size_of
 from vtr.library.rows import Embedded, Facts, Failure, Metadata, Value, VideoRow
 from vtr.library.scan import Scan, find_media
 from vtr.library.store import Store, checksum
 from vtr.library.where import BUILT_IN
 
+_HASHING = 2  # threads
+_HASHED_AHEAD = 8  # files that are looked at ahead of their turn
+_PATIENCE = 0.005  # seconds that a hash is waited for
 Listing = Mapping[str, Mapping[str, Value]]  # {path: {column: value}}
 
 
@@ -45,12 +52,37 @@ class AddReport:
     notes: list[str] = field(default_factory=list)
 
 
+Found = Embedded | Failure | None
+Act = Callable[[Found], None]
+
+
+@dataclass(kw_only=True, eq=False)
+class _Look:
+    """A file that is looked at ahead of its turn.
+
+    Attributes:
+        seen: Size and time; an error where it cannot be looked at; None where its content need not be.
+        twins: Files of its size that this call embeds: one of them may have its content.
+        digest: Its content's hash, once it is wanted.
+    """
+
+    file: Path
+    name: str
+    seen: Facts | OSError | None = None
+    twins: list[_Look] = field(default_factory=list)
+    digest: Future[str] | None = None
+
+    def waiting(self) -> list[Future[str]]:
+        """Hashes that must be known before it can be told what it needs."""
+        return [look.digest for look in (self, *self.twins) if look.digest is not None]
+
+
 class Ingest:
     """One `add` or `sync`; called with the writer lock held.
 
     Args:
         store: Of the library.
-        embed: Segments and vectors of a file.
+        pipeline: What embeds files; asked for when there is a file to embed.
         after: Called after each file.
         metadata: Of files, by path.
         exclude, include_hidden: As in `find_media`.
@@ -59,17 +91,20 @@ class Ingest:
     def __init__(
         self,
         store: Store,
-        embed: Callable[[Path], Embedded],
+        pipeline: Callable[[], AbstractContextManager[Pipeline]],
         *,
         after: Callable[[], None],
         metadata: Listing | None,
         exclude: Sequence[str] = (),
         include_hidden: bool = False,
     ) -> None:
-        self.store, self.embed, self.after = store, embed, after
+        self.store, self.pipeline, self.after = store, pipeline, after
         self.report = AddReport()
         self.exclude, self.include_hidden = exclude, include_hidden
         self.wanted = {os.path.abspath(n): clean_metadata(v, "metadata") for n, v in (metadata or {}).items()}
+        self._vanished: set[str] = set()
+        self._under_way: dict[int, list[_Look]] = {}  # files that are being embedded, by size
+        self._failures: dict[str, tuple[str, Failure]] = {}  # by content: the file that failed in this call, and why
 
     def find(self, paths: Iterable[str | Path], *, may_be_empty: bool = False) -> list[Path]:
         """Media files under paths; what could not be listed or followed goes into the report."""
@@ -88,12 +123,25 @@ class Ingest:
             hashed: Compare an unchanged file's content and not only its size and time.
             gone: Paths of files that are no longer there: one of their content is such a file, moved.
         """
-        often = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file gets few lines
-        vanished = set(gone)
-        for file in tqdm(files, desc="index", unit="file", file=sys.stderr, mininterval=often):
-            self._add_one(file, hashed, vanished)
-            self.after()
+        self._vanished = set(gone)
+        with contextlib.closing(self._jobs(files, hashed)) as jobs, Progress(files) as progress:
+            for act, found in self._embedded(jobs, progress):
+                act(found)
+                progress.file()
+                self.after()
         self._describe({os.path.abspath(file) for file in files})
+
+    def _embedded(self, jobs: Iterator[Job[Act] | None], progress: Progress) -> Iterator[tuple[Act, Found]]:
+        """What is to be done with each file, in their order; the model is loaded when one must be embedded."""
+        for job in jobs:
+            if job is None:
+                continue
+            if job.source is None:
+                progress.passed(job.weight)
+                yield job.key, None
+                continue
+            with self.pipeline() as pipeline:
+                yield from pipeline.run(itertools.chain([job], jobs), lambda: progress.tick(pipeline))
 
     def _describe(self, visited: set[str]) -> None:
         """Metadata of files that were not looked at in this call; what fits no file of the library is said."""
@@ -126,65 +174,134 @@ class Ingest:
         with self.store.change():
             self.report.removed += sum(self.store.delete_path(path) for path in paths)
 
-    # -- one file -----------------------------------------------------------------------------------------------------
+    # -- files ahead of their turn ------------------------------------------------------------------------------------
 
-    def _add_one(self, file: Path, hashed: bool, vanished: set[str]) -> None:
-        name = os.path.abspath(file)
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            self.report.failed.append(f"{shown(name)}: the file's name is not UTF-8; rename it")
-            return
-        known = self.store.video_at(name)
-        # A file that was too slow may only have met a busy machine, and one that could not be opened may be mended.
-        again = known is not None and known.failure is not None and known.failure.kind != "unreadable"
+    def _jobs(self, files: Sequence[Path], hashed: bool) -> Generator[Job[Act] | None, None, None]:
+        """What each file needs, some files ahead; None while contents are being hashed that tell."""
+        names = iter(files)
+        ahead: deque[_Look] = deque()
+        with ThreadPoolExecutor(_HASHING, thread_name_prefix="hash") as pool:
+            try:
+                while True:
+                    for file in itertools.islice(names, _HASHED_AHEAD - len(ahead)):
+                        ahead.append(self._look(file, hashed, pool))
+                    if not ahead:
+                        return
+                    if wait(ahead[0].waiting(), _PATIENCE).not_done:
+                        yield None
+                    else:
+                        yield self._job(ahead.popleft())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _look(self, file: Path, hashed: bool, pool: ThreadPoolExecutor) -> _Look:
+        """Look at a file. To hash it is to read it whole, which only one whose size another has needs beforehand."""
+        look = _Look(file=file, name=os.path.abspath(file))
+        if not _is_text(look.name):
+            return look
         try:
             seen = _facts(file)
-            if known and not again and not hashed and known.facts[:2] == seen[:2]:
-                return self._unchanged(known, name)
-            # Hashing reads the whole file, which only one of a known size needs before its windows are made.
-            if self.store.size_is_known(seen.bytes):
-                seen = seen._replace(sha256=sha256(file))
         except OSError as error:
-            if known and known.failure is None:  # what was indexed of it stays: it may be readable again tomorrow
-                self.report.failed.append(shown(f"{name}: {error.strerror}"))
-                return
-            return self._record(name, known, Facts(None, None, None), _unopened(name, error))
-        if known and not again and seen.sha256 and known.facts.sha256 == seen.sha256:
+            look.seen = error
+            return look
+        known = self.store.video_at(look.name)
+        if known and not _again(known) and not hashed and known.facts[:2] == seen[:2]:
+            return look
+        look.seen = seen
+        alike = self._under_way.setdefault(seen.bytes or 0, [])
+        look.twins = list(alike)
+        alike.append(look)
+        if look.twins or self.store.size_is_known(seen.bytes):
+            for one in (look, *look.twins):
+                one.digest = one.digest or pool.submit(sha256, one.file)
+        return look
+
+    def _job(self, look: _Look) -> Job[Act]:
+        """What a file needs. The database is only looked at: what is to be done is done in the file's turn."""
+        if look.seen is None:
+            return Job(key=partial(self._as_it_was, look.name), source=None, weight=size_of(look.file))
+        if isinstance(look.seen, OSError):
+            return Job(key=partial(self._cannot, look.name, look.seen), source=None, weight=0)
+        seen = look.seen
+        if look.digest is not None:
+            if error := look.digest.exception():
+                if not isinstance(error, OSError):
+                    raise error
+                self._settled(look, seen)
+                return Job(key=partial(self._cannot, look.name, error), source=None, weight=0)
+            seen = seen._replace(sha256=look.digest.result())
+        known = self.store.video_at(look.name)
+        there = seen.sha256 is not None and (
+            (known is not None and not _again(known) and known.facts.sha256 == seen.sha256)
+            or any(t.digest and not t.digest.exception() and t.digest.result() == seen.sha256 for t in look.twins)
+            or bool(self.store.of_content(seen.sha256, but=look.name))
+        )
+        return Job(
+            key=partial(self._take, look, seen),
+            source=None if there else Path(look.name),
+            name=look.name,
+            weight=seen.bytes or 0,
+        )
+
+    def _settled(self, look: _Look, seen: Facts) -> None:
+        """A file's turn is over."""
+        alike = self._under_way[seen.bytes or 0]
+        alike.remove(look)
+        if not alike:
+            del self._under_way[seen.bytes or 0]
+
+    # -- one file in its turn -----------------------------------------------------------------------------------------
+
+    def _as_it_was(self, name: str, _: Found) -> None:
+        if not _is_text(name):
+            self.report.failed.append(f"{shown(name)}: the file's name is not UTF-8; rename it")
+        elif (known := self.store.video_at(name)) is not None:
+            self._unchanged(known, name)
+
+    def _cannot(self, name: str, error: OSError, _: Found) -> None:
+        known = self.store.video_at(name)
+        if known and known.failure is None:  # what was indexed of it stays: it may be readable again tomorrow
+            self.report.failed.append(shown(f"{name}: {error.strerror}"))
+        else:
+            self._record(name, known, Facts(None, None, None), _unopened(name, error))
+
+    def _take(self, look: _Look, seen: Facts, found: Found) -> None:
+        """Take a file in, embedded where it had to be."""
+        self._settled(look, seen)
+        name = look.name
+        known = self.store.video_at(name)
+        if known and not _again(known) and seen.sha256 and known.facts.sha256 == seen.sha256:
             if known.facts[:2] != seen[:2]:
                 with self.store.db:
                     self.store.update_file(known.id, name, seen)
             return self._unchanged(known, name)
-        if self._taken_over(name, known, seen, vanished):
-            return
-        self._encode(file, name, known, seen)
-
-    def _encode(self, file: Path, name: str, known: VideoRow | None, seen: Facts) -> None:
-        found = self._embedded(name)
         try:
+            if isinstance(found, Embedded) and seen.sha256 is None:
+                seen = seen._replace(sha256=found.sha256)
             if seen.sha256 is None:
-                seen = seen._replace(sha256=sha256(file))
-            if _facts(file)[:2] != seen[:2]:
-                self.report.failed.append(shown(f"{name}: changed while it was read; call again"))
-                return
+                seen = seen._replace(sha256=sha256(look.file))
+            if found is not None and _facts(look.file)[:2] != seen[:2]:
+                return self._changed(name)
         except OSError as error:
             found = _unopened(name, error)
+        if self._taken_over(name, known, seen):
+            return
+        if found is None:
+            twin, failure = self._failures.get(seen.sha256 or "", ("", None))
+            if failure is None:  # the file that had this content is another one by now
+                return self._changed(name)
+            found = replace(failure, reason=failure.reason.replace(twin, name, 1))
+        if isinstance(found, Failure) and seen.sha256:
+            self._failures[seen.sha256] = name, found
         self._record(name, known, seen, found)
 
-    def _embedded(self, name: str) -> Embedded | Failure:
-        try:
-            return replace(self.embed(Path(name)), lacking=cut_off(name, thorough=False))
-        except TimeLimit as error:
-            return Failure(reason=str(error), kind="slow")
-        except DecodeError as error:
-            return Failure(reason=str(error), kind="unreadable")
-        except OSError as error:
-            return _unopened(name, error)
+    def _changed(self, name: str) -> None:
+        self.report.failed.append(shown(f"{name}: changed while it was read; call again"))
 
-    def _taken_over(self, name: str, known: VideoRow | None, seen: Facts, vanished: set[str]) -> bool:
+    def _taken_over(self, name: str, known: VideoRow | None, seen: Facts) -> bool:
         """Whether the same content is in the library under another name: then its vectors serve again."""
         others = self.store.of_content(seen.sha256, but=name) if seen.sha256 else []
-        moved = next((o for o in others if o.path in vanished or _gone(o.path)), None)
+        moved = next((o for o in others if o.path in self._vanished or _gone(o.path)), None)
         if moved is not None:
             with self.store.change():
                 if known:
@@ -192,7 +309,7 @@ class Ingest:
                 self.store.update_file(moved.id, name, seen)
                 if (metadata := self.wanted.get(name)) is not None:
                     self.store.set_metadata(moved.id, metadata)
-            vanished.discard(moved.path)
+            self._vanished.discard(moved.path)
             self.report.moved += 1
             return True
         if not others:
@@ -260,6 +377,22 @@ def _facts(file: Path) -> Facts:
 
 def _unopened(name: str, error: OSError) -> Failure:
     return Failure(reason=f"{name}: {error.strerror}", kind="unopened")
+
+
+def _again(known: VideoRow) -> bool:
+    """Whether a file that failed is tried again.
+
+    One that was too slow may only have met a busy machine, and one that could not be opened may be mended.
+    """
+    return known.failure is not None and known.failure.kind != "unreadable"
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _gone(path: str) -> bool:

@@ -6,15 +6,16 @@ embeddings.f32 (append-only), index.faiss (derived from them, can always be made
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from vtr.library.found import Found, Hit, Hits, hit_dict
 from vtr.library.index_types import Description
 from vtr.library.rows import SegmentRow
 from vtr.library.search import Searcher
-from vtr.library.settings import LibrarySettings, check_windows
+from vtr.library.settings import ALL, Compacted, Info, LibrarySettings, Work, check_windows
 from vtr.library.store import MissingVectors, Store, is_damage
 from vtr.library.tokens import TokenCache
 from vtr.library.wanted import Wanted
@@ -33,7 +34,7 @@ from vtr.library.where import Node, to_sql
 
 if TYPE_CHECKING:
     from vtr.library.ingest import AddReport, Ingest, Listing
-    from vtr.library.rows import Embedded
+    from vtr.library.pipeline import Pipeline
     from vtr.models.base import VideoTextEncoder
 
 __all__ = ["Hit", "Hits", "Library", "hit_dict"]
@@ -41,38 +42,6 @@ __all__ = ["Hit", "Hits", "Library", "hit_dict"]
 T = TypeVar("T")
 _FILTERS = 8  # filters whose segments are remembered until the library changes
 _OWN = ("library.db", "library.db-wal", "library.db-shm", "lock")
-
-
-class Info(TypedDict, total=False):
-    """What a library holds, with the content of library.json and the files that could not be read."""
-
-    path: str
-    model: str | None
-    fingerprint: str
-    width: int
-    window: float
-    stride: float
-    frames: int
-    format: int
-    id: str | None
-    index: Description | None
-    max_memory: int | None
-    token_cache: int | None
-    exclude: list[str]
-    include_hidden: bool
-    videos: int
-    segments: int
-    seconds: float
-    unreadable: list[str]
-    cut_off: list[str]
-
-
-class Compacted(TypedDict):
-    """What `compact` did: live segments, bytes saved, the index."""
-
-    segments: int
-    saved: int
-    index: Description | None
 
 
 class Library(Searcher):
@@ -210,8 +179,13 @@ class Library(Searcher):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _agree(self, window: float, stride: float) -> None:
+    def _agree(self, window: float, stride: float, keyframes: bool | None = None) -> None:
         own = self.settings
+        if keyframes not in (None, own.keyframes):
+            raise VtrError(
+                f"{self.path} was made of {'key frames' if own.keyframes else 'all frames'}: leave --frames out, or "
+                "choose another folder"
+            )
         if (own.window, own.stride) != (window, stride):
             raise VtrError(
                 f"{self.path} has windows of {own.window:g} s every {own.stride:g} s, "
@@ -235,10 +209,12 @@ class Library(Searcher):
         metadata: Listing | None = None,
         exclude: Sequence[str] | None = None,
         include_hidden: bool | None = None,
+        keyframes: bool | None = None,
+        work: Work = ALL,
     ) -> AddReport:
         """Index files and folders; unchanged files are skipped, changed ones done again.
 
-        Each video is committed by itself: a killed call loses at most the video it was at, and the next call goes on.
+        Each video is committed by itself, in their order: a killed call loses the videos under way, and the next goes on.
         Files that cannot be read are remembered with their reason and returned. A file whose content is in the library
         under another name is not encoded again.
 
@@ -248,12 +224,15 @@ class Library(Searcher):
             metadata: {path: {column: number or text}}; replaces what a video had.
             exclude: Patterns of files and folders to leave out, see `vtr.library.scan.find_media`. Written down.
             include_hidden: Also take what has a dot before its name. Written down.
+            keyframes: A quick look: only key frames are decoded, and hits say so; that of the library unless it is
+                still empty.
+            work: Decoding processes, devices, precision.
         """
         self._choose(exclude, include_hidden)
-        ingest = self._ingest(metadata)
+        ingest = self._ingest(metadata, work)
         files = ingest.find([paths] if isinstance(paths, str | Path) else paths)
         with self.store.writing():
-            self._set_windows(window, stride)
+            self._set_windows(window, stride, keyframes)
             ingest.add(files)
             self.update_index()
         return ingest.report
@@ -267,6 +246,7 @@ class Library(Searcher):
         metadata: Listing | None = None,
         exclude: Sequence[str] | None = None,
         include_hidden: bool | None = None,
+        work: Work = ALL,
     ) -> AddReport:
         """Bring the library up to date with folders: new files are added, changed ones done again, vanished ones forgotten.
 
@@ -277,6 +257,7 @@ class Library(Searcher):
             paths: Folders.
             quick: Trust size and time stamp instead of reading every file.
             may_be_empty: A folder without any media file is meant: all its videos are forgotten.
+            work: As in `add`.
             metadata, exclude, include_hidden: As in `add`; files that are left out now are forgotten.
 
         Raises:
@@ -287,7 +268,7 @@ class Library(Searcher):
             if not folder.is_dir():
                 raise _no_folder(folder)
         self._choose(exclude, include_hidden)
-        ingest = self._ingest(metadata)
+        ingest = self._ingest(metadata, work)
         files = [f for f in ingest.find(folders, may_be_empty=True) if f.exists()]
         there = {os.path.abspath(f) for f in files}
         with self.store.writing():
@@ -315,12 +296,12 @@ class Library(Searcher):
             with self.store.writing():
                 self._write_settings(chosen)
 
-    def _ingest(self, metadata: Listing | None) -> Ingest:
+    def _ingest(self, metadata: Listing | None, work: Work) -> Ingest:
         from vtr.library.ingest import Ingest
 
         return Ingest(
             self.store,
-            self._embed,
+            lambda: self._pipeline(work),
             after=self._index_tail,
             metadata=metadata,
             exclude=self.settings.exclude,
@@ -333,16 +314,25 @@ class Library(Searcher):
         if tail > max(indexes.TAIL_UP_TO, self._indexed_up_to // 4) and tail > indexes.EXACT_UP_TO:
             self.update_index()
 
-    def _set_windows(self, window: float | None, stride: float | None) -> None:
-        wanted = self.settings.with_windows(window, stride)
+    def _set_windows(self, window: float | None, stride: float | None, keyframes: bool | None = None) -> None:
+        wanted = self.settings.with_windows(window, stride, keyframes)
         if self.store.segments() == 0 and wanted != self.settings:
             self._write_settings(wanted)
-        self._agree(wanted.window, wanted.stride)
+        self._agree(wanted.window, wanted.stride, wanted.keyframes)
 
-    def _embed(self, file: Path) -> Embedded:
-        from vtr.library.encode import embed_file
+    @contextlib.contextmanager
+    def _pipeline(self, work: Work) -> Iterator[Pipeline]:
+        """What embeds files for this library; its precision is written down before the first vector is."""
+        from vtr.library.pipeline import Pipeline
 
-        return embed_file(file, self.settings, self.model)
+        with Pipeline(self.model, self.settings, work) as pipeline:
+            self._write_changed(self.settings.encoded_in(pipeline.precision, None))
+            yield pipeline
+            self._write_changed(self.settings.encoded_in(pipeline.precision, pipeline.parity))
+
+    def _write_changed(self, settings: LibrarySettings) -> None:
+        if settings != self.settings:
+            self._write_settings(settings)
 
     def remove(self, paths: Sequence[str | Path]) -> int:
         """Forget videos, or all those of a folder; returns how many. The files themselves are not touched.

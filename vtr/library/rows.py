@@ -32,13 +32,15 @@ class Facts(NamedTuple):
 class Embedded:
     """A file as the model saw it: its segments, their vectors (n, w), and its length in seconds.
 
-    `lacking` says what the file promises and does not hold; "" where it is whole.
+    `lacking` says what the file promises and does not hold; "" where it is whole. `sha256` is its content's hash; None
+    where it was not read whole.
     """
 
     spans: list[Span]
     vectors: np.ndarray
     duration: float
     lacking: str = ""
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,8 @@ class Failure:
 
     Attributes:
         reason: One line.
-        kind: "unreadable" (by its content), "slow" (a time limit), "unopened" (missing or not allowed); None in older
-            libraries. All but the first are tried again.
+        kind: "unreadable" (by its content), "slow" (a time limit), "unopened" (missing or not allowed), "crashed" (it
+            took its decoder down); None in older libraries. All but the first are tried again.
     """
 
     reason: str

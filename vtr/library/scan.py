@@ -31,12 +31,14 @@ _PARTIAL = frozenset(
     ]
 )
 _UNFINISHED = frozenset({".temp", ".tmp"})
+_PREVIEWS = (".trickplay", ".lrdata")  # endings of folders of previews that players and photo programs make
 # Folders that systems and NAS boxes keep for themselves: previews, deleted files, indexes.
 _SYSTEM = frozenset(
     {
         "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "@sharebin", "@synologydrive",
         "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found", "__macosx",
-        ".trashes", ".thumbnails", ".@__thumb", ".spotlight-v100", ".fseventsd",
+        ".trashes", ".thumbnails", ".@__thumb", ".spotlight-v100", ".fseventsd", "lost.dir", "network trash folder",
+        "temporary items",
     }
 )  # fmt: skip
 
@@ -120,7 +122,7 @@ def _inside(folder: Path, scan: Scan, exclude: Sequence[str], include_hidden: bo
         below = os.path.relpath(place, folder)
         kept = []
         for name in folders:
-            why = _excluded(name, below, exclude) or _folder_left_out(name, include_hidden)
+            why = _excluded(name, below, exclude) or _folder_left_out(name, Path(place).suffix, include_hidden)
             if why:
                 scan.folders_left_out[why] += 1
             elif os.path.islink(os.path.join(place, name)):
@@ -146,7 +148,12 @@ def _excluded(name: str, below: str, exclude: Sequence[str]) -> str | None:
     return None
 
 
-def _folder_left_out(name: str, include_hidden: bool) -> str | None:
+def _folder_left_out(name: str, inside: str, include_hidden: bool) -> str | None:
+    """Args: name of the folder, ending of the one that it lies in."""
+    if inside.lower() == ".photoslibrary" and name.lower() not in ("originals", "masters"):
+        return "previews of a .photoslibrary"
+    if os.path.splitext(name)[1].lower() in _PREVIEWS:
+        return f"*{os.path.splitext(name)[1].lower()}"
     if name.lower() in _SYSTEM or name.lower().startswith(".trash"):
         return name
     return ".*" if name.startswith(".") and not include_hidden else None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TypedDict
 
 from vtr.errors import UsageError, VtrError
 from vtr.files import write_atomically
@@ -30,6 +31,9 @@ class LibrarySettings:
         index: What index.faiss is; None before there were segments.
         max_memory: Bytes the index may take; None: half of the machine's.
         token_cache: Bytes of visual tokens kept on disk for re-ranking; None: none.
+        keyframes: Only key frames were looked at: a quick look.
+        precision: What vectors were encoded in: "fp32", "bf16", or both; "" before there were any.
+        parity: Lowest cosine between vectors in bf16 and in fp32, as it was measured on the first batch; None in fp32.
         exclude, include_hidden: Which files are left out of folders, see `vtr.library.scan.find_media`.
     """
 
@@ -44,6 +48,9 @@ class LibrarySettings:
     index: Description | None = None
     max_memory: int | None = None
     token_cache: int | None = None
+    keyframes: bool = False
+    precision: str = ""
+    parity: float | None = None
     exclude: tuple[str, ...] = ()
     include_hidden: bool = False
 
@@ -90,15 +97,24 @@ class LibrarySettings:
 
     def as_json(self) -> dict[str, object]:
         """The content of library.json; what was not asked for is left out."""
-        optional = {"max_memory": None, "token_cache": None, "exclude": (), "include_hidden": False}
+        optional = {f.name: f.default for f in fields(self) if f.name not in (*_NEEDED, "id", "index")}
         return {k: v for k, v in asdict(self).items() if k not in optional or v != optional[k]}
 
-    def with_windows(self, window: float | None, stride: float | None) -> LibrarySettings:
+    def with_windows(
+        self, window: float | None, stride: float | None, keyframes: bool | None = None
+    ) -> LibrarySettings:
         """The same with other windows, where they are given."""
         window = self.window if window is None else window
         stride = self.stride if stride is None else stride
         check_windows(window, stride)
-        return replace(self, window=window, stride=stride)
+        quick = self.keyframes if keyframes is None else keyframes
+        return replace(self, window=window, stride=stride, keyframes=quick)
+
+    def encoded_in(self, precision: str, parity: float | None) -> LibrarySettings:
+        """The same with vectors in a precision among its own, of which the parity was measured, or not."""
+        all_used = {*filter(None, self.precision.split("+")), precision}
+        known = [round(value, 6) for value in (self.parity, parity) if value is not None]
+        return replace(self, precision="+".join(sorted(all_used)), parity=min(known, default=None))
 
     @property
     def origin(self) -> dict[str, object]:
@@ -106,6 +122,62 @@ class LibrarySettings:
         return {k: getattr(self, k) for k in ORIGIN}
 
 
+class Info(TypedDict, total=False):
+    """What a library holds, with the content of library.json and the files that could not be read."""
+
+    path: str
+    model: str | None
+    fingerprint: str
+    width: int
+    window: float
+    stride: float
+    frames: int
+    format: int
+    id: str | None
+    index: Description | None
+    max_memory: int | None
+    token_cache: int | None
+    exclude: list[str]
+    include_hidden: bool
+    keyframes: bool
+    precision: str
+    parity: float | None
+    videos: int
+    segments: int
+    seconds: float
+    unreadable: list[str]
+    cut_off: list[str]
+
+
+class Compacted(TypedDict):
+    """What `compact` did: live segments, bytes saved, the index."""
+
+    segments: int
+    saved: int
+    index: Description | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What indexing works with.
+
+    Attributes:
+        workers: Decoding processes; None: as many as serve on this machine; 0: none, decode in this process.
+        devices: Devices that encode, each with a copy of the model; empty: all GPUs where the model is on the first,
+            else where the model is.
+        precision: "fp32", "bf16" or "auto" (bf16 on a GPU, else fp32).
+    """
+
+    workers: int | None = None
+    devices: tuple[str, ...] = ()
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(lambda say: f"{say.given('workers', self.workers)}: expected a number, 0 or more")
+
+
+ALL = Work()
 ORIGIN = ("model", "fingerprint", "width", "window", "stride", "frames")
 
 

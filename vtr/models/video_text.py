@@ -36,6 +36,7 @@ class ModelConfig:
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD
     max_text_tokens: int = 32
+    memory: str = "patches"  # what the decoder reads of a video, one of vtr.encoders.video_text.MEMORIES
     antialias: bool = False  # of the resize before encoding; the official numbers were made without
 
     @classmethod
@@ -57,7 +58,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, object]:
         """The content of config.json."""
-        return {**dataclasses.asdict(self), "video": config_to_dict(self.video)}
+        values = {**dataclasses.asdict(self), "video": config_to_dict(self.video)}
+        if self.memory == "patches":
+            del values["memory"]  # as configurations were before there was a choice: fingerprints stay what they are
+        return values
 
 
 class VideoTextModel(SavedModel, VideoTextNetwork):
@@ -74,7 +78,7 @@ class VideoTextModel(SavedModel, VideoTextNetwork):
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
         if tokenizer is not None and tokenizer.vocab_size > config.text.vocab_size:
             raise VtrError(f"the tokenizer has {tokenizer.vocab_size} words, the model {config.text.vocab_size}")
-        VideoTextNetwork.__init__(self, config.video, config.text, config.embed_dim, config.temperature)
+        VideoTextNetwork.__init__(self, config.video, config.text, config.embed_dim, config.temperature, config.memory)
         self.config = config
         self._tokenizer = tokenizer
         self._keep_statistics(config.pixel_mean, config.pixel_std)
@@ -120,11 +124,6 @@ class VideoTextModel(SavedModel, VideoTextNetwork):
         limit = self.text_limit(most)
         full = (self.tokenise(texts, limit).mask.sum(1) == limit).nonzero()[:, 0].tolist()
         return sum(len(self.tokenizer.tokens(clean_caption(texts[i]))) + 2 > limit for i in full)
-
-    def visual_shape(self, frames: int) -> tuple[int, int]:
-        """Number and width of the visual tokens of a video of so many frames."""
-        time, height, width = self.vision_encoder.grid(frames)
-        return time * height * width, self.config.video.dim
 
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
         """Cosine similarities (texts, videos), averaged over a video's pooled vectors; temperature 1."""

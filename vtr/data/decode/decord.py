@@ -6,11 +6,10 @@ import io
 
 import numpy as np
 
-from vtr.data.decode.picture import display_matrix
+from vtr.data.decode.picture import HDR, display_matrix
 from vtr.data.decode.pyav import VideoReader
 from vtr.data.decode.types import MAX_CLIP_BYTES, Clip, Deadline, DecodeError, Pick, Source, chosen, opened, span_of
 
-_HDR = (16, 18)  # transfer characteristics of PQ and HLG
 _AGREE = 2e-3  # seconds within which decord's times, which are float32, must be the clock's
 
 
@@ -37,7 +36,7 @@ def read_frames_decord(
     frame = next((shot.frame for _, shot in reader.play()), None)
     if frame is None:
         raise DecodeError(name, reader.why_no_frames(len(times)))
-    if display_matrix(frame) is not None or frame.color_trc in _HDR:
+    if display_matrix(frame) is not None or frame.color_trc in HDR:
         raise DecodeError(name, "decord would show it turned or in wrong light: use the pyav backend")
     if reader.painter.size(frame) != (frame.width, frame.height):
         raise DecodeError(name, "decord would show its pixels as squares, which they are not: use the pyav backend")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from vtr.data.decode.picture import HDR, WIDE, standard_range
 from vtr.data.decode.types import MAX_PIXELS, Deadline, DecodeError, Source, Still, opened, source_name
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 _SHORTEST = 0.010  # seconds: frames that claim to last no longer are shown for a tenth of a second, as in browsers
 _USUAL = 0.1
+_UNTOLD = 2  # of primaries and transfer
+_HEAD = 64 << 10  # bytes within which a file tells how its light is coded
 _MOST_PIXELS = 1 << 30  # a JPEG may have so many, because it is reduced while it is decoded
 
 
@@ -62,7 +65,22 @@ class ImageReader:
         turned = self.rotation in (90, 270)
         self.width, self.height = (height, width) if turned else (width, height)
         self._least = least
+        self._light = self._told_light()
         self._draft(least)
+
+    def _told_light(self) -> tuple[int, int]:
+        """Primaries and transfer (ITU-T H.273) as an AVIF or a PNG tells them; PIL passes them over. (2, 2): untold."""
+        if self.codec not in ("avif", "png"):
+            return _UNTOLD, _UNTOLD
+        place = self._file.tell()
+        self._file.seek(0)
+        head = self._file.read(_HEAD)
+        self._file.seek(place)
+        if self.codec == "png":
+            found = head.find(b"cICP") + 4
+            return (head[found], head[found + 1]) if 4 <= found < len(head) - 1 else (_UNTOLD, _UNTOLD)
+        found = head.find(b"colrnclx") + 8
+        return (head[found + 1], head[found + 3]) if 8 <= found < len(head) - 3 else (_UNTOLD, _UNTOLD)
 
     def _draft(self, least: int | None) -> None:
         """Have a JPEG decoded at a half, a quarter or an eighth of its size, which costs as little."""
@@ -137,7 +155,11 @@ class ImageReader:
             flat = Image.new("RGBA", over.size, (255, 255, 255, 255))
             flat.alpha_composite(over)
             image = flat
-        return _upright(reduced(image.convert("RGB"), self._least), self._orientation())
+        pixels = reduced(image.convert("RGB"), self._least)
+        primaries, transfer = self._light
+        if transfer in HDR:
+            pixels = standard_range(pixels.astype(np.uint16) * 257, transfer, wide=primaries in (WIDE, _UNTOLD))
+        return _upright(pixels, self._orientation())
 
 
 def reduced(image: Image.Image, least: int | None) -> np.ndarray:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Matrix = tuple[int, int, int, int]
 
 _UNSPECIFIED = 2  # matrix, primaries and transfer that a file does not tell (ITU-T H.273)
-_PQ, _HLG = 16, 18  # transfer characteristics (ITU-T H.273)
-_BT2020 = 9  # primaries and matrix
+_PQ, _HLG = HDR = 16, 18  # transfer characteristics (ITU-T H.273)
+WIDE = 9  # primaries and matrix of BT.2020
 _HD_LINES = 720  # from here on players take BT.709 where a file does not tell its matrix
 _WHITE = 203.0  # nits of diffuse white in HDR (ITU-R BT.2408)
 _PEAK = 1000.0  # nits of the display that HLG is made for, and of most PQ masters
@@ -59,7 +59,7 @@ class Painter:
             # One converter for all frames: building FFmpeg's scaler anew costs more than converting a small frame.
             self._reformatter = VideoReformatter()
         width, height = self.size(frame)
-        hdr = frame.color_trc in (_PQ, _HLG)
+        hdr = frame.color_trc in HDR
         guessed = frame.colorspace == _UNSPECIFIED and frame.height >= _HD_LINES and not _is_rgb(frame)
         try:
             pixels = self._reformatter.reformat(
@@ -72,7 +72,7 @@ class Painter:
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.name, f"pixels of format {frame.format.name} cannot be shown: {error}") from None
         if hdr:
-            pixels = standard_range(pixels, int(frame.color_trc), wide=frame.color_primaries in (_BT2020, _UNSPECIFIED))
+            pixels = standard_range(pixels, int(frame.color_trc), wide=frame.color_primaries in (WIDE, _UNSPECIFIED))
         return oriented(pixels, self._matrix(frame))
 
     def _matrix(self, frame: VideoFrame) -> Matrix | None:

@@ -6,13 +6,15 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from vtr.data.decode.clock import FAR, Clock, Sound
+from vtr.data.decode.packets import ONE_FRAME_PER_PACKET, hidden, strange
 from vtr.data.decode.picture import Painter, VideoShot
-from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Source, opened, source_name
+from vtr.data.decode.sparse import CODECS, Looks, Sparse, Unread
+from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Shot, Source, opened, source_name
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -20,22 +22,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# Codecs in which each packet holds exactly one shown frame (or says that it is hidden), so that counting packets counts
-# frames. Elsewhere (packed AVI and the like) the count is checked by decoding to the end.
-_ONE_FRAME_PER_PACKET = {
-    "h264",
-    "hevc",
-    "av1",
-    "vp8",
-    "vp9",
-    "mjpeg",
-    "gif",
-    "mpeg1video",
-    "h263",
-    "vvc",
-    "png",
-    "theora",
-}
+S = TypeVar("S", bound=Shot)
+
 # Containers whose stamps are the player's times as they stand (a browser shifts none of them); the others begin
 # wherever their recorder's clock stood, and players count from the first stamp of any stream.
 _ABSOLUTE = {"mov", "mp4", "matroska", "webm", "ogg"}
@@ -114,11 +102,13 @@ class VideoReader:
         regular: Whether the stamps seen so far can be believed as they stand, so that a moment is found by them.
         trusted: Whether counting packets counts frames.
         entered: Whether the last `play_from` jumped into the file.
+        lost: Whether a frame that was to come out of the last `play` did not, or came out damaged.
     """
 
     def __init__(self, source: Source, deadline: Deadline, head: bytes, threads: int | None = None) -> None:
         self.name = source_name(source)
         self.errors = 0
+        self.lost = False
         self.first_error = ""
         self.regular = True
         self._source, self._deadline, self._head, self._threads = source, deadline, head, threads
@@ -131,7 +121,7 @@ class VideoReader:
         self._seen = 0
         self.painter = Painter(self.name)
         self._open()
-        self.trusted = self.codec in _ONE_FRAME_PER_PACKET
+        self.trusted = self.codec in ONE_FRAME_PER_PACKET
         self.begin = self.end = self.picture_end = self._last = 0.0
         self.entered = False
 
@@ -299,7 +289,7 @@ class VideoReader:
         for packet in self._demux(whole=True):
             if packet.is_corrupt:  # cut off at the end of a truncated file: perhaps a frame, perhaps none
                 self._cut_off = True
-            if not packet.is_discard and not _hidden(packet, self.codec):
+            if not packet.is_discard and not hidden(packet, self.codec):
                 stamp = packet.dts if self._decode_stamps else packet.pts
                 stamps.append(None if stamp is None else stamp * self._tick)
                 orders.append(None if packet.dts is None else packet.dts * self._tick)
@@ -315,8 +305,8 @@ class VideoReader:
         known = sorted(s for s in stamps if s is not None)
         # Frames are found again by their times: that takes a time for each, all different.
         complete = len(known) == len(stamps) == len(set(known))
-        self.regular = complete and not _strange(stamps, orders, 1 / self.fps, self.breaks)
-        self.trusted = self.codec in _ONE_FRAME_PER_PACKET and not self._cut_off
+        self.regular = complete and not strange(stamps, orders, 1 / self.fps, self.breaks)
+        self.trusted = self.codec in ONE_FRAME_PER_PACKET and not self._cut_off
         self._seen = len(stamps)
         if not self.regular:
             return np.arange(len(stamps)) / self.fps
@@ -341,20 +331,70 @@ class VideoReader:
 
     def play(self) -> Iterator[tuple[float, VideoShot]]:
         """Every shown frame in display order from the first, with its time; damaged packets are skipped."""
+        packets, clock = self._begun()
+        yield from self._timed(clock, self._stamped(self._decoded(packets)))
+
+    def play_for(self, looks: Looks | None, *, keys: bool = False) -> Iterator[tuple[float, Shot]]:
+        """As `play`; frames that are not looked at are `Unread` where that saves decoding them.
+
+        Args:
+            looks: Which frames are looked at; None: all.
+            keys: Only key frames are decoded.
+        """
+        packets, clock = self._begun()
+        if self._decode_stamps or not (keys or (looks is not None and self.codec in CODECS)):
+            yield from self._timed(clock, self._stamped(self._decoded(packets)))
+        else:
+            yield from self._timed(clock, self._sparse(packets, clock, looks, keys))
+
+    def _begun(self) -> tuple[Iterator[Packet], Clock]:
+        """All packets from the first on, and a clock for their frames."""
         kept = self._packets if self._fresh else None
         self._rewind()
-        self.errors, self.first_error = 0, ""
+        self.errors, self.first_error, self.lost = 0, "", False
         packets = iter(kept) if kept is not None else self._demux(whole=True)
-        clock = Clock(origin=self.origin, step=1 / self.fps, breaks=self.breaks, sound=self._sound)
+        return packets, Clock(origin=self.origin, step=1 / self.fps, breaks=self.breaks, sound=self._sound)
+
+    def _timed(self, clock: Clock, shots: Iterator[tuple[float | None, S]]) -> Iterator[tuple[float, S]]:
+        """Shots with their times, taking note of what they tell of the file."""
         lasts, seen = 0.0, 0
-        for at, shot in clock.run(self._stamped(self._decoded(packets))):
-            lasts = (shot.frame.duration or 0) * self._tick
+        for at, shot in clock.run(shots):
+            if isinstance(shot, VideoShot):
+                lasts = (shot.frame.duration or 0) * self._tick
+                self.lost = self.lost or shot.is_corrupt
             self.begin = at if seen == 0 else self.begin
             seen += 1
             yield at, shot
         self.regular, self._seen = self.regular and not clock.broken, seen
         if clock.last is not None:
             self._ended(clock.last, None if clock.broken else clock.shift, lasts)
+
+    def _sparse(
+        self, packets: Iterator[Packet], clock: Clock, looks: Looks | None, keys: bool
+    ) -> Iterator[tuple[float | None, Shot]]:
+        """As `_stamped`, of what must be decoded; the others `Unread`."""
+
+        def looked_at(start: float, end: float) -> bool | None:
+            if looks is None or clock.last is None or clock.broken or self.errors:
+                return None
+            return looks(start + clock.shift, end + clock.shift)
+
+        def unread(stamp: int) -> Unread:
+            def reread() -> np.ndarray:
+                sparse.off = True
+                with VideoReader(self._source, self._deadline, self._head, self._threads) as other:
+                    shot = next(shot for _, shot in other.play_from(stamp * self._tick + clock.shift))
+                    return shot.pixels()
+
+            return Unread(reread)
+
+        sparse = Sparse(self._stream.codec_context, self._decode, self._tick, looked_at, keys=keys)
+        for frame in sparse.frames(packets, lambda packet: hidden(packet, self.codec)):
+            self.lost = self.lost or sparse.lost
+            if isinstance(frame, tuple):
+                yield frame[0] * self._tick, unread(frame[0])
+            else:
+                yield None if frame.pts is None else frame.pts * self._tick, VideoShot(frame, self.painter)
 
     def _ended(self, last: float, shift: float | None, lasts: float) -> None:
         """Take note of where the file ends, after its last frame.
@@ -380,8 +420,10 @@ class VideoReader:
         claimed = self.claimed_end
         if claimed is None or self._cut_off or self.claimed > 1.02 * self._seen + 2:
             return self.end
+        if claimed < self._last + CLOSE:  # its last frame would never be shown
+            return self.end
         if abs(claimed - self.end) <= _NEAR or self.end < claimed <= self.end + FAR:
-            return max(claimed, self._last)
+            return claimed
         return self.end
 
     def play_from(self, moment: float, *, sure: bool = False) -> Iterator[tuple[float, VideoShot]]:
@@ -428,7 +470,7 @@ class VideoReader:
                 break
             for packet in packets:
                 stamp = packet.dts if self._decode_stamps else packet.pts
-                if stamp is not None and not packet.is_discard and not _hidden(packet, self.codec):
+                if stamp is not None and not packet.is_discard and not hidden(packet, self.codec):
                     times.append(stamp * self._tick - self.origin)
                 order = packet.dts if packet.dts is not None else stamp
                 if order is not None and order * self._tick - self.origin > end + CLOSE:
@@ -551,33 +593,3 @@ class VideoReader:
             return f"a header without any video data{claimed}"
         error = f"; first error: {self.first_error}" if self.first_error else ""
         return f"none of its {packets} {self.codec} packets could be decoded: damaged or encrypted{claimed}{error}"
-
-
-def _strange(stamps: list[float | None], orders: list[float | None], step: float, breaks: bool) -> bool:
-    """Whether a list of raw stamps in decoding order holds some that a clock would not believe."""
-    shown = np.asarray([s for s in stamps if s is not None])
-    order = np.asarray([s for s in orders if s is not None])
-    if len(shown) > 1:
-        gaps = np.diff(np.sort(shown))
-        typical = max(float(np.median(gaps)), step)
-        if max(gaps[0], gaps[-1]) > FAR or (breaks and gaps.max() > 10.0):
-            return True
-        if len(order) == len(shown) and np.abs(shown - order).max() > max(10.0, 20 * typical):
-            return True
-    return bool(len(order) > 1 and np.diff(order).min() < -CLOSE)
-
-
-def _hidden(packet: Packet, codec: str) -> bool:
-    """Whether a VP8 or VP9 packet is a reference frame that is never shown (RFC 6386 9.1; VP9 bitstream 6.2)."""
-    if codec not in ("vp8", "vp9") or packet.size < 3:
-        return False
-    data = memoryview(packet)
-    first = data[0]
-    if codec == "vp8":
-        return not first >> 4 & 1
-    if first >> 6 != 2 or data[-1] & 0xE0 == 0xC0:  # not a VP9 frame header, or several frames of which one is shown
-        return False
-    # Bits from the top: marker (2), profile (2), one reserved bit in profile 3, show_existing, frame type, show_frame.
-    shift = 1 if first >> 4 & 3 == 3 else 0
-    bits = (first << 8 | data[1]) << shift
-    return not bits >> 11 & 1 and not bits >> 9 & 1

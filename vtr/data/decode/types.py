@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -160,7 +161,13 @@ class Deadline:
     """A limit on the time without progress: it runs anew whenever more of the file has been read or decoded.
 
     So a slow disk, a busy core or a long film is no fault of the file; what stands still is.
+
+    Attributes:
+        alarm: Seconds without progress after which the system ends this process, which decodes and does nothing else:
+            no check is reached inside a decoder that hangs. 0: never.
     """
+
+    alarm = 0
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
@@ -170,6 +177,14 @@ class Deadline:
     def progress(self) -> None:
         """Give the full time again."""
         self._end = time.monotonic() + self.seconds
+        if self.alarm:
+            signal.alarm(self.alarm)
+
+    @classmethod
+    def rest(cls) -> None:
+        """What follows is no decoding: no alarm until there is progress again."""
+        if cls.alarm:
+            signal.alarm(0)
 
     def check(self) -> None:
         """Raise TimeLimit where the time is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect, bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from vtr.data.decode.image import ImageReader
 from vtr.data.decode.isolated import read_moments_isolated
 from vtr.data.decode.pyav import VideoReader
 from vtr.data.decode.sniff import source_bytes
+from vtr.data.decode.sparse import Unread
 from vtr.data.decode.types import CLOSE, Clip, Deadline, DecodeError, Player, Shot, Source, Span, Window, source_name
 from vtr.data.sampling import display_times
 
@@ -35,10 +37,13 @@ class Windows:
 
     Attributes:
         duration: Seconds of the file's timeline, once the last window is out; 0 for an image.
+        claimed: Where the file says that it ends, once the first window is out; 0 where it does not.
+        damaged: Whether something of it could not be decoded, once the last window is out.
     """
 
     def __init__(self, windows: Callable[[Windows], Iterator[Window]]) -> None:
-        self.duration = 0.0
+        self.duration = self.claimed = 0.0
+        self.damaged = False
         self._windows = windows(self)
 
     def __iter__(self) -> Windows:
@@ -58,6 +63,8 @@ def read_windows(
     timeout: float = 30.0,
     antialias: bool = False,
     threads: int | None = None,
+    keyframes: bool = False,
+    thorough: bool = False,
 ) -> Windows:
     """A video as overlapping windows of `frames` frames each, chosen by the time they are on display.
 
@@ -73,6 +80,9 @@ def read_windows(
         timeout: Seconds without progress (more of the file read, a frame decoded) after which DecodeError is raised.
         antialias: As in `transforms.eval_frames`.
         threads: Decoder threads, as in `read_frames`.
+        keyframes: A quick look: only key frames are decoded, and each stands for all frames up to the next.
+        thorough: Decode every frame. Otherwise those that no window shows, and no other frame refers to, are passed
+            over: the pixels of the others are the same, but in what a decoder patches up of a damaged file.
 
     Raises:
         DecodeError: Not one window could be decoded, or the time limit was passed.
@@ -89,12 +99,14 @@ def read_windows(
             return eval_frames(pixels[None], size, antialias)[0]
 
         with open_media(path, deadline, threads=threads, least=reduced_to(size)) as reader:
-            cut = _Cutter(reader, window, stride, frames, tensor)
+            cut = _Cutter(reader, window, stride, frames, tensor, keys=keyframes, sparse=not thorough)
+            owner.claimed = reader.claimed_end or 0.0
             for made in cut.windows():
                 owner.duration = cut.duration
                 yield made
                 deadline.progress()  # the time that its user took is no fault of the file
             owner.duration = cut.duration
+            owner.damaged = isinstance(reader, VideoReader) and bool(reader.errors or reader.lost)
 
     return Windows(windows)
 
@@ -122,8 +134,13 @@ class _Cutter:
         stride: float,
         count: int,
         tensor: Callable[[np.ndarray], torch.Tensor],
+        *,
+        keys: bool = False,
+        sparse: bool = True,
     ) -> None:
         self.player, self.window, self.stride, self.count, self.tensor = player, window, stride, count, tensor
+        self.keys, self.sparse = keys, sparse
+        self._offsets = display_times(0.0, window, count, player.fps)
         self.duration = 0.0
         self._plans: deque[_Plan] = deque()
         self._last: _Plan | None = None  # the window that ends with the file, if that ends where its header says
@@ -139,11 +156,12 @@ class _Cutter:
         player, seen, begun = self.player, 0, 0.0
         if player.claimed_end:
             self._last = self._plan(max(0.0, player.claimed_end - self.window), player.claimed_end)
-        for at, frame in player.play():
+        for at, frame in self._playing():
             if seen:
                 self._serve(at - CLOSE)
             self._begin(at, frame if seen == 0 else None)
-            self._shown, self._made = frame, None
+            if not (self.keys and isinstance(frame, Unread)):  # else the last key frame stands for it
+                self._shown, self._made = frame, None
             while self._plans and at >= self._plans[0].end - CLOSE:
                 yield self._out(self._plans.popleft())
             seen, begun = seen + 1, at
@@ -151,6 +169,22 @@ class _Cutter:
             raise DecodeError(player.name, player.why_no_frames(0))
         self._serve(math.inf)
         yield from self._ending(seen, begun)
+
+    def _playing(self) -> Iterator[tuple[float, Shot]]:
+        if isinstance(self.player, VideoReader):
+            return self.player.play_for(self._looks if self.sparse else None, keys=self.keys)
+        return self.player.play()
+
+    def _looks(self, start: float, end: float) -> bool:
+        """Whether any window looks at a frame that is on display from `start` to `end`."""
+        low, high = start - 2 * CLOSE, end + 2 * CLOSE
+        if self._last and bisect(self._last.targets, high) > bisect_left(self._last.targets, low):
+            return True
+        for place in range(max(0, math.floor((low - self.window) / self.stride)), math.floor(high / self.stride) + 1):
+            begins = place * self.stride
+            if bisect(self._offsets, high - begins) > bisect_left(self._offsets, low - begins):
+                return True
+        return False
 
     def _out(self, plan: _Plan) -> Window:
         self._covered = plan.end
