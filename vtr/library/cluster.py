@@ -12,7 +12,6 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +21,12 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
-from vtr.data.decode import DecodeError, TimeLimit, Windows, read_windows
-from vtr.data.decode.types import Source
 from vtr.data.uri import Access
 from vtr.errors import VtrError
 from vtr.library.claims import Claims
+from vtr.library.decoders import Cut, failure_of, opened
 from vtr.library.embed import EmbedReport
-from vtr.library.encode import encoded, settings_of
+from vtr.library.encode import cut_of, encoded, settings_of
 from vtr.library.parts import ENDING, begin
 from vtr.library.pipeline import Job
 from vtr.library.rows import Embedded, Failure, Span
@@ -45,30 +43,6 @@ _RETRIES = 3  # of a unit whose node died
 _PATIENCE = 300.0  # seconds after which a block is sent to another encoder too: its own may never come back
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cut:
-    """How a file becomes windows: what a task needs to know of the model."""
-
-    settings: LibrarySettings
-    size: int
-    antialias: bool
-
-    def windows(self, source: Source) -> Windows:
-        """The windows of a file, decoded by one thread."""
-        own = self.settings
-        return read_windows(
-            source, window=own.window, stride=own.stride, frames=own.frames, size=self.size, antialias=self.antialias,
-            threads=1,
-        )  # fmt: skip
-
-
-def _failure_of(error: Exception, name: str) -> Failure:
-    if isinstance(error, DecodeError):
-        kind = "slow" if isinstance(error, TimeLimit) else "unreadable"
-        return Failure(reason=f"{name}: {error.cause}", kind=kind)
-    return Failure(reason=f"{name}: {error}", kind="unopened")
-
-
 @ray.remote
 class Encoder:
     """A copy of the model on a GPU, or on the cores that are there."""
@@ -79,7 +53,7 @@ class Encoder:
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """Vectors (n, w) of frames uint8 (n, T, 3, S, S)."""
-        return encoded(self.model, list(torch.from_numpy(frames.copy())))
+        return encoded(self.model, torch.from_numpy(frames.copy()))
 
 
 class _Sent:
@@ -104,7 +78,7 @@ class _Sent:
 class _Remote:
     """As `Pipeline`: decodes in this process, encodes elsewhere."""
 
-    def __init__(self, cut: _Cut, encoders: Sequence[ray.actor.ActorHandle], first: int) -> None:
+    def __init__(self, cut: Cut, encoders: Sequence[ray.actor.ActorHandle], first: int) -> None:
         self.cut = cut
         self._encoders = itertools.cycle([*encoders[first % len(encoders) :], *encoders[: first % len(encoders)]])
 
@@ -116,16 +90,15 @@ class _Remote:
     def _embedded(self, job: Job[Key]) -> Embedded | Failure:
         sent, vectors, spans = deque[_Sent](), list[np.ndarray](), list[Span]()
         try:
-            source = job.source() if callable(job.source) else job.source
-            assert source is not None
-            windows = self.cut.windows(source)
+            assert job.source is not None
+            windows = self.cut.windows(opened(job.source))
             while block := list(itertools.islice(windows, _BLOCK)):
                 spans += [Span(w.start, w.end) for w in block]
                 sent.append(_Sent(torch.stack([w.frames for w in block]).numpy(), self._encoders))
                 while len(sent) > _AHEAD:
                     vectors.append(sent.popleft().vectors())
         except (VtrError, OSError) as error:
-            return _failure_of(error, job.name or str(job.source))
+            return failure_of(error, job.name or str(job.source))
         vectors += [s.vectors() for s in sent]
         if not spans:
             return Failure(reason=f"{job.name or job.source}: no frames")
@@ -134,7 +107,7 @@ class _Remote:
 
 @ray.remote(num_cpus=1, max_retries=_RETRIES)
 def _embed_unit(
-    out: Path, unit: Unit, items: Mapping[str, Item], settings: LibrarySettings, access: Access, cut: _Cut,
+    out: Path, unit: Unit, items: Mapping[str, Item], settings: LibrarySettings, access: Access, cut: Cut,
     encoders: Sequence[ray.actor.ActorHandle],
 ) -> EmbedReport:  # fmt: skip
     """Embed a unit and write its part; done again, it gives the same part."""
@@ -201,7 +174,7 @@ def _spread(
     made = Encoder.options(num_cpus=0, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=-1)
     shared = ray.put(model.cpu())
     encoders = [made.remote(shared) for _ in range(gpus or max(1, cores // 2))]
-    cut = _Cut(settings=settings, size=model.config.video.image_size, antialias=model.config.antialias)
+    cut = cut_of(settings, model)
     todo, running = deque(units), dict[ray.ObjectRef, Unit]()
     often = 0.1 if sys.stderr.isatty() else 30.0
     with tqdm(total=len(units), desc="embed", unit="part", file=sys.stderr, mininterval=often) as bar:
