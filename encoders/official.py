@@ -36,7 +36,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise VtrError(f"checkpoint {path}: no such file")
     with path.open("rb") as file:
-        head = file.read(64).lstrip()
+        start = file.read(64)
+    head = start.lstrip()
     if not head:
         raise VtrError(f"checkpoint {path} is empty: the download did not finish")
     if head.startswith(b"version https://git-lfs"):
@@ -46,17 +47,42 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if head.startswith(b"<"):
         raise VtrError(f"checkpoint {path} is a web page, not a checkpoint: download the file, not its page")
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else _tensors_only(path)
+        loaded = load_file(path) if _is_safetensors(path, start) else _tensors_only(path)
     except VtrError:
         raise
     except Exception as error:  # zip, pickle and safetensors errors alike: the file is damaged or something else
+        if "TorchScript" in str(error):
+            raise VtrError(
+                f"checkpoint {path} is a TorchScript program; expected its tensors: torch.save(torch.jit.load(FILE).state_dict(), OUT)"
+            ) from error
         raise VtrError(
             f"checkpoint {path} cannot be read, it is damaged or cut: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
     state = bare_names(_unwrapped(loaded))
     if not state:
-        raise VtrError(f"checkpoint {path} holds no tensors")
+        kept = [str(k) for k, v in loaded.items() if _holds_tensors(v)] if isinstance(loaded, Mapping) else []
+        under = f" under a name of a model's, only under {', '.join(kept)}: save the one that is meant" if kept else ""
+        raise VtrError(f"checkpoint {path} holds no tensors{under}")
     return state
+
+
+def _is_safetensors(path: Path, start: bytes) -> bool:
+    """Whether a file is of safetensors, by its content: torch's are zip archives or pickles, whatever they are called.
+
+    Raises:
+        VtrError: It is of neither.
+    """
+    if start[8:9] == b"{":
+        return True
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return False
+    if start[:1] == b"{":
+        raise VtrError(
+            f"checkpoint {path} is JSON (an index of several files?): expected the file with the tensors, or one of all"
+        )
+    kinds = ((b"\x1f\x8b", "gzip-compressed: unpack it first"), (b"\x89HDF", "an HDF5 file, of Keras"))
+    what = next((what for magic, what in kinds if start.startswith(magic)), "damaged, or no checkpoint")
+    raise VtrError(f"checkpoint {path} is {what}; expected a file of torch.save or of safetensors")
 
 
 def _tensors_only(path: Path) -> object:
@@ -70,8 +96,9 @@ def _tensors_only(path: Path) -> object:
     records += [Namespace] if "argparse.Namespace" in names else []
     records += [(OrderedDict, n) for n in names if n.rpartition(".")[2] in ("EasyDict", "AttrDict", "ConfigDict")]
     try:
-        with torch.serialization.safe_globals(records):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # A file, not its name: torch goes by the ending.
+        with torch.serialization.safe_globals(records), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" not in str(error) and "Unsupported" not in str(error):
             raise
@@ -89,11 +116,23 @@ def _tensors_only(path: Path) -> object:
 # What training scripts keep the weights under, in a dict beside optimiser and epoch. Averaged weights are a model of their
 # own: they are taken only from a file that has no others.
 _CONTAINERS = (
-    ("model", "module", "state_dict", "model_state_dict", "model_state", "net", "network", "state", "weights"),
-    ("model_ema", "state_dict_ema", "ema", "ema_model", "ema_state_dict", "model_ema_state_dict"),
+    (
+        "model",
+        "module",
+        "state_dict",
+        "model_state_dict",
+        "model_state",
+        "net",
+        "network",
+        "state",
+        "weights",
+        "params",
+    ),
+    ("model_ema", "state_dict_ema", "ema", "ema_model", "ema_state_dict", "model_ema_state_dict", "params_ema"),
 )
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # DDP, torch.compile, FSDP
 _ATTRIBUTES = ("model", "net", "online_model", "ema_model", "model_ema", "ema")  # of a Lightning module; EMA ones last
+_PATCHES = "patch_embed.proj.weight"
 _COUNTERS = ("n_averaged", "initted", "step")  # that averaging keeps beside the weights
 
 
@@ -134,7 +173,11 @@ def bare_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         groups.setdefault(owner, {})[".".join(parts)] = value
     chosen = next((groups[owner] for owner in _ATTRIBUTES if owner in groups), {})
     rest = {k: v for k, v in groups.get("", {}).items() if not (k in _COUNTERS and v.numel() == 1)}
-    return {**rest, **chosen}
+    named = {**rest, **chosen}
+    # A part of somebody's model (`backbone.`, `visual.`): all names begin alike, and one of them tells where ours begin.
+    fronts = {k.removesuffix(_PATCHES) for k in named if k.endswith(_PATCHES)}
+    front = fronts.pop() if len(fronts) == 1 else ""
+    return {k.removeprefix(front): v for k, v in named.items()} if all(k.startswith(front) for k in named) else named
 
 
 def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -167,6 +210,12 @@ def resize_positions(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[s
     return out
 
 
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor's values are weights as they are: floats, there, and none of them left out."""
+    whole = value.layout is torch.strided and not value.is_meta
+    return whole and value.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
 def load_official(
     module: nn.Module, state: dict[str, Tensor], origin: str = "checkpoint", optional: tuple[str, ...] = _OPTIONAL
 ) -> None:
@@ -189,8 +238,12 @@ def load_official(
         if k in own and own[k].shape != v.shape
     ]
     wrong += [
-        f"{k} holds NaN or infinity" for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()
+        f"{k} is {str(v.dtype).removeprefix('torch.')}{'' if v.layout is torch.strided and not v.is_meta else ' without values'}, "
+        "expected float32, float64, float16 or bfloat16 (of a quantised file: the one that it was made of)"
+        for k, v in state.items()
+        if k in own and own[k].is_floating_point() and not _is_plain(v)
     ]
+    wrong += [f"{k} holds NaN or infinity" for k, v in state.items() if _is_plain(v) and not torch.isfinite(v).all()]
     if wrong:
         raise VtrError(
             f"{origin}: {wrong[0]}" + (f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else "")

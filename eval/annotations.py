@@ -53,7 +53,7 @@ def read_annotations(
             special = (f"{special[0]}, split {split}", special[1])
     else:
         special = _special(table, choices)
-    name, items = special or _plain(path, table, split)
+    name, items = special or _plain(path, table, split, every=ids is not None)
     if not items:
         raise VtrError(f"{path}: no annotations")
     if ids is not None:
@@ -156,8 +156,8 @@ def _whole(table: Table, record: Record, column: str) -> int:
 # ---- files and captions -----------------------------------------------------------------------------------------
 
 
-def _plain(path: Path, table: Table | dict[str, object], split: str) -> tuple[str, list[Item]]:
-    found = listing_of(path, table, split)
+def _plain(path: Path, table: Table | dict[str, object], split: str, *, every: bool) -> tuple[str, list[Item]]:
+    found = listing_of(path, table, split, every=every)
     for entry in found.entries:
         if entry.bad and not (entry.videos and not found.captioned):
             raise refuse(

@@ -192,6 +192,7 @@ def training_settings(settings: TuneSettings, corpus: Path, out: Path) -> RunSet
         stage="unmasked",
         out=out,
         data_root=settings.data_root,
+        short_side=settings.short_side,
         model=settings.model,
         init=settings.init,
         resume=settings.resume,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vtr.data.build import copy_of, ensure_copies
 from vtr.data.decode import DecodeError
 from vtr.data.labels import Item, Split, load_split
+from vtr.data.media import is_image
 from vtr.data.views import Augment, read_item, sample_train
-from vtr.errors import VtrError
+from vtr.errors import UsageError, VtrError
 from vtr.pretrain.recognition.settings import TuneSettings
 from vtr.pretrain.recognition.tasks import Task, TuneRecipe
 from vtr.pretrain.stop import ignore_interrupts
+from vtr.ranks import Ranks
+from vtr.threads import cores
 
 
 def load_splits(settings: TuneSettings, task: Task, classes: int, names: tuple[str, ...] = ()) -> dict[str, Split]:
@@ -57,6 +63,31 @@ def load_splits(settings: TuneSettings, task: Task, classes: int, names: tuple[s
     for name, split in found.items():
         _check(name, split, settings, classes)
     return found
+
+
+def small_copies(settings: TuneSettings, splits: dict[str, Split], ranks: Ranks) -> dict[str, Split]:
+    """The splits with small copies of their videos, made by one rank while the others wait; pictures stay as they are.
+
+    Raises:
+        UsageError: The copies would be smaller than anything reads.
+    """
+    side = settings.short_side
+    if not side:
+        return splits
+    if side < 16:
+        raise UsageError(f"--short-side {side}: expected 16 pixels or more, or 0")
+    if settings.dry_run:
+        if ranks.main:
+            print(f"a run would first make copies of {side} pixels; measured here on the files", file=sys.stderr)
+        return splits
+    folder = settings.data_root / "copies"
+    files = {i.path: None for s in splits.values() for i in s.items if i.path.is_file() and not is_image(i.path)}
+    ranks.main_only(lambda: ensure_copies(list(files), folder, side, max(2, cores())))
+    copies = {path: copy for path in files if (copy := copy_of(path, folder, side)).is_file()}
+    return {
+        name: replace(split, items=tuple(replace(i, path=copies.get(i.path, i.path)) for i in split.items))
+        for name, split in splits.items()
+    }
 
 
 def number_of_classes(splits: dict[str, Split]) -> int:

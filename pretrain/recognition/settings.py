@@ -41,6 +41,9 @@ class TuneSettings:
     """Frames of a clip, instead of the recipe's."""
     pixels: int | None = None
     """Side of a frame, instead of the recipe's."""
+    short_side: int = 0
+    """Make copies of the videos with this many pixels on the short side once (below --data-root), and read those; 0: read
+    the files as they are."""
     out: Path | None = None
     """Run folder (default runs/TASK): log.jsonl, checkpoints/, model/, results.json, views.*"""
     data_root: Path = Path("data")

@@ -32,6 +32,7 @@ from vtr.pretrain.recognition.data import (
     loader,
     number_of_classes,
     shared_files,
+    small_copies,
 )
 from vtr.pretrain.recognition.initial import build_model, check_size, initialise
 from vtr.pretrain.recognition.layer_decay import RULES, Group, parameter_groups
@@ -105,6 +106,7 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     if ranks.main:
         print(describe(settings, task, chosen, splits), file=sys.stdout if settings.dry_run else sys.stderr)
     say_how(ranks)
+    splits = small_copies(settings, splits, ranks)
     chosen = settled(chosen, splits)
     set_seed(chosen.seed)
     model = build_model(settings.model or "tiny", chosen, splits["test"].names)

@@ -103,6 +103,40 @@ def test_data_sets_are_read_in_their_own_layout(
         assert len({i.name for i in found.items}) == count
 
 
+def test_rows_of_several_splits_are_told_apart_by_their_column(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").write_bytes(b"")
+    path = tmp_path / "all.csv"
+    path.write_text("video,class,split\na.mp4,dog,train\nb.mp4,cat,train\nc.mp4,dog,val\n")
+    train = load_split("own", tmp_path, "train", file=path)
+    assert ([i.path.name for i in train.items], train.names) == (["a.mp4", "b.mp4"], ("cat", "dog"))
+    val = load_split("own", tmp_path, "val", file=path, names=train.names)
+    assert [(i.path.name, i.label) for i in val.items] == [("c.mp4", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("a.mp4,nan\nb.mp4,cat\n", "line 2: class is 'nan', which stands for a value that is missing"),
+        ("a.mp4,Dog\nb.mp4,dog\n", "the classes 'Dog' and 'dog' are spelt differently"),
+    ],
+)
+def test_classes_that_are_none_or_one_in_two_spellings_are_refused(rows: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"video,class\n{rows}")
+    with pytest.raises(VtrError, match=says):
+        load_split("own", tmp_path, "train", file=tmp_path / "a.csv")
+
+
+def test_names_of_own_data_find_their_files_without_folder_or_ending(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for name in "ab":
+        (tmp_path / "clips" / f"{name}.mp4").write_bytes(name.encode())
+    (tmp_path / "a.csv").write_text("video,class\na.mp4,dog\nclips/b,cat\nclips/c.mp4,dog\n")
+    found = load_split("own", tmp_path, "train", file=tmp_path / "a.csv")
+    assert [i.path.name for i in found.items] == ["a.mp4", "b.mp4"]
+    assert len(found.missing) == 1
+
+
 def test_two_videos_of_one_name_in_different_folders_stay_apart_and_doubled_rows_are_refused(tmp_path: Path) -> None:
     for folder in "ab":
         (tmp_path / folder).mkdir()

@@ -157,6 +157,78 @@ def test_one_split_of_several_has_to_be_said(tmp_path: Path) -> None:
         entries(tmp_path, "a.json", both, "val")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "video,caption,Split\na,x,train\nb,y,TEST\nc,z,val\n"),
+        ("a.json", {"images": [{"filename": "a", "split": "restval", "sentences": [{"raw": "x"}]},
+                               {"filename": "b", "split": "test", "sentences": [{"raw": "y"}]}]}),
+        ("a.json", {"database": {"a": {"subset": "training", "annotations": [{"sentence": "x"}]},
+                                 "b": {"subset": "testing", "annotations": [{"sentence": "y"}]}}}),
+        ("a.json", {"videos": [{"video_id": "a", "split": "train"}, {"video_id": "b", "split": "test"}],
+                    "sentences": [{"video_id": "a", "caption": "x"}, {"video_id": "b", "caption": "y"}]}),
+    ],
+)  # fmt: skip
+def test_rows_of_several_splits_are_told_apart_by_their_column(name: str, content: object, tmp_path: Path) -> None:
+    assert pairs(entries(tmp_path, name, content, "test")) == [("b", ("y",))]
+    assert pairs(entries(tmp_path, name, content, "train")) == [("a", ("x",))]
+    with pytest.raises(VtrError, match=r"its rows have no split, only .*tes.*; say which"):
+        entries(tmp_path, name, content)
+    with pytest.raises(VtrError, match="its rows have no split 'dance'"):
+        entries(tmp_path, name, content, "dance")
+
+
+def test_a_column_of_one_split_or_of_something_else_chooses_nothing(tmp_path: Path) -> None:
+    for values in ("test test", "left right"):
+        rows = [f"{v},x,{s}\n" for v, s in zip("ab", values.split())]
+        assert len(entries(tmp_path, "a.csv", "video,caption,split\n" + "".join(rows), "test")) == 2
+    with pytest.raises(VtrError, match="line 3: its split is empty"):
+        entries(tmp_path, "a.csv", "video,caption,split\na,x,test\nb,y,\n", "test")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"video": {"0": "a", "1": "b"}, "caption": {"0": "x", "1": "y"}}, {"video": ["a", "b"], "caption": ["x", "y"]},
+     {"columns": ["video", "caption"], "index": [0, 1], "data": [["a", "x"], ["b", "y"]]}],
+)  # fmt: skip
+def test_a_table_that_was_written_by_columns_is_read_by_rows(content: object, tmp_path: Path) -> None:
+    assert pairs(entries(tmp_path, "a.json", content)) == [("a", ("x",)), ("b", ("y",))]
+
+
+def test_columns_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    for content in ({"video": ["a", "b"], "caption": ["x"]}, {"columns": ["video", "caption"], "data": [["a"]]}):
+        with pytest.raises(VtrError, match=r"are not of one length|has not 2 cells"):
+            entries(tmp_path, "a.json", content)
+
+
+def test_marks_that_joined_files_leave_in_the_middle_belong_to_no_cell(tmp_path: Path) -> None:
+    part = "\ufeffvideo,caption\na.mp4,\ufeffA dog\n"
+    found = entries(tmp_path, "a.csv", part + part + "\ufeff\u200bb.mp4\u200b,A cat\n")
+    assert [e.bad for e in found] == ["", "the header once more", "", ""]
+    assert pairs(found)[0] == pairs(found)[2] == ("a.mp4", ("A dog",))
+    assert pairs(found)[3] == ("b.mp4", ("A cat",))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"video": "a", "caption": "A dog \ud83d"}, "the caption holds half a character"),
+        ({"video": "a\udc80", "caption": "A dog"}, "video holds half a character"),
+        (
+            {"video": "a", "caption": ["a", "dog", "runs"]},
+            "single words (a, dog, runs …), as the tokens of one caption",
+        ),
+    ],
+)
+def test_half_characters_and_tokens_are_no_captions(row: object, says: str, tmp_path: Path) -> None:
+    assert says in entries(tmp_path, "a.json", [row])[0].bad
+
+
+def test_a_mapping_of_clips_to_names_is_no_list_of_captions(tmp_path: Path) -> None:
+    with pytest.raises(VtrError, match="two names a line"):
+        entries(tmp_path, "a.txt", "abcdefghijk_0_5 vid1\nabcdefghijk_5_9 vid2\n")
+
+
 def test_empty_rows_at_the_end_of_a_spreadsheet_are_none_and_one_in_the_middle_is_named(tmp_path: Path) -> None:
     found = entries(tmp_path, "a.csv", "video;caption\na.mp4;x\n;\nb.mp4;y\n;\n;\n")
     assert [e.bad for e in found] == ["", "video is empty", ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -208,6 +209,51 @@ def test_a_sample_begins_where_a_member_stands_a_second_time(tmp_path: Path) -> 
     assert [(s.key, s.caption) for s in iterate_samples(path)] == [("a", "0txt"), ("a", "1txt"), ("b", "2txt")]
     assert count_samples(path) == 3
     assert [TarIndex(path).read(i).nth for i in range(3)] == [0, 1, 0]  # type: ignore[union-attr]
+
+
+def test_archives_joined_behind_each_other_are_named_by_every_reader(tmp_path: Path) -> None:
+    parts = [write_tar(tmp_path / f"{k}.tar", [(f"{k}.mp4", b"v"), (f"{k}.txt", b"x")]) for k in "ab"]
+    path = tmp_path / "joined.tar"
+    path.write_bytes(b"".join(p.read_bytes() for p in parts))
+    said = r"another archive is behind its end \(byte 2048\).*tar --concatenate"
+    with pytest.raises(VtrError, match=said):
+        list(iterate_samples(str(path)))
+    with pytest.raises(VtrError, match=said):
+        count_samples(str(path))
+    assert re.search(said, TarIndex(str(path)).damage)
+
+
+def test_a_sparse_member_is_read_alike_by_both_readers(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as out:  # as tar --sparse writes it
+        data = b"1\n0\n4\n".ljust(512, b"\0") + b"data"
+        info = tarfile.TarInfo("GNUSparseFile.0/a.mp4")
+        info.size = len(data)
+        info.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.name": "a.mp4",
+            "GNU.sparse.realsize": "9000",
+        }
+        out.addfile(info, io.BytesIO(data))
+        text = tarfile.TarInfo("a.txt")
+        text.size = 1
+        out.addfile(text, io.BytesIO(b"x"))
+    sample = next(iterate_samples(str(path)))
+    assert (sample.media, sample.caption) == (b"data" + bytes(8996), "x")
+    index = TarIndex(str(path))
+    assert (index.damage, index.read(0)) == ("", sample)
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [(b"\x1f\x8b\x08", "gzip-compressed"), (b"PK\x03\x04", "a zip archive"), (b"<html>", "a web page")],
+)
+def test_what_is_no_tar_is_told_what_it_is(head: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(head.ljust(2000, b"0"))
+    with pytest.raises(VtrError, match=f"a.tar: not a readable tar .it is {says}"):
+        list(iterate_samples(str(tmp_path / "a.tar")))
+    assert says in TarIndex(str(tmp_path / "a.tar")).damage
 
 
 @pytest.mark.parametrize(

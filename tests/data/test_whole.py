@@ -42,6 +42,13 @@ def test_a_file_cut_off_anywhere_is_found_in_every_container(container: str, sha
     assert cut_off(data[: int(len(data) * share)], thorough=False).startswith("cut off: ")
 
 
+@pytest.mark.parametrize(("packet", "prefix"), [(188, b""), (192, b"time")])
+def test_a_transport_stream_whose_last_packet_is_not_whole_is_cut_off(packet: int, prefix: bytes) -> None:
+    data = (prefix + b"G".ljust(188, b"\xff")) * 10
+    assert cut_off(data) == ""
+    assert cut_off(data[:-100]) == f"cut off: 100 of its {10 * packet} bytes are missing"
+
+
 def test_a_live_recording_that_does_not_know_its_length_is_whole(tmp_path: Path) -> None:
     data = clip(tmp_path, "matroska", {"live": "1"})
     assert cut_off(data) == ""

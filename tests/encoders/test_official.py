@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from vtr.encoders.official import bare_names, read_checkpoint
+from vtr.encoders.official import bare_names, load_official, read_checkpoint
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
 from vtr.errors import VtrError
 
@@ -54,6 +54,9 @@ LAYOUTS: dict[str, Callable[[State], object]] = {
     "timm": lambda s: {"state_dict": under("module.", s), "state_dict_ema": other(s), "arch": "x"},
     "average beside the model": lambda s: {"state_dict": under("model.", s) | under("ema_model.", other(s))},
     "with settings": lambda s: {"model": s, "args": Namespace(lr=1e-3)},
+    "params": lambda s: {"params": s},
+    "deepspeed": lambda s: {"module": s, "ds_version": "0.1", "param_shapes": [{k: v.shape for k, v in s.items()}]},
+    "a part of somebody's model": lambda s: {"state_dict": under("net.backbone.", s)},
     "a compiled block": lambda s: {k.replace("layers.1.", "layers.1._orig_mod."): v for k, v in s.items()},
 }
 
@@ -75,6 +78,48 @@ def test_an_average_of_torch_is_read_without_its_counter(encoder: VideoMamba, tm
 def test_safetensors_are_read_the_same_way(encoder: VideoMamba, tmp_path: Path) -> None:
     save_file(under("module.", dict(encoder.state_dict())), tmp_path / "x.safetensors")
     assert read_checkpoint(tmp_path / "x.safetensors").keys() == encoder.state_dict().keys()
+
+
+def test_a_file_is_read_by_its_content_whatever_its_ending(encoder: VideoMamba, tmp_path: Path) -> None:
+    save_file(dict(encoder.state_dict()), tmp_path / "x.bin")
+    torch.save(encoder.state_dict(), tmp_path / "x.safetensors")
+    for name in ("x.bin", "x.safetensors"):
+        assert read_checkpoint(tmp_path / name).keys() == encoder.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x1f\x8b0000000000", "gzip-compressed"),
+        (b"\x89HDF\r\n\x1a\n0000", "an HDF5 file"),
+        (b'{"weight_map": {}}', "is JSON"),
+        (b"\x08\x07\x12\x07pytorch", "damaged, or no checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_what_it_is(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(VtrError, match=says):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_weights_under_names_of_no_model_are_named(tmp_path: Path) -> None:
+    torch.save({"student": {"w": torch.ones(1)}, "teacher": {"w": torch.ones(1)}}, tmp_path / "x.pth")
+    with pytest.raises(VtrError, match="only under student, teacher"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda v: (v * 10).to(torch.int8), lambda v: v.to(torch.float8_e4m3fn), lambda v: v.to(torch.complex64),
+     lambda v: v.to_sparse(), lambda v: v.to("meta")],
+)  # fmt: skip
+def test_values_that_are_no_weights_as_they_are_are_refused(
+    change: Callable[[Tensor], Tensor], encoder: VideoMamba
+) -> None:
+    state = dict(encoder.state_dict())
+    with pytest.raises(VtrError, match=r"cls_token is .*expected float32, float64, float16 or bfloat16"):
+        load_official(encoder, {**state, "cls_token": change(state["cls_token"])})
+    load_official(encoder, {k: v.double() for k, v in state.items()})
 
 
 def test_what_is_beside_a_lightning_model_is_not_lost() -> None:

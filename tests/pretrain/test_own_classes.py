@@ -11,12 +11,14 @@ import pytest
 import vtr
 from tests.helpers import recognition_data
 from tests.pretrain.test_finetune import settings
+from vtr.data.decode import read_frames
 from vtr.data.labels import load_split
 from vtr.errors import UsageError, VtrError
 from vtr.models.recognition import RecognitionModel
-from vtr.pretrain.recognition.data import load_splits, number_of_classes
+from vtr.pretrain.recognition.data import load_splits, number_of_classes, small_copies
 from vtr.pretrain.recognition.tasks import load_task
 from vtr.pretrain.recognition.tune import describe, resolve, selection, settled, tune
+from vtr.ranks import Ranks
 
 
 def test_words_become_classes_and_the_model_knows_their_names(
@@ -40,6 +42,25 @@ def test_words_become_classes_and_the_model_knows_their_names(
     (root / "test.csv").write_text('video,class\nvideos/clip1.mp4,"rain, heavy"\n')
     tune(settings(root, tmp_path / "again", "own", test_only=True, init=str(out)))
     assert json.loads((tmp_path / "again" / "results.json").read_text())["class_names"] == ["a dog", "rain, heavy"]
+
+
+def test_small_copies_of_videos_are_made_once_and_read_instead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = settings(
+        recognition_data("own", tmp_path / "data"), tmp_path, "own", short_side=16, data_root=tmp_path / "root"
+    )
+    splits = load_splits(own, load_task("own"), -1)
+    small = small_copies(own, splits, Ranks())
+    assert [i.name for i in small["train"].items] == [i.name for i in splits["train"].items]
+    assert {i.path.parent for i in small["train"].items} == {tmp_path / "root" / "copies" / "16"}
+    before, after = (read_frames(s["train"].items[0].path, range) for s in (splits, small))
+    assert len(after.frames) == len(before.frames)
+    assert min(after.frames.shape[1:3]) == 16
+    assert small_copies(own, splits, Ranks()) == small
+    assert capsys.readouterr().err.strip().endswith("0 are made")
+    with pytest.raises(UsageError, match="--short-side 8: expected 16"):
+        small_copies(replace(own, short_side=8), splits, Ranks())
 
 
 def test_a_class_that_the_training_list_lacks_is_named_with_its_line(tmp_path: Path) -> None:

@@ -261,6 +261,42 @@ def ensure_shards(source: Path, folder: Path, short_side: int, workers: int = 2)
     return out
 
 
+def copy_of(path: Path, folder: Path, short_side: int) -> Path:
+    """Where `ensure_copies` keeps a video's small copy: another place for another file, size or time of it."""
+    status = path.stat()
+    words = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    return folder / str(short_side) / f"{hashlib.blake2b(words.encode(), digest_size=12).hexdigest()}.mp4"
+
+
+def ensure_copies(files: Sequence[Path], folder: Path, short_side: int, workers: int = 2) -> None:
+    """Small copies of videos, each made once; what cannot be copied is named, and read as it is.
+
+    Args:
+        files: Videos.
+        folder: Where the copies are kept (`copy_of`).
+        short_side: Pixels of their short side.
+    """
+    todo = {copy: path for path in files if not (copy := copy_of(path, folder, short_side)).is_file()}
+    print(
+        f"copies of {short_side} pixels are kept in {folder / str(short_side)}, {len(todo)} are made", file=sys.stderr
+    )
+    if not todo:
+        return
+    _prepare(folder / str(short_side))
+    rows = [Row(place=str(p), source=p.name, path=p, captions=(), key=p.stem) for p in todo.values()]
+    with (
+        tqdm(total=len(rows), desc="copies", file=sys.stderr, unit="video") as bar,
+        ProcessPoolExecutor(workers) as pool,
+    ):
+        for copy, row, (_, media, why) in zip(todo, rows, _in_order(pool, rows, workers * 4, short_side, 8)):
+            if media:
+                with write_atomically(copy) as partial:
+                    partial.write_bytes(media)
+            else:
+                bar.write(f"read as it is: {why or f'{row.path}: too long to be copied'}", file=sys.stderr)
+            bar.update()
+
+
 def _prepare(out: Path) -> None:
     try:
         (out / ".journal").mkdir(parents=True, exist_ok=True)

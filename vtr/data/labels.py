@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vtr.data.finder import RootIndex, VideoFinder
-from vtr.data.lists import LABEL, VIDEO, name_of
+from vtr.data.lists import LABEL, NOTHING, VIDEO, name_of, of_split, split_of
 from vtr.data.tables import Record, Table, normal, read_table, read_text, refuse, split_lines, what_is
 from vtr.errors import VtrError, unknown_name
 
@@ -61,12 +61,13 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A row of a list: a file, its class as written, and the number between or behind them."""
+    """A row of a list: a file, its class as written, the number between or behind them, and its split where it says one."""
 
     place: str
     path: str
     label: str
     number: float | None = None
+    split: str = ""
 
 
 # ---- lists --------------------------------------------------------------------------------------------------------
@@ -123,12 +124,14 @@ def _named(table: Table, record: Record) -> Labelled:
     for what, column in (("path", video), ("label", label)):
         value = record.cells.get(column)
         text, why = (repr(value), "") if isinstance(value, float) and np.isfinite(value) else name_of(value)
+        if not why and text in NOTHING:
+            why = f"is {text!r}, which stands for a value that is missing"
         if why:
             raise refuse(table.path, record.place, f"{column} {why}", "a file and its class in every row")
         found[what] = text
     length = next((record.cells.get(names[n]) for n in _LENGTH if n in names), None)
     number = float(str(length)) if length is not None and _number(str(length)) else None
-    return Labelled(place=record.place, number=number, **found)
+    return Labelled(place=record.place, number=number, split=split_of(record.cells), **found)
 
 
 def _headless(path: Path, text: str, window: bool, words: bool) -> list[Labelled]:
@@ -205,10 +208,13 @@ def _from_list(path: Path, root: Path, split: str, layout: str, names: Sequence[
     lvu, own = layout == "lvu", layout == "own"
     bases = [root, root / split, root / "videos", root / "images", path.parent]
     rows = labelled_rows(path, window=lvu, words=own)
+    rows = [rows[i] for i in of_split(path, [(row.place, row.split) for row in rows], split)]
     if own and (names or not all(_number(row.label) for row in rows)):
         names = tuple(names) or tuple(sorted({row.label for row in rows}))
     else:
         names = ()
+    _check_spelling(path, names)
+    finder = VideoFinder(RootIndex(root)) if own else None
     items = []
     for row in rows:
         if names and row.label not in names:
@@ -218,10 +224,22 @@ def _from_list(path: Path, root: Path, split: str, layout: str, names: Sequence[
         if not names and not _number(row.label):
             raise refuse(path, row.place, f"the label {row.label!r}", "a class number (words name classes of own data)")
         label = float(names.index(row.label)) if names else float(row.label)
-        items.append(
-            Item(path=_found(row.path, bases), label=label, name=row.path, duration=row.number if lvu else None)
-        )
+        file = _found(row.path, bases)
+        if finder is not None and not file.exists():  # a name without its folder, or its ending
+            file = finder.find(row.path) or file
+        items.append(Item(path=file, label=label, name=row.path, duration=row.number if lvu else None))
     return Split(items=tuple(items), source=str(path), classes=len(names), names=tuple(names))
+
+
+def _check_spelling(path: Path, names: Sequence[str]) -> None:
+    """Refuse classes that differ in capitals and blanks alone: nobody means two."""
+    spelt: dict[str, str] = {}
+    for name in names:
+        other = spelt.setdefault(" ".join(name.lower().split()), name)
+        if other != name:
+            raise VtrError(
+                f"annotation {path}: the classes {other!r} and {name!r} are spelt differently; expected one spelling"
+            )
 
 
 def _found(name: str, bases: Sequence[Path]) -> Path:

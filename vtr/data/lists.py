@@ -17,10 +17,10 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vtr.data.tables import Record, Table, normal, read_table, refuse, what_is
+from vtr.data.tables import Record, Table, bare, normal, read_table, refuse, what_is
 from vtr.errors import VtrError
 
 # Names of columns as `normal` makes them, the surest first. `name` is a caption in WebVid's lists and a file elsewhere,
@@ -40,8 +40,14 @@ KEY = ("key", "id", "sampleid", "uid")
 KNOWN = frozenset((*VIDEO, *CAPTION, *LABEL, *KEY))
 _NUMBERED = re.compile(r"(caption|text|sentence|description)\d+")
 # What programs write for a value that is not there.
-_NOTHING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "Null", "None", "NA", "N/A", "#N/A", "<NA>"))
-_SPLITS = ("train", "training", "val", "validate", "validation", "dev", "test", "testing")
+NOTHING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "Null", "None", "NA", "N/A", "#N/A", "<NA>"))
+_HALF = "holds half a character (a lone surrogate: cut text?)"
+_LITTLE = frozenset(
+    ("a", "an", "the", "is", "are", "of", "in", "on", "and", "with", "to", "at")
+)  # no caption by themselves
+_SPLIT_NAMES = (("train", "training", "restval"), ("val", "validate", "validation", "dev"), ("test", "testing"))
+_SPLITS = tuple(name for names in _SPLIT_NAMES for name in names)
+_SPLIT = ("split", "subset", "partition")  # columns of them
 _INNER = ("raw", "caption", "sentence", "text", "description")  # of a caption that is an object
 
 
@@ -56,6 +62,7 @@ class Entry:
         key: Its own id, where the list has a column of them.
         bad: Why it cannot be used, "" where it can.
         cells: The row's values by column, and `column` that of its files.
+        split: Which part of the file it says it belongs to.
     """
 
     place: str
@@ -66,6 +73,7 @@ class Entry:
     bad: str = ""
     cells: Mapping[str, object] = field(default_factory=dict)
     column: str = ""
+    split: str = ""
 
     @property
     def more(self) -> dict[str, object]:
@@ -102,7 +110,7 @@ def read_list(path: Path, *, split: str | None = None, captions: bool = True) ->
     """Read a list of files, with captions where it has them, in any format.
 
     Args:
-        split: Which part, where one file holds several.
+        split: Which part, where one file holds several, by names in it or by a column.
         captions: Look at captions and ids; otherwise these are columns as all others.
 
     Raises:
@@ -112,16 +120,48 @@ def read_list(path: Path, *, split: str | None = None, captions: bool = True) ->
 
 
 def listing_of(
-    path: Path, table: Table | dict[str, object], split: str | None = None, captions: bool = True
+    path: Path,
+    table: Table | dict[str, object],
+    split: str | None = None,
+    captions: bool = True,
+    *,
+    every: bool = False,
 ) -> Listing:
-    """The items of a table that was read."""
+    """The items of a table that was read; with `every` those of all splits that a column tells apart."""
     if isinstance(table, Table):
         found = _of_table(table) if captions else _uncaptioned(table)
     else:
         found = _of_object(path, table, split)
     if not found.entries:
         raise VtrError(f"{path}: no rows")
-    return found
+    if every or not captions:
+        return found
+    chosen = of_split(path, [(e.place, e.split) for e in found.entries], split)
+    if len(chosen) == len(found.entries):
+        return found
+    return replace(found, kind=f"{found.kind}, split {split}", entries=tuple(found.entries[i] for i in chosen))
+
+
+def of_split(path: Path, rows: Sequence[tuple[str, str]], split: str | None) -> list[int]:
+    """Which rows, of (place, what the split's column says), belong to a split; all where the column tells none apart.
+
+    Raises:
+        VtrError: There are several and none is asked for, or not the one that is.
+    """
+    there = {value.strip().lower() for _, value in rows}
+    if len(there) < 2 or not there - {""} <= set(_SPLITS):
+        return list(range(len(rows)))
+    empty = next((place for place, value in rows if not value.strip()), None)
+    if empty is not None:
+        raise refuse(path, empty, "its split is empty", "one in every row")
+    wanted = next((names for names in _SPLIT_NAMES if split in names), (split,))
+    chosen = [i for i, (_, value) in enumerate(rows) if value.strip().lower() in wanted]
+    if not chosen:
+        asked = "" if split is None else f" {split!r}"
+        raise VtrError(
+            f"{path}: its rows have no split{asked}, only {', '.join(sorted(there))}; say which (`vtr shards build --split`), or give a list of one"
+        )
+    return chosen
 
 
 def texts_of(value: object) -> tuple[tuple[str, ...], str]:
@@ -129,8 +169,8 @@ def texts_of(value: object) -> tuple[tuple[str, ...], str]:
     if isinstance(value, str):
         listed = _listed(value)
         if listed is None:
-            why = _wordless(value.strip())
-            return ((), why) if why else ((value.strip(),), "")
+            why = _wordless(bare(value))
+            return ((), why) if why else ((bare(value),), "")
         value = listed
     if not isinstance(value, list):
         inner = _inner(value)
@@ -140,27 +180,35 @@ def texts_of(value: object) -> tuple[tuple[str, ...], str]:
         text = one if isinstance(one, str) else _inner(one)
         if not isinstance(text, str):
             return (), f"caption {number} of {len(value)} is {what_is(one)}, not text"
-        why = _wordless(text.strip())
+        why = _wordless(bare(text))
         if why:
             return (), f"caption {number} of {len(value)}: {why}"
-        texts.append(text.strip())
+        texts.append(bare(text))
+    if len(texts) > 1 and not any(" " in t for t in texts) and any(t.lower() in _LITTLE for t in texts):
+        return (), f"its captions are single words ({', '.join(texts[:4])} …), as the tokens of one caption: join them"
     return tuple(texts), "" if texts else "no caption: an empty list"
 
 
 def name_of(value: object) -> tuple[str, str]:
     """A file's name or an id, and why it is none: text, or a whole number (0 is one, and 007 is not 7)."""
     if isinstance(value, str):
-        name = value.strip()
-        return name, "" if name else "is empty"
+        name = bare(value)
+        return name, ("is empty" if not name else _HALF if _halved(name) else "")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value), ""
     return "", f"is {what_is(value)}"
 
 
+def _halved(text: str) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _wordless(text: str) -> str:
+    if _halved(text):
+        return f"the caption {_HALF}"
     if not text:
         return "no caption: it is empty"
-    if text in _NOTHING:
+    if text in NOTHING:
         return f"no caption: {text!r} stands for a value that is missing"
     if not any(c.isalnum() or unicodedata.category(c) == "So" for c in text):
         return f"no caption: {text[:20]!r} holds no letter or digit"
@@ -263,7 +311,8 @@ def _filled(records: tuple[Record, ...]) -> tuple[Record, ...]:
 
 def _entry(record: Record, video: str, captions: Sequence[str], key: str | None) -> Entry:
     cells = record.cells
-    bad = "the header once more" if all(v == k for k, v in cells.items()) else ""
+    again = all(isinstance(v, str) and bare(v) == bare(k) for k, v in cells.items())
+    bad = "the header once more" if again else ""
     value = cells.get(video)
     videos: list[str] = []
     for one in value if isinstance(value, list) and value else [value]:
@@ -295,7 +344,13 @@ def _entry(record: Record, video: str, captions: Sequence[str], key: str | None)
         bad=bad,
         cells=cells,
         column=video,
+        split=split_of(cells),
     )
+
+
+def split_of(cells: Mapping[str, object]) -> str:
+    """What a row says in a column of splits, "" where it has none."""
+    return next((str(v) for k, v in cells.items() if normal(k) in _SPLIT), "")
 
 
 def _msvd(records: Iterable[Record], names: Mapping[str, str], parts: Sequence[str]) -> tuple[Record, ...]:
@@ -318,6 +373,10 @@ def _plain(table: Table) -> Listing:
     if len(words) > 1 and all(normal(word) in KNOWN for word in words):
         raise refuse(table.path, table.records[0].place, f"columns {texts[0]!r} with blanks between", "commas or tabs")
     if all(re.fullmatch(r"[\w-]{11}_\d+_\d+ .*\S.*", t) for t in texts):
+        if all(re.fullmatch(r"\S+ [A-Za-z]+\d+", t) for t in texts):
+            raise VtrError(
+                f"{table.path}: two names a line ({texts[0]!r}), as in MSVD's youtube_mapping.txt; expected captions"
+            )
         for record, text in zip(table.records, texts):
             name, _, caption = text.partition(" ")
             entries.append(Entry(place=record.place, line=record.line, videos=(name,), captions=(caption.strip(),)))
@@ -389,6 +448,9 @@ def _of_object(path: Path, value: dict[str, object], split: str | None) -> Listi
     joined = _joined(path, value)
     if joined is not None:
         return joined
+    rows = _columnar(path, value)
+    if rows is not None:
+        return _inside(path, rows, split)
     database = value.get("database")
     if isinstance(database, dict):
         return _by_video(path, database)
@@ -415,6 +477,25 @@ def _inside(path: Path, value: object, split: str | None) -> Listing:
     return _of_table(Table(path=path, kind="JSON", columns=tuple(columns), records=tuple(records), text=""))
 
 
+def _columnar(path: Path, value: dict[str, object]) -> list[dict[str, object]] | None:
+    """The rows of a table that pandas wrote column by column (`to_json`, also with orient list or split)."""
+    columns, data = value.get("columns"), value.get("data")
+    if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        if any(len(row) != len(columns) for row in data):
+            raise VtrError(f"{path}: a row of its data has not {len(columns)} cells, as its columns")
+        return [dict(zip(map(str, columns), row)) for row in data]
+    names = {normal(k) for k in value}
+    if not (names & set(VIDEO) and names & set(CAPTION)):
+        return None
+    cells = [list(v.values()) if isinstance(v, dict) else v for v in value.values()]
+    keys = [tuple(v) for v in value.values() if isinstance(v, dict)]
+    if not all(isinstance(c, list) for c in cells) or len(set(keys)) > 1 or 0 < len(keys) < len(cells):
+        return None
+    if len({len(c) for c in cells if isinstance(c, list)}) > 1:
+        raise VtrError(f"{path}: its columns {', '.join(value)} are not of one length")
+    return [dict(zip(value, row)) for row in zip(*(c for c in cells if isinstance(c, list)))]
+
+
 def _joined(path: Path, value: dict[str, object]) -> Listing | None:
     """Files in one list and their captions in another: MSR-VTT's release, COCO's captions."""
     for files, texts, own, other, names, kind in (
@@ -434,7 +515,10 @@ def _joined(path: Path, value: dict[str, object]) -> Listing | None:
             if why or key in rows:
                 raise refuse(path, place, f"{own} {why or 'stands there twice'}", "ids that differ")
             name, why = name_of(next((row[n] for n in names if n in row), None))
-            rows[key] = Entry(place=place, videos=(name,), bad=why and f"its name {why}")
+            rows[key] = Entry(place=place, videos=(name,), bad=why and f"its name {why}", split=split_of(row))
+        if files == "videos" and not any(r.split in _SPLIT_NAMES[2] for r in rows.values()):
+            # MSR-VTT's 7,010 for training are its training and validation videos together.
+            rows = {key: replace(entry, split="") for key, entry in rows.items()}
         captions: dict[str, list[object]] = {key: [] for key in rows}
         for number, row in enumerate(said, 1):
             if not isinstance(row, dict) or "caption" not in row:
@@ -446,7 +530,7 @@ def _joined(path: Path, value: dict[str, object]) -> Listing | None:
         for key, entry in rows.items():
             if captions[key]:
                 listed, why = texts_of(captions[key])
-                found.append(Entry(place=entry.place, videos=entry.videos, captions=listed, bad=entry.bad or why))
+                found.append(replace(entry, captions=listed, bad=entry.bad or why))
         return Listing(path=path, kind=kind, entries=tuple(found))
     return None
 
@@ -475,7 +559,8 @@ def _by_video(path: Path, value: dict[str, object]) -> Listing:
         else:
             kinds.add("captions by video")
         texts, why = texts_of(captions)
-        entries.append(Entry(place=f"entry {name!r}", videos=(name.strip(),), captions=texts, bad=why))
+        part = split_of(one) if isinstance(one, dict) else ""
+        entries.append(Entry(place=f"entry {name!r}", videos=(name.strip(),), captions=texts, bad=why, split=part))
     if not any(e.captions for e in entries):
         raise VtrError(f'{path}: {entries[0].place}: {entries[0].bad}; expected a list of {{"video": …, "caption": …}}')
     return Listing(path=path, kind=kinds.pop() if len(kinds) == 1 else "captions by video", entries=tuple(entries))

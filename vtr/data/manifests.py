@@ -97,13 +97,14 @@ class Corpus:
 
     def table(self) -> str:
         """Members as lines: media, shards and samples found of those published."""
-        lines = [f"{'member':<14}{'media':<7}{'shards':>16}{'samples':>12}{'published':>12}{'found':>8}"]
+        wide = max(14, *(len(m.name) + 2 for m in (*self.members, *self.absent)))
+        lines = [f"{'member':<{wide}}{'media':<7}{'shards':>16}{'samples':>12}{'published':>12}{'found':>8}"]
         for m in (*self.members, *self.absent):
             held = len(m.shards)
             total = held + (len(m.missing) if m.shards else 0)
             shards = f"{held} of {total}" if m.shards else "none"
             share = "" if m.fraction is None else f"{m.fraction:.1%}"
-            lines.append(f"{m.name:<14}{m.media:<7}{shards:>16}{m.samples:>12,}{m.published or '':>12}{share:>8}")
+            lines.append(f"{m.name:<{wide}}{m.media:<7}{shards:>16}{m.samples:>12,}{m.published or '':>12}{share:>8}")
         return "\n".join(lines)
 
 

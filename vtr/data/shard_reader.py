@@ -26,7 +26,7 @@ from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.lists import Entry, read_list
 from vtr.data.media import MORE_VIDEO, VIDEO, ending
 from vtr.data.remote import open_remote
-from vtr.data.shards import Grouping, RawSample, iterate_samples, members_of, sample_of, split_member
+from vtr.data.shards import Grouping, RawSample, iterate_samples, members_of, sample_of, split_member, why_no_tar
 from vtr.data.tables import TEXT_SUFFIXES
 from vtr.errors import VtrError
 
@@ -68,7 +68,7 @@ class TarIndex:
                 else:
                     bounds[-1] = (bounds[-1][0], end)
         except (tarfile.TarError, OSError, EOFError) as error:
-            self.damage = f"not a readable tar after {len(bounds)} samples ({error})"
+            self.damage = f"not a readable tar after {len(bounds)} samples ({why_no_tar(path, error)})"
         self.bounds = np.asarray(bounds, dtype=np.int64).reshape(-1, 2)
         self.repeats: dict[int, int] = {}
         if len(set(keys)) < len(keys):

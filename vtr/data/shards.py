@@ -112,13 +112,52 @@ def _parts(spec: str) -> list[str]:
     return [part for part in spec.split("::") if part]
 
 
+_NO_TAR = (
+    (b"\x1f\x8b", "gzip-compressed, so no sample can be reached by itself: unpack it (gunzip)"),
+    (b"PK\x03\x04", "a zip archive: unpack it, and pack the files with tar or `vtr shards build`"),
+    (b"BZh", "bzip2-compressed: unpack it (bunzip2)"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed: unpack it (unzstd)"),
+    (b"\xfd7zXZ", "xz-compressed: unpack it (unxz)"),
+    (b"<", "a web page, not a shard: a download that failed?"),
+    (b"version https://git-lfs", "a git-LFS pointer, not the shard itself: git lfs pull"),
+)
+
+
+def why_no_tar(shard: str, error: Exception) -> str:
+    """What a file that cannot be read as a tar is, else what the reader said."""
+    try:
+        with open(shard, "rb") as file:
+            head = file.read(64)
+    except OSError:
+        return str(error)
+    return next((f"it is {what}" for magic, what in _NO_TAR if head.startswith(magic)), str(error))
+
+
+def _joined_behind(data: bytes | mmap.mmap, place: int) -> None:
+    """Refuse what stands behind the end of an archive, as `cat a.tar b.tar` leaves it: no reader goes on there.
+
+    Raises:
+        tarfile.TarError: Another archive begins there.
+    """
+    if data.find(b"ustar", place) >= 0:
+        raise tarfile.ReadError(
+            f"another archive is behind its end (byte {place}), which nobody reads: join archives with `tar --concatenate`, "
+            "or keep them apart"
+        )
+
+
+def _check_end(path: str, place: int) -> None:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        _joined_behind(data, place)
+
+
 def _open(shard: str, opened: BinaryIO | None = None) -> tarfile.TarFile:
     try:
         if opened is not None or "://" in shard:
             return tarfile.open(fileobj=opened or open_remote(shard), mode="r|*")
         return tarfile.open(shard, mode="r:")
     except (tarfile.TarError, OSError) as error:
-        raise VtrError(f"{shard}: not a readable tar ({error})") from error
+        raise VtrError(f"{shard}: not a readable tar ({why_no_tar(shard, error)})") from error
 
 
 class Grouping:
@@ -171,6 +210,11 @@ def iterate_samples(
             raise VtrError(f"{shard}: damaged after {index + 1} samples ({error})") from error
     if index >= max(0, start):
         yield sample_of(before, group)
+    if opened is None and "://" not in shard:
+        try:
+            _check_end(shard, tar.offset)
+        except tarfile.TarError as error:
+            raise VtrError(f"{shard}: damaged after {index + 1} samples ({error})") from error
 
 
 def split_member(name: str) -> tuple[str, str] | None:
@@ -190,7 +234,7 @@ def sample_of(key: str, group: Mapping[str, bytes], nth: int = 0) -> RawSample:
     if not captions and not fault:  # an empty .txt says nothing: the .json may
         captions, fault = _json_captions(meta.get("caption"), broken)
     if not captions and not fault:
-        members = made_of(tuple(group))
+        members = made_of(tuple(group)) + (f" (which has {made_of(sorted(map(str, meta)))})" if meta else "")
         fault = f'no caption: its members are {members}, and captions are read from .txt, or "caption" in .json'
     extension = next((e for e in (*VIDEO, *IMAGE) if e in group), "")
     return RawSample(
@@ -207,7 +251,7 @@ def sample_of(key: str, group: Mapping[str, bytes], nth: int = 0) -> RawSample:
 
 def _json_member(group: Mapping[str, bytes]) -> tuple[object, str]:
     try:
-        return json.loads(group.get("json", b"null")), ""
+        return json.loads(group.get("json", b"null").decode("utf-8-sig")), ""
     except (ValueError, RecursionError):
         return None, "its .json is not JSON"
 
@@ -248,6 +292,7 @@ def members_of(path: str) -> Iterator[tuple[int, int, int, str]]:
                 head = data[place : place + 512]
                 kind = head[156]
                 if head[0] == 0:
+                    _joined_behind(data, place)
                     return
                 if head[257:262] != b"ustar" or kind not in (48, 0, 53):
                     break
@@ -268,7 +313,10 @@ def members_of(path: str) -> Iterator[tuple[int, int, int, str]]:
     with tarfile.open(path, mode="r:") as tar:
         for member in tar:
             if member.isfile() and member.offset >= place:
-                yield member.offset, member.offset_data, member.offset_data + member.size, member.name
+                # Of a sparse file less is there than its size: up to the next header, which tarfile has looked for.
+                end = tar.offset if member.issparse() else member.offset_data + member.size
+                yield member.offset, member.offset_data, end, member.name
+        _check_end(path, tar.offset)
 
 
 def count_samples(shard: str) -> int:
@@ -288,7 +336,8 @@ def count_samples(shard: str) -> int:
             named = split_member(name)
             count += named is not None and groups.begins(*named)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise VtrError(f"{shard}: damaged after {count} samples ({error}); run: vtr shards verify {shard}") from error
+        why = why_no_tar(shard, error)
+        raise VtrError(f"{shard}: damaged after {count} samples ({why}); run: vtr shards verify {shard}") from error
     return count
 
 

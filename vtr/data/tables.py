@@ -21,11 +21,21 @@ from vtr.errors import VtrError
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 _MAX_ZIP_BYTES = 1 << 30  # of a member once unpacked
+_INVISIBLE = (
+    "\ufeff\u200b\u200e\u200f\u2060"  # marks that stand at the ends of cells, and in the middle of joined files
+)
 _NO_TEXT = (
     (b"PK\x03\x04", "an Excel workbook or a zip archive; in Excel save it as `CSV UTF-8`"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook; in Excel save it as `CSV UTF-8`"),
     (b"PAR1", "a Parquet file; write it as JSON lines: pandas.read_parquet(FILE).to_json(OUT, orient='records', lines=True)"),
     (b"\x1f\x8b", "gzip-compressed; unpack it first: gunzip FILE"),
+    (b"BZh", "bzip2-compressed; unpack it first: bunzip2 FILE"),
+    (b"\xfd7zXZ", "xz-compressed; unpack it first: unxz FILE"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed; unpack it first: unzstd FILE"),
+    (b"SQLite format 3", "an SQLite database; write the table as CSV: sqlite3 -header -csv FILE 'SELECT …'"),
+    (b"ARROW1", "an Arrow file; write it as JSON lines: pandas.read_feather(FILE).to_json(OUT, orient='records', lines=True)"),
+    (b"FEA1", "a Feather file; write it as JSON lines: pandas.read_feather(FILE).to_json(OUT, orient='records', lines=True)"),
+    (b"\x93NUMPY", "a NumPy array; write it as JSON"),
     (b"\x80\x04", "a Python pickle, which is not opened; write it as JSON"),
     (b"\x80\x03", "a Python pickle, which is not opened; write it as JSON"),
     (b"\x80\x02", "a Python pickle, which is not opened; write it as JSON"),
@@ -66,9 +76,14 @@ class Table:
     text: str
 
 
+def bare(text: str) -> str:
+    """A text without blanks and invisible marks (a byte order mark, a zero-width space) at its ends."""
+    return text.strip().strip(_INVISIBLE).strip()
+
+
 def normal(name: str) -> str:
     """A column's name with case, blanks, `_`, `-` and a comment's `#` ignored: "Video ID" is "videoid"."""
-    return re.sub(r"[\s_\-]", "", name.strip().lstrip("#")).lower()
+    return re.sub(r"[\s_\-]", "", bare(name).lstrip("#")).lower()
 
 
 def refuse(path: Path, place: str, found: str, expected: str) -> VtrError:

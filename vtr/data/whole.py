@@ -72,6 +72,10 @@ def _promised(data: bytes | mmap.mmap) -> tuple[int, bool]:
         return _gif(data), True
     if head[:3] == b"FLV":
         return _flv(data), False
+    # A transport stream says no length, but all of its packets are whole.
+    for packet, at in ((188, 0), (192, 4)):
+        if len(data) > 4 * packet and all(data[at + i * packet] == 0x47 for i in range(4)):
+            return len(data) + -len(data) % packet, True
     return 0, True
 
 
