@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from vtr.data.build import ensure_shards, shards_of
+from vtr.data.demo import open_demo_corpus
 from vtr.data.manifests import Corpus
 from vtr.data.shard_reader import FILES
 from vtr.data.stream import Batch, Positions, Stream, StreamSettings, check_bad, merge_positions
@@ -276,7 +277,9 @@ class Run:
     def _validation(self) -> Validation:
         """Retrieval on held-out videos."""
         settings = self.settings
-        name = settings.validate or ("demo" if settings.corpus == "demo" else None)
+        name = settings.validate
+        if name is None and settings.corpus == "demo":
+            name = str(open_demo_corpus(settings.data_root / "demo").validation_json)
         if name is None:
             raise UsageError("--validate-every needs --validate: a benchmark name or an annotation file (.json, .csv)")
         return Validation(self.model, name, settings.data_root, settings.validate_samples, self.ranks)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 from vtr.errors import COMMAND_LINE, HTTP, UsageError, VtrError, unknown_name
 
@@ -26,3 +28,24 @@ def test_a_near_name_is_offered_whatever_its_case_and_a_far_one_is_not() -> None
     assert str(unknown_name("benchmark", "comp", known)) == "unknown benchmark 'comp': did you mean 'completion'?"
     assert str(unknown_name("benchmark", "nope", known)).endswith("known: anet, completion, msrvtt")
     assert str(unknown_name("benchmark", "nope", map(str, range(50)))).endswith(" and 10 more")
+
+
+def test_a_command_whose_reader_has_gone_or_that_is_stopped_ends_without_a_traceback() -> None:
+    code = (
+        "from vtr.errors import reports_errors\n"
+        "@reports_errors\n"
+        "def main():\n"
+        "    {}\n"
+        "    return 0\n"
+        "raise SystemExit(main())"
+    )
+    long = [sys.executable, "-c", code.format("print('x' * 10_000_000)")]
+    with subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
+    stopped = subprocess.run(
+        [sys.executable, "-c", code.format("raise KeyboardInterrupt")], capture_output=True, text=True
+    )
+    assert (stopped.stderr, stopped.returncode) == ("vtr: stopped\n", 130)

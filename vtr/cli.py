@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 
-from vtr.errors import COMMAND_LINE, VtrError, unknown_name
+from vtr.errors import reports_errors, unknown_name
 from vtr.verbs import VERBS
 
 _EXAMPLES = """\
@@ -57,30 +56,14 @@ def run(words: list[str]) -> int:
     return function(parsed(settings_type, rest, f"vtr {verb}"))
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> int:
-    """Entry of the `vtr` command.
-
-    Returns:
-        0 done, 1 failed, 2 bad usage, 130 stopped by Ctrl-C, 141 the reader of the output has gone.
-    """
+    """Entry of the `vtr` command."""
     # A terminal or pipe that is not UTF-8 gets escapes instead of a crash.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        code = run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-        return code
-    except VtrError as error:
-        print(f"vtr: {' '.join(error.said(COMMAND_LINE).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("vtr: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader (head, less) has gone; nothing more can be said on stdout, also not when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    return run(list(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

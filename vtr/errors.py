@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, ParamSpec
@@ -70,15 +71,27 @@ class UsageError(VtrError):
 
 
 def reports_errors(main: Callable[_P, int]) -> Callable[_P, int]:
-    """For the entry of a `python -m` command: an error becomes its line on stderr and its exit code."""
+    """For the entry of a command: an error becomes its line on stderr and its exit code.
+
+    The entry returns 0 done, 1 failed, 2 bad usage, 130 stopped by Ctrl-C, 141 the reader of the output has gone.
+    """
 
     @functools.wraps(main)
     def reported(*args: _P.args, **kwargs: _P.kwargs) -> int:
         try:
-            return main(*args, **kwargs)
+            code = main(*args, **kwargs)
+            sys.stdout.flush()
+            return code
         except VtrError as error:
-            print(f"vtr: {error.said(COMMAND_LINE)}", file=sys.stderr)
+            print(f"vtr: {' '.join(error.said(COMMAND_LINE).split())}", file=sys.stderr)
             return error.exit_code
+        except KeyboardInterrupt:
+            print("vtr: stopped", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            # The reader (head, less) has gone; nothing more can be said on stdout, also not when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
 
     return reported
 

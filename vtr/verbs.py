@@ -8,6 +8,7 @@ VERBS = {
     "eval": ("vtr.launch", "evaluate a model zero-shot on benchmarks"),
     "shards build": ("vtr.data.commands", "videos or images and captions into WebDataset shards"),
     "shards verify": ("vtr.data.commands", "check shards: counts, captions, media"),
+    "shards group": ("vtr.library.grouping", "shards anew, look-alikes side by side, for harder batches"),
     "index build": ("vtr.library.commands", "make a search library of folders of videos"),
     "index add": ("vtr.library.commands", "add files to a library"),
     "index sync": ("vtr.library.commands", "bring a library up to date with its folders"),

@@ -29,6 +29,7 @@ from vtr.data.demo.captions import (
 )
 from vtr.data.demo.render import encode_clip, render
 from vtr.errors import UsageError, VtrError
+from vtr.eval.benchmarks import load_benchmark
 
 CLIPS, IMAGES = 48, 16
 
@@ -152,6 +153,14 @@ def test_ceilings_are_counted_from_the_benchmark(corpus: DemoCorpus) -> None:
     assert stored["ceilings"]["colour_size_background_only"] == 19.2
     assert stored["ceilings"]["everything"] == 100.0
     assert stored["chance_r1"] == pytest.approx(0.2)
+
+
+def test_settings_are_chosen_by_clips_that_are_neither_trained_on_nor_of_the_benchmark(corpus: DemoCorpus) -> None:
+    benchmark = load_benchmark(str(corpus.validation_json), corpus.root)
+    assert (len(benchmark.videos), len(benchmark.missing)) == (200, 0)
+    scenes = demo_build.validation_scenes(corpus.seed)
+    assert len(set(scenes)) == 200
+    assert not {scene.things[0].triple for scene in scenes} & held_out_triples(corpus.seed)
 
 
 def test_pairs_differ_in_the_motion_phrase_only_and_are_held_out(corpus: DemoCorpus) -> None:

@@ -1,5 +1,5 @@
 # Makes the files of the demo corpus, one task at a time; runs as a worker process too.
-"""The parts of the demo corpus: training shards, benchmark, direction pairs.
+"""The parts of the demo corpus: training shards, validation clips, benchmark, direction pairs.
 
 Every part is made from the seed and its own number alone, so the files do not depend on how many processes share the
 work.  `python -m vtr.data.demo.build FOLDER SEED` reads one task per line on stdin and answers each on stdout.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 from vtr.data.demo.captions import (
     BACKGROUNDS,
     COLOURS,
+    KIND_OF,
     KINDS,
     OPPOSITE,
     SHAPES,
@@ -36,6 +37,7 @@ from vtr.data.shards import ShardFile
 BLOCK = 8  # samples of one hard group written next to each other (clips: four clips and their siblings)
 SHARD = 400  # samples per shard, a multiple of BLOCK
 BENCHMARK = 500
+VALIDATION = 200
 PAIR_KINDS = ("left_right", "up_down", "grow_shrink")
 PAIRS_PER_KIND = 50
 TWO_OBJECTS = 0.3
@@ -63,6 +65,8 @@ def tasks(clips: int, images: int) -> list[str]:
         names += [f"{medium} {first} {min(SHARD, total - first)}" for first in range(0, total, SHARD)]
     step = BENCHMARK // 4
     names += [f"benchmark {first} {step}" for first in range(0, BENCHMARK, step)]
+    step = VALIDATION // 4
+    names += [f"validation {first} {step}" for first in range(0, VALIDATION, step)]
     step = PAIRS_PER_KIND
     return names + [f"pairs {first} {step}" for first in range(0, PAIRS_PER_KIND * len(PAIR_KINDS), step)]
 
@@ -80,6 +84,10 @@ def run_task(root: Path, seed: int, task: str) -> None:
         for i, scene in list(enumerate(benchmark_scenes(seed)))[start:stop]:
             frames = render(scene, np.random.default_rng([seed, 31, i]))
             (root / "benchmark" / "videos" / f"{_video_id(i)}.mp4").write_bytes(encode_clip(frames))
+    elif name == "validation":
+        for i, scene in list(enumerate(validation_scenes(seed)))[start:stop]:
+            frames = render(scene, np.random.default_rng([seed, 51, i]))
+            (root / "validation" / "videos" / f"valid{i:04d}.mp4").write_bytes(encode_clip(frames))
     elif name == "pairs":
         for i, scene in list(enumerate(pair_scenes(seed)))[start:stop]:
             frames = render(scene, np.random.default_rng([seed, 41, i]))
@@ -140,10 +148,13 @@ def _meta(key: str, scene: Scene, caption: str, paraphrase: str) -> dict[str, ob
 
 def _held_out_scenes(seed: int, motions: set[str]) -> list[Scene]:
     """Every one-object scene of a held-out triple with one of `motions`, textures left plain."""
-    triples = sorted(triple for triple in held_out_triples(seed) if triple[2] in motions)
+    return _scenes_of(triple for triple in held_out_triples(seed) if triple[2] in motions)
+
+
+def _scenes_of(triples: Iterable[tuple[str, str, str]]) -> list[Scene]:
     return [
         Scene(background=background, things=(Thing(colour=colour, shape=shape, motion=motion, size=size),))
-        for colour, shape, motion in triples
+        for colour, shape, motion in sorted(triples)
         for size in SIZES
         for background in BACKGROUNDS
     ]
@@ -161,6 +172,17 @@ def benchmark_scenes(seed: int) -> list[Scene]:
     chosen = [scene.reversed() if rng.random() < 0.5 else scene for scene in scenes]
     chosen += [chosen[i].reversed() for i in rng.permutation(len(chosen))[: BENCHMARK - len(chosen)]]
     return [chosen[i] for i in rng.permutation(BENCHMARK)]
+
+
+def validation_scenes(seed: int) -> list[Scene]:
+    """Scenes to choose settings and checkpoints by, all different: of triples that training has, in clips that it has not.
+
+    The benchmark is of held-out triples, and nothing is chosen by it.
+    """
+    every = {(colour, shape, motion) for colour in COLOURS for shape in SHAPES for motion in KIND_OF}
+    scenes = _scenes_of(every - held_out_triples(seed))
+    order = np.random.default_rng([seed, 50]).permutation(len(scenes))
+    return [scenes[i] for i in order[:VALIDATION]]
 
 
 def pair_scenes(seed: int) -> list[Scene]:
@@ -221,6 +243,13 @@ def write_annotations(root: Path, seed: int) -> dict[str, float]:
             "attributes": {_video_id(i): scene.attributes() for i, scene in enumerate(scenes)},
         },
     )
+
+    own = np.random.default_rng([seed, 52])
+    rows = [
+        {"video": f"valid{i:04d}.mp4", "caption": write(scene, Wording.draw(own))}
+        for i, scene in enumerate(validation_scenes(seed))
+    ]
+    _write_json(root / "validation" / "validation.json", rows)
 
     pairs = []
     for i, scene in enumerate(pair_scenes(seed)):

@@ -31,7 +31,7 @@ from vtr.data.demo import build
 from vtr.errors import UsageError, VtrError
 from vtr.files import import_root
 
-VERSION = 1  # raise it whenever the same settings would give other files
+VERSION = 2  # raise it whenever the same settings would give other files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,11 @@ class DemoCorpus:
     def benchmark_csv(self) -> Path:
         """The same in MSRVTT's JSFusion format: key, vid_key, video_id, sentence."""
         return self.root / "benchmark" / "msrvtt_jsfusion.csv"
+
+    @property
+    def validation_json(self) -> Path:
+        """[{"video", "caption"}] of clips to choose settings and checkpoints by; they are in `videos` beside it."""
+        return self.root / "validation" / "validation.json"
 
     @property
     def pairs_videos(self) -> Path:
@@ -175,7 +180,7 @@ def _complete(root: Path, settings: dict[str, int]) -> DemoCorpus | None:
 
 
 def _make(root: Path, settings: dict[str, int], workers: int, progress: bool) -> None:
-    known = {"corpus.json", "held_out.json", "train", "benchmark", "pairs"}
+    known = {"corpus.json", "held_out.json", "train", "benchmark", "pairs", "validation"}
     if root.exists() and not (root.is_dir() and {path.name for path in root.iterdir()} <= known):
         raise VtrError(f"demo corpus: {root} holds something else; choose an empty folder or one that does not exist")
     seed, clips, images = settings["seed"], settings["clips"], settings["images"]
@@ -183,7 +188,7 @@ def _make(root: Path, settings: dict[str, int], workers: int, progress: bool) ->
         shutil.rmtree(left, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".partial", dir=root.parent))
     try:
-        for folder in ("train/video", "train/image", "benchmark/videos", "pairs/videos"):
+        for folder in ("train/video", "train/image", "benchmark/videos", "pairs/videos", "validation/videos"):
             (building / folder).mkdir(parents=True)
         _run(building, seed, build.tasks(clips, images), workers, progress)
         ceilings = build.write_annotations(building, seed)
