@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -168,11 +169,13 @@ def push(settings: PushSettings) -> int:
     """`vtr index push`."""
     from vtr.library.milvus import push as send
 
-    done = send(Library.open(settings.library), settings.to)
+    done = send(Library.open(settings.library), settings.to, staging=settings.staging, bulk_from=settings.bulk_from)
     print(
         f"{settings.to}: {done['written']} segments written, {done['unchanged']} unchanged, {done['removed']} removed",
         file=sys.stderr,
     )
+    if settings.staging is None and done["written"] >= settings.bulk_from:
+        print("note: so many segments are sent sooner as files that the server imports: --staging", file=sys.stderr)
     return 0
 
 
@@ -180,9 +183,21 @@ def embed(settings: EmbedSettings) -> int:
     """`vtr embed`."""
     import torch
 
-    from vtr.library.embed import embed as run
     from vtr.library.encode import load_encoder
 
+    if settings.engine == "ray":
+        if _work(settings) != Work():
+            raise UsageError(
+                "--workers, --devices and --precision are of this machine: on a cluster Ray gives out the work"
+            )
+        try:
+            from vtr.library.cluster import embed as run
+        except ModuleNotFoundError as error:
+            raise VtrError(f"--engine ray needs {error.name}: {install_command('ray')}") from error
+    else:
+        from vtr.library.embed import embed as embed_here
+
+        run = partial(embed_here, work=_work(settings))
     if not (settings.what or settings.uris):
         raise UsageError("nothing to embed: name folders, files, lists, shards or addresses")
     check_windows(settings.window, settings.stride)
@@ -200,7 +215,6 @@ def embed(settings: EmbedSettings) -> int:
         access=Access(private=settings.allow_private),
         exclude=settings.exclude,
         part_bytes=parse_size(settings.part),
-        work=_work(settings),
     )
     for line in report.failed:
         print(f"unreadable: {line}", file=sys.stderr)
