@@ -246,13 +246,15 @@ def test_files_are_embedded_with_their_lists_metadata_and_only_what_is_new_again
     for number in range(3):
         (folder / f"{number}.mp4").write_bytes(CLIPS[number])
     (folder / "text.mp4").write_text("no video")
+    os.rename(folder / "2.mp4", folder / "2 {1..3}.mp4")  # no braces to expand: there is such a file
     listing = folder / "list.csv"
     listing.write_text("path,views\n0.mp4,5\n1.mp4,6\ntext.mp4,7\n")
     words = {"window": 1.0, "stride": 1.0}
     report = embed([str(listing)], tmp_path / "e", small_model(), **words)
     assert (report.videos, report.segments, len(report.failed)) == (3, 6, 1)
     before = {p: p.read_bytes() for p in (tmp_path / "e").glob("*.parquet")}
-    report = embed([str(listing), str(folder)], tmp_path / "e", small_model(), **words)
+    named = [str(listing), str(folder / "2 {1..3}.mp4"), str(folder)]
+    report = embed(named, tmp_path / "e", small_model(), **words)
     assert (report.videos, report.failed) == (1, [])
     assert all(path.read_bytes() == kept for path, kept in before.items())
     (folder / "1.mp4").write_bytes(CLIPS[5])

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from vtr.data.uri import Access
 from vtr.errors import VtrError
+from vtr.files import import_root
 from vtr.library.claims import Claims
 from vtr.library.decoders import Cut, failure_of, opened
 from vtr.library.embed import EmbedReport
@@ -147,7 +148,11 @@ def embed(
     """
     if not ray.is_initialized():
         try:
-            ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, configure_logging=False)
+            paths = os.pathsep.join(filter(None, [str(import_root()), os.environ.get("PYTHONPATH")]))
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, configure_logging=False,
+                runtime_env={"env_vars": {"PYTHONPATH": paths}},
+            )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise VtrError(f"Ray: {' '.join(str(error).split())[:300]}") from error
     settings = settings_of(model, model_path, window, stride)
