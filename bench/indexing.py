@@ -1,6 +1,6 @@
 """Times indexing on CPU cores: films it makes, beside decoding every frame and beside encoding alone on the same cores.
 
-python -m bench.indexing                                        # all: docs/results/indexing.md and .json
+python -m bench.indexing                                        # all; indexing.md and .json in docs/results
 python -m bench.indexing --quick --out /tmp/indexing            # short films, few cases: whether it runs
 python -m bench.indexing --models demo --demo runs/demo/model --cores 2 --films 720p-h264
 
