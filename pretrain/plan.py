@@ -15,9 +15,8 @@ import tyro
 from braceexpand import braceexpand
 from tqdm import tqdm
 
-from vtr.data.manifests import Corpus, CorpusMember, corpus_entries
+from vtr.data.manifests import Corpus, CorpusMember, corpus_entries, why_captionless
 from vtr.data.remote import remote_is_there
-from vtr.data.shard_reader import captionless
 from vtr.data.stream import MediaOrder, StreamSettings, media_weights, owned_streams
 from vtr.errors import UsageError, VtrError, reports_errors
 from vtr.pretrain.loop import memory_gib
@@ -26,8 +25,6 @@ from vtr.pretrain.objectives.base import FusionObjective
 from vtr.pretrain.objectives.matching import match_reach
 from vtr.pretrain.recipes import STAGES, Recipe, Stage, recipe
 from vtr.settings import parsed
-
-_LOOKED_AT = 50  # samples of a member, for captions
 
 
 def _missing_remote(corpus: Corpus) -> list[str]:
@@ -157,12 +154,9 @@ def check_captions(corpus: Corpus, most_bad: float) -> None:
             f"beside each file; {remedy}"
         )
     for member in corpus.members:
-        example, why = captionless(member.shards, _LOOKED_AT)
+        why = why_captionless(member.name, member.shards)
         if why and member.samples > most_bad * corpus.samples:
-            raise VtrError(
-                f"corpus {corpus.name}: none of the {_LOOKED_AT} samples looked at has a caption, as {member.name}/{example}: "
-                f"{why}; vtr shards verify looks at all; {remedy}"
-            )
+            raise VtrError(f"corpus {corpus.name}: {why}; {remedy}")
 
 
 def stage_steps(stage: Stage, corpus: Corpus) -> int:

@@ -8,6 +8,7 @@ accelerate launch pretrain/run.py --corpus 5M --resume latest        # continue 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ if __name__ == "__main__":
 
     wait_asleep()  # before torch is loaded
 
-from vtr.errors import reports_errors
+from vtr.errors import VtrError, reports_errors
 from vtr.pretrain.settings import RunSettings
 from vtr.settings import parsed
 
@@ -32,12 +33,26 @@ def main(argv: list[str] | None = None) -> int:
 
 def start(settings: RunSettings) -> int:
     """Train as one rank; returns the exit code."""
+    _look(settings)
     # Only now what takes seconds to load: --help and a wrong flag are answered before.
     from vtr.pretrain.dry_run import dry_run
     from vtr.pretrain.guard import guarded
     from vtr.pretrain.train import train
 
     return guarded(lambda watch: dry_run(settings, watch) if settings.dry_run else train(settings, watch))
+
+
+def _look(settings: RunSettings) -> None:
+    """Refuse own shards without captions before what takes seconds to load; of every corpus that is checked later too."""
+    told = any(name in text for text in settings.set for name in ("vtc", "vtm", "mlm", "max_bad_fraction"))
+    if settings.stage == "masked" or told or os.environ.get("RANK", "0") != "0":
+        return
+    from vtr.data.manifests import own_data, why_captionless
+
+    title, shards = own_data(settings.corpus) or ("", [])
+    why = why_captionless(title, shards)
+    if why:
+        raise VtrError(f"corpus {title}: {why}; without captions only the masked stage trains (--stage masked)")
 
 
 if __name__ == "__main__":

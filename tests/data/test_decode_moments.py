@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.data.media import BLUE, GREEN, RED, colour, film, remuxed, scenes
-from vtr.data.decode import DecodeError, read_frames, read_moment, read_windows
+from vtr.data.decode import DecodeError, probe, read_frames, read_moment, read_windows
 from vtr.data.decode import frames as decode_frames
 from vtr.data.decode import pyav as decode_pyav
 
@@ -94,6 +94,23 @@ def test_a_glued_recording_is_not_entered_by_its_stamps() -> None:
     parts = [film(scenes(8.0, 25, (c,)), fmt="mpegts", fps=25) for c in (RED, BLUE, GREEN)]
     for moment, name in ((1.0, "red"), (12.0, "blue"), (20.0, "green")):
         assert colour(read_moment(b"".join(parts), 1, start=moment, end=moment).frames[0]) == name
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("fmt", ["mpegts", "mpeg"])
+def test_a_short_piece_glued_to_a_long_recording_is_told_by_its_length(fmt: str) -> None:
+    codec = "libx264" if fmt == "mpegts" else "mpeg2video"
+    piece, long = (
+        film(scenes(s, 25, c), fmt=fmt, codec=codec, fps=25) for s, c in ((2.0, (BLUE,)), (60.0, (RED, GREEN)))
+    )
+    for data, moment, name in (
+        (piece + long, 61.0, "red"),
+        (piece + long, 63.0, "green"),
+        (long + piece, 121.0, "blue"),
+    ):
+        lasts = probe(data).duration
+        assert lasts == pytest.approx(122.0, abs=0.2)
+        assert colour(read_moment(data, 1, start=moment, end=moment, lasts=lasts).frames[0]) == name
 
 
 @pytest.mark.usefixtures("large")

@@ -15,6 +15,8 @@ from vtr.errors import VtrError
 from vtr.pretrain.fit import fitted
 from vtr.pretrain.plan import check_stages
 from vtr.pretrain.recipes import STAGES, recipe
+from vtr.pretrain.run import start
+from vtr.pretrain.settings import RunSettings
 
 
 def captions(corpus: Corpus) -> list[str]:
@@ -71,6 +73,8 @@ def test_shards_without_captions_are_refused_before_the_first_stage_with_a_sampl
         VtrError, match=r"none of the 50 samples looked at has a caption, as .*#2016: no caption: its members"
     ):
         check_stages(corpus, chosen, STAGES, 1)
+    with pytest.raises(VtrError, match="none of the 50 samples looked at has a caption"):
+        start(RunSettings(corpus=str(tmp_path), out=tmp_path / "run"))
     write_tar(tmp_path / "2.tar", [(f"2{i:03d}.{e}", b"text") for i in range(100) for e in ("mp4", "txt")])
     check_stages(load_corpus(tmp_path), chosen, STAGES, 1)
 

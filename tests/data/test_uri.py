@@ -102,6 +102,7 @@ def test_this_machine_and_private_networks_are_refused_unless_asked_for(server: 
         "http://169.254.169.254/latest/meta-data",
         f"file://{tmp_path}/x",
         "memory://x",
+        f"s3://x::file://{tmp_path}/x",
     ):
         with pytest.raises(Refused):
             Address(uri, Access(timeout=1.0)).open()

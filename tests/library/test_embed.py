@@ -238,3 +238,53 @@ def test_what_one_process_has_done_the_next_one_skips(shards: Path, tmp_path: Pa
     assert made == [(3, 0), (0, 3)]
     assert sum(pq.read_metadata(p).num_rows for p in (tmp_path / "e").glob("*.parquet")) == 30
     assert not any((tmp_path / "e" / "work").iterdir())  # nobody is at work any more
+
+
+def test_files_are_embedded_with_their_lists_metadata_and_only_what_is_new_again(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "v"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.mp4").write_bytes(CLIPS[number])
+    (folder / "text.mp4").write_text("no video")
+    os.rename(folder / "2.mp4", folder / "2 {1..3}.mp4")  # no braces to expand: there is such a file
+    listing = folder / "list.csv"
+    listing.write_text("path,views\n0.mp4,5\n1.mp4,6\ntext.mp4,7\n")
+    words = {"window": 1.0, "stride": 1.0}
+    report = embed([str(listing)], tmp_path / "e", small_model(), **words)
+    assert (report.videos, report.segments, len(report.failed)) == (3, 6, 1)
+    before = {p: p.read_bytes() for p in (tmp_path / "e").glob("*.parquet")}
+    named = [str(listing), str(folder / "2 {1..3}.mp4"), str(folder)]
+    report = embed(named, tmp_path / "e", small_model(), **words)
+    assert (report.videos, report.failed) == (1, [])
+    assert all(path.read_bytes() == kept for path, kept in before.items())
+    (folder / "1.mp4").write_bytes(CLIPS[5])
+    report = embed([str(folder / "1.mp4")], tmp_path / "e", small_model(), **words)
+    assert report.parts == 1  # its part, with what else is in it
+    with library_of(tmp_path) as library:
+        library._accept(small_model())
+        assert verify(library) == []
+        assert library.info()["videos"] == 3
+        assert len(library.info()["unreadable"]) == 1
+        assert library.search(like=folder / "1.mp4", k=1)[0].path == str(folder / "1.mp4")
+        assert library.search("a dog", where="views = 5")[0].path == str(folder / "0.mp4")
+
+
+def test_a_killed_processs_claims_are_taken_over_by_one_that_waits(shards: Path, tmp_path: Path, repo: Path) -> None:
+    for shard in range(3, 12):
+        os.link(shards / f"{shard % 3:06d}.tar", shards / f"{shard:06d}.tar")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "vtr.cli", *command(shards)]
+    process = subprocess.Popen(words, cwd=repo, stderr=subprocess.DEVNULL, env=env)
+    while not list((tmp_path / "e").glob("work/*/0*.claim")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # alive, and holding what it has
+    other = subprocess.Popen(words, cwd=repo, stderr=subprocess.PIPE, text=True, env=env)
+    while len(list((tmp_path / "e").glob("*.parquet"))) < 11 - len(list((tmp_path / "e").glob("work/*/0*.claim"))):
+        assert other.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    _, talk = other.communicate()
+    assert other.returncode == 0, talk
+    assert library_of(tmp_path).store.segments() == 4 * 30

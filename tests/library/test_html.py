@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.helpers import small_model, write_videos
 from vtr.errors import VtrError
 from vtr.library import Hit, Library
+from vtr.library.found import match_text
 from vtr.library.html import _clock, write_contact_sheet
 
 
@@ -43,7 +45,7 @@ def test_queries_moments_scores_paths_and_the_model_are_shown(library: Library, 
         assert words in text
     for hit in hits:
         assert f"{hit.rank}. {Path(hit.path).name}" in text
-        assert f"{hit.measure} {hit.match:.3f}" in text
+        assert f"{hit.measure} {html.escape(match_text(hit))}" in text
         assert f"#{hit.segment}" in text
         assert f"{_clock(hit.start)} \u2013 {_clock(hit.end)}" in text
     assert list(tmp_path.glob("*.tmp")) == []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from vtr.data.shard_reader import FILES, has_captions, list_files
+from vtr.data.shard_reader import FILES, captionless, has_captions, list_files
 from vtr.data.shards import expand_shards, resolve_shards, sample_keys, shard_sizes
 from vtr.data.tables import TEXT_SUFFIXES
 from vtr.errors import UsageError, VtrError, unknown_name
@@ -24,6 +24,7 @@ _FOLDER = manifest("corpora")
 
 _KEYS = ("name", "media", "shards", "items", "texts", "licence", "source", "make")
 _MEDIA = ("video", "image", "auto")
+_LOOKED_AT = 50  # samples of a member, for captions
 _COMPARED = 200_000  # samples of a member whose keys are all compared
 
 
@@ -128,7 +129,7 @@ def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
         VtrError: No shard was found.
     """
     root = Path(data_root or "data")
-    plain = _plain(name)
+    plain = own_data(name)
     if plain is not None:
         title, shards = plain
         member = _member({"name": title, "media": _medium(shards)}, shards, [])
@@ -166,7 +167,7 @@ def load_corpus(name: str | Path, data_root: Path | None = None) -> Corpus:
     return corpus
 
 
-def _plain(name: str | Path) -> tuple[str, list[str]] | None:
+def own_data(name: str | Path) -> tuple[str, list[str]] | None:
     """The title and shards of data that no TOML file describes; None for a corpus's name."""
     path, spec = Path(name), str(name)
     if path.is_dir():
@@ -302,6 +303,14 @@ def _member(entry: MemberTable, shards: list[str], missing: list[str]) -> Corpus
         make=entry.get("make", ""),
         captioned=not kept or any(not s.startswith(FILES) or has_captions(Path(s.removeprefix(FILES))) for s in kept),
         doubled=doubled_keys(kept, sizes),
+    )
+
+
+def why_captionless(member: str, shards: Sequence[str]) -> str:
+    """Why a member's shards are of no use where texts are read, "" where a caption is among the samples that are looked at."""
+    example, why = captionless(shards, _LOOKED_AT)
+    return why and (
+        f"none of the {_LOOKED_AT} samples looked at has a caption, as {member}/{example}: {why}; vtr shards verify looks at all"
     )
 
 

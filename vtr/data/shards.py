@@ -323,22 +323,26 @@ def count_samples(shard: str) -> int:
     """Number of samples of a shard, from its headers."""
     count, groups = 0, Grouping()
     try:
-        if "://" in shard:
-            with _open(shard) as tar:
-                names = [m.name for m in tar if m.isfile()]
-        else:
-            size, names = os.path.getsize(shard), []
-            for _, _, end, name in members_of(shard):
-                names.append(name)
-                if end > size:
-                    raise EOFError(f"{name} is cut off")
-        for name in names:
+        for name in _names_in(shard):
             named = split_member(name)
             count += named is not None and groups.begins(*named)
     except (tarfile.TarError, OSError, EOFError) as error:
         why = why_no_tar(shard, error)
         raise VtrError(f"{shard}: damaged after {count} samples ({why}); run: vtr shards verify {shard}") from error
     return count
+
+
+def _names_in(shard: str) -> Iterator[str]:
+    """The names of a shard's files, as far as they are whole."""
+    if "://" in shard:
+        with _open(shard) as tar:
+            yield from (m.name for m in tar if m.isfile())
+        return
+    size = os.path.getsize(shard)
+    for _, _, end, name in members_of(shard):
+        if end > size:
+            raise EOFError(f"{name} is cut off")
+        yield name
 
 
 def sample_keys(shard: str) -> list[str]:

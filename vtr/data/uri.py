@@ -119,6 +119,8 @@ class Address(Stored):
             scheme = urllib.parse.urlsplit(self.uri).scheme.lower()
             if scheme in _HTTP:
                 self._known = _Http(self)
+            elif "::" in self.uri and not self.access.private:  # fsspec would read one place through another
+                raise Refused(self.name, "is several addresses in one, which is not fetched" + _ALLOW)
             elif scheme in _OBJECTS or self.access.private:
                 self._known = _Object(self)
             else:

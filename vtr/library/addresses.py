@@ -9,8 +9,9 @@ from vtr.data.decode import DecodeError, TimeLimit
 from vtr.data.uri import Access, Address, shown_uri
 from vtr.library.files import shown
 from vtr.library.ingest import AddReport
-from vtr.library.pipeline import Job, Pipeline
+from vtr.library.pipeline import Job
 from vtr.library.rows import Embedded, Facts, Failure
+from vtr.library.settings import ALL, Work
 from vtr.library.store import checksum
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def add_addresses(
     *,
     access: Access | None = None,
     report: AddReport | None = None,
-    pipeline: Pipeline | None = None,
+    work: Work = ALL,
 ) -> AddReport:
     """Index what lies at addresses; those are skipped whose size and time are as they were.
 
@@ -36,11 +37,11 @@ def add_addresses(
         uris: Addresses.
         access: What may be fetched.
         report: What is added to, and returned.
-        pipeline: What decodes and encodes.
+        work: Processes and devices that it works with.
     """
     report = AddReport() if report is None else report
     access = access or Access()
-    with library.store.writing(), pipeline or Pipeline(library.model, library.settings) as machine:
+    with library.store.writing(), library._pipeline(work) as machine:
         for job, found in machine.run(_jobs(library, list(dict.fromkeys(uris)), access, report)):
             _record(library, job, found, report)
         library.update_index()

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -142,6 +142,10 @@ class PushSettings:
     library: tyro.conf.Positional[Path]
     to: str
     """milvus://HOST:PORT/NAME, or milvus:///ABSOLUTE/FILE.db/NAME for Milvus Lite; MILVUS_TOKEN holds the password."""
+    staging: str | None = None
+    """Where the server reads files for a bulk import: s3://BUCKET/FOLDER of its own bucket, or a folder of its machine."""
+    bulk_from: int = 1_000_000
+    """New segments from which on they are imported in bulk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +171,8 @@ class EmbedSettings:
     """Leave out files and folders of this name, or path below a folder (may be given several times)."""
     part: str = "4G"
     """Most media in a part."""
+    engine: Literal["here", "ray"] = "here"
+    """ray: on the Ray cluster that RAY_ADDRESS names, else on this machine's cores; its nodes share the files and --out."""
     json: bool = False
     """Print what was done as JSON."""
 

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from vtr.library.claims import Claims
 from vtr.library.encode import settings_of
 from vtr.library.parts import ENDING, begin
 from vtr.library.pipeline import Job, Pipeline
-from vtr.library.settings import LibrarySettings
+from vtr.library.settings import ALL, LibrarySettings, Work
 from vtr.library.unit import Key, UnitWork
 from vtr.library.work import PART_BYTES, Unit, Wanted, plan, wanted, work_folder
 
@@ -70,7 +70,7 @@ def embed(
     access: Access | None = None,
     exclude: Sequence[str] = (),
     part_bytes: int = PART_BYTES,
-    pipeline: Callable[[VideoTextEncoder, LibrarySettings], Pipeline] = Pipeline,
+    work: Work = ALL,
 ) -> EmbedReport:
     """Embed folders, files, lists, shards and addresses; what is done is skipped, what failed for a time tried again.
 
@@ -87,12 +87,12 @@ def embed(
         access: What may be fetched.
         exclude: Patterns of files to leave out of folders.
         part_bytes: Most bytes of media in a part.
-        pipeline: What decodes and encodes.
+        work: Processes and devices that it works with.
     """
     settings = settings_of(model, model_path, window, stride)
     todo = wanted(named, uris=uris, exclude=exclude)
     begin(out, settings)
-    with pipeline(model, settings) as machine:
+    with Pipeline(model, settings, work) as machine:
         return _Run(out, settings, todo, access or Access(), machine).run(part_bytes)
 
 
@@ -132,37 +132,53 @@ class _Run:
         rank, _ = place()
         total, often = len(self.left), 0.1 if sys.stderr.isatty() else 30.0
         with tqdm(total=total, desc="embed", unit="part", file=sys.stderr, mininterval=often, disable=rank != 0) as bar:
-            while self.left:
-                before = len(self.left)
-                for key, found in self.pipeline.run(self._jobs()):
-                    if isinstance(key, UnitWork):
-                        self._finish(key)
-                        bar.set_postfix(segments=self.report.segments, refresh=False)
-                    else:
-                        self.under_way[0].take(key, found)
-                    bar.update(total - len(self.left) - bar.n)
-                bar.update(total - len(self.left) - bar.n)
-                if len(self.left) == before:  # others are at what is left; one that dies leaves it to us
-                    time.sleep(_PAUSE)
-                    self.report.waited += _PAUSE
 
-    def _jobs(self) -> Iterator[Job[Key]]:
-        """Jobs of the units that nobody else is at, claimed as the pipeline asks for them; each unit's end is one too."""
-        for name, unit in list(self.left.items()):
-            if self._over(unit):
-                continue
-            state = self.claims.take(name)
-            if state == "given up":
-                del self.left[name]
-                self.claims.fail(name)
-                self.report.damaged.append(f"{unit.sources[0].name}: several processes died while they were at it")
-            elif state == "mine" and self._over(unit):  # since it was looked at
-                self.claims.release(name)
-            elif state == "mine":
-                work = UnitWork(self.out, unit, self.items, self.settings, self.access)
-                self.under_way.append(work)
-                yield from work.jobs()
-                yield Job(key=work, source=None)
+            def show() -> None:
+                bar.set_postfix_str(f"{self.pipeline.seconds / 3600:.2f} h of video here", refresh=False)
+                bar.update(total - len(self.left) - bar.n)
+
+            for key, found in self.pipeline.run(self._jobs(), show):
+                if isinstance(key, UnitWork):
+                    self._finish(key)
+                else:
+                    self.under_way[0].take(key, found)
+            show()
+
+    def _jobs(self) -> Iterator[Job[Key] | None]:
+        """Jobs of the units that nobody else is at, claimed as the pipeline asks for them; each unit's end is one too.
+
+        None while others are at all that is left: one that dies leaves it to us.
+        """
+        own: set[str] = set()
+        while set(self.left) - own:
+            for name in [n for n in self.left if n not in own]:
+                work = self._claimed(self.left[name])
+                if work is not None:
+                    own.add(name)
+                    self.under_way.append(work)
+                    yield from work.jobs()
+                    yield Job(key=work, source=None, weight=0)
+            looked = time.monotonic()
+            while set(self.left) - own and time.monotonic() - looked < _PAUSE:
+                idle, before = not self.under_way, time.monotonic()
+                yield None
+                self.report.waited += time.monotonic() - before if idle else 0.0
+
+    def _claimed(self, unit: Unit) -> UnitWork | None:
+        """A unit as ours, unless it is done or another's."""
+        if self._over(unit):
+            return None
+        state = self.claims.take(unit.name)
+        if state == "given up":
+            del self.left[unit.name]
+            self.claims.fail(unit.name)
+            self.report.damaged.append(f"{unit.sources[0].name}: several processes died while they were at it")
+        if state != "mine":
+            return None
+        if self._over(unit):  # since it was looked at
+            self.claims.release(unit.name)
+            return None
+        return UnitWork(self.out, unit, self.items, self.settings, self.access)
 
     def _over(self, unit: Unit) -> bool:
         """Whether a unit is done, or another process met damage in it; then it is left no more."""
@@ -179,7 +195,7 @@ class _Run:
             self.report.damaged.append(work.damaged)
             self.claims.fail(work.unit.name)
         else:
-            self.report.segments += work.write()
+            self.report.segments += work.write(self.pipeline.precision, self.pipeline.parity)
             self.report.parts += 1
             self.report.videos += len(work.videos)
         self.claims.release(work.unit.name)

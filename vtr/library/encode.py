@@ -197,6 +197,7 @@ def frames_of(
     start: float | None = None,
     end: float | None = None,
     *,
+    lasts: float | None = None,
     isolated: bool = False,
 ) -> Tensor:
     """The frames that stand for a video or an image, or for a part of it: uint8 (T, 3, S, S); see `Searcher.frames_of`."""
@@ -206,6 +207,7 @@ def frames_of(
         settings.frames,
         start=start,
         end=end,
+        lasts=lasts,
         least=reduced_to(size),
         isolated=isolated,
     )

@@ -121,6 +121,7 @@ def _frames(hit: Hit) -> tuple[list[str], str]:
             3,
             start=None if still else hit.start,
             end=None if still else hit.end,
+            lasts=hit.duration,
             least=480,
         )
     except DecodeError as error:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from vtr.errors import VtrError
 from vtr.library.library import Library
-from vtr.library.parts import ENDING, Part, read_part, read_settings
+from vtr.library.parts import ENDING, Part, read_heading, read_part, read_settings
 from vtr.library.rows import Failure
 from vtr.library.store import Store, checksum
 
@@ -34,7 +34,10 @@ def build_from(folder: Path, out: Path, *, max_memory: int | None = None, token_
             own = (facts.st_size, facts.st_mtime)
             if store.imported(path.name) == own:
                 continue
-            part = read_part(path, settings.width)
+            part, of = read_part(path, settings.width), read_heading(path).origin
+            if isinstance(of.get("precision"), str):
+                parity = of.get("parity")
+                library.note_precision(str(of["precision"]), parity if isinstance(parity, float) else None)
             with store.change():
                 store.begin_import(path.name, *own)
                 _import(store, path, part)

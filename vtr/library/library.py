@@ -326,11 +326,13 @@ class Library(Searcher):
         from vtr.library.pipeline import Pipeline
 
         with Pipeline(self.model, self.settings, work) as pipeline:
-            self._write_changed(self.settings.encoded_in(pipeline.precision, None))
+            self.note_precision(pipeline.precision, None)
             yield pipeline
-            self._write_changed(self.settings.encoded_in(pipeline.precision, pipeline.parity))
+            self.note_precision(pipeline.precision, pipeline.parity)
 
-    def _write_changed(self, settings: LibrarySettings) -> None:
+    def note_precision(self, precision: str, parity: float | None) -> None:
+        """Write down what vectors were encoded in; with the writer lock held."""
+        settings = self.settings.encoded_in(precision, parity)
         if settings != self.settings:
             self._write_settings(settings)
 

@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from vtr.files import install_command
 from vtr.library.export import segments
 from vtr.library.found import Found
 from vtr.library.library import Library
+from vtr.library.milvus_bulk import ROWS as BULK_ROWS
+from vtr.library.milvus_bulk import BulkImport
 from vtr.library.rows import SegmentRow
 from vtr.library.search import Searcher
 from vtr.library.settings import FORMAT, ORIGIN, LibrarySettings
@@ -33,10 +36,54 @@ from vtr.library.wanted import Wanted, unit
 from vtr.library.where import Joined, Node, Not, interval
 
 _BATCH = 500  # segments of an upsert: gRPC messages are at most 64 MB
+BULK_FROM = 1_000_000  # new segments from which on they are imported in bulk, where a staging place is named
+_UNDER_WAY = 4  # files that a server takes in at a time
 _LIMIT = 16_384  # the most hits Milvus gives
 _NO_DATE = -1e18
-_FORMAT = 2  # of a collection
+_FORMAT, _PAIRED = 2, 3  # of a collection: see `_Layout`
 _FIELDS = ["path", "start", "end", "duration", "meta", "sha256"]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the two vectors of a segment stand: as it is, for words, and of length 1, for likeness.
+
+    In two fields; or in one, the first before the second, on servers that know one vector field alone (before 2.4): a
+    direction padded with zeros gives the same inner product.
+    """
+
+    paired: bool
+    width: int
+
+    @classmethod
+    def of(cls, settings: Mapping[str, object]) -> _Layout:
+        return cls(settings["collection"] == _PAIRED, int(str(settings["width"])))
+
+    @property
+    def field(self) -> str:
+        """That holds the vector as it is."""
+        return "pair" if self.paired else "vector"
+
+    def fields(self) -> dict[str, int]:
+        """Widths by name."""
+        return {"pair": 2 * self.width} if self.paired else {"vector": self.width, "unit": self.width}
+
+    def stored(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """What the fields hold of vectors (n, w)."""
+        if self.paired:
+            return {"pair": np.concatenate([vectors, unit(vectors)], axis=1)}
+        return {"vector": vectors, "unit": unit(vectors)}
+
+    def asked(self, direction: np.ndarray, *, words: bool) -> tuple[str, list[float]]:
+        """The field that is searched, and what by, for words or for the likeness of clips."""
+        if not self.paired:
+            return ("vector" if words else "unit"), direction.tolist()
+        none = np.zeros(self.width, np.float32)
+        return "pair", np.concatenate([direction, none] if words else [none, direction]).tolist()
+
+    def vector(self, entity: Mapping[str, object]) -> np.ndarray:
+        """The vector (w,) as it is."""
+        return np.array(entity[self.field], np.float32)[: self.width]
 
 
 def is_address(text: str | Path) -> bool:
@@ -100,60 +147,125 @@ def _settings_of(client: Any, uri: str, name: str) -> dict[str, Any] | None:
 # -- push -------------------------------------------------------------------------------------------------------------
 
 
-def push(library: Library, address: str) -> dict[str, int]:
+def push(library: Library, address: str, *, staging: str | None = None, bulk_from: int = BULK_FROM) -> dict[str, int]:
     """Bring a collection up to date with a library; returns how many segments were written, removed and unchanged.
 
     Only what differs is sent, so a killed call goes on when called again.
+
+    Args:
+        library: What is pushed.
+        address: See the module.
+        staging: Where files for a bulk import may lie, see `vtr.library.milvus_bulk`; None: rows are sent one by one.
+        bulk_from: New segments from which on they are imported in bulk.
 
     Raises:
         VtrError: The server cannot be reached, or the collection holds something else.
     """
     uri, name = _parsed(address)
+    if staging is not None and uri.startswith("/"):
+        raise UsageError("Milvus Lite imports nothing in bulk: leave the staging place out")
     client = _connected(uri)
     own = {**{k: getattr(library.settings, k) for k in ORIGIN}, "id": library.settings.id, "collection": _FORMAT}
     there = _settings_of(client, uri, name)
     if there is None:
-        _call(uri, lambda: _create(client, uri, name, own))
-    elif there.get("collection") != _FORMAT:
+        own = _made(client, uri, name, own)
+    elif there.get("collection") not in (_FORMAT, _PAIRED):
         raise _older(uri, name)
-    elif there != own:
+    elif there != {**own, "collection": there["collection"]}:
         raise VtrError(f"{uri}: the collection {name} holds another library (or other windows); choose another name")
     _call(uri, lambda: client.load_collection(name))
-    stamps = {int(r["id"]): int(r["stamp"]) for r in _rows(client, uri, name, ["id", "stamp"])}
-    counts = {"written": 0, "unchanged": 0, "removed": 0}
+    bulk = None
+    if not uri.startswith("/"):
+        bulk = BulkImport(uri, os.environ.get("MILVUS_TOKEN", ""), name, staging or "", lambda f: _call(uri, f))
+        bulk.settle()  # else what a killed call had begun would be sent again, and be there twice
+        _call(uri, lambda: client.refresh_load(name))  # what was imported since it was loaded
+    pushed = _Push(client, uri, name, library, _Layout.of(there or own))
+    try:
+        pushed.send(bulk if staging is not None and pushed.lacking >= bulk_from else None)
+        pushed.remove()
+    finally:
+        _call(uri, client.close)
+    return pushed.counts
 
-    def send() -> int:
-        batch: list[dict[str, Any]] = []
-        often = 0.1 if sys.stderr.isatty() else 30.0
-        total = library.store.segments()
+
+class _Push:
+    """A library on its way to a collection."""
+
+    def __init__(self, client: Any, uri: str, name: str, library: Library, layout: _Layout) -> None:
+        self.client, self.uri, self.name, self.library, self.layout = client, uri, name, library, layout
+        self.counts = {"written": 0, "unchanged": 0, "removed": 0}
+        self.stamps = {int(r["id"]): int(r["stamp"]) for r in _rows(client, uri, name, ["id", "stamp"])}
+        self.lacking = library.store.segments() - len(self.stamps)
+
+    def send(self, bulk: BulkImport | None) -> None:
+        """Send what is new or has changed."""
+        self.library.read(lambda: self._send(bulk))
+        if bulk is not None:
+            bulk.wait()
+            self._ask(lambda: self.client.refresh_load(self.name))
+        self._ask(lambda: self.client.flush(self.name))
+
+    def _send(self, bulk: BulkImport | None) -> None:
+        total, often = self.library.store.segments(), 0.1 if sys.stderr.isatty() else 30.0
         with tqdm(total=total, desc="push", unit="segment", file=sys.stderr, mininterval=often) as bar:
-            for rows, vectors in segments(library, _BATCH):
-                for row, vector in zip(rows, vectors):
-                    entity = _entity(row, vector)
-                    if stamps.pop(row.id, None) == entity["stamp"]:
-                        counts["unchanged"] += 1
-                    else:
-                        batch.append(entity)
-                if batch:
-                    _call(uri, lambda: client.upsert(name, batch))
-                    counts["written"] += len(batch)
-                    batch.clear()
+            for rows, vectors in segments(self.library, BULK_ROWS if bulk else _BATCH):
+                values = [_values(row) for row in rows]
+                changed, old = [], []
+                for place, value in enumerate(values):
+                    known = self.stamps.pop(int(str(value["id"])), None)
+                    if known != value["stamp"]:
+                        changed.append(place)
+                        old += [] if known is None else [value["id"]]
+                self.counts["unchanged"] += len(rows) - len(changed)
+                if changed:
+                    self._write([values[i] for i in changed], vectors[changed], old, bulk)
                 bar.update(len(rows))
-        return total
 
-    library.read(send)
-    gone = list(stamps)
-    for start in range(0, len(gone), _BATCH):
-        part = gone[start : start + _BATCH]
-        _call(uri, lambda: client.delete(name, ids=part))  # noqa: B023 - called at once
-    counts["removed"] = len(gone)
-    _call(uri, lambda: client.flush(name))
-    _call(uri, client.close)
-    return counts
+    def _write(
+        self, values: list[dict[str, object]], vectors: np.ndarray, old: Sequence[object], bulk: BulkImport | None
+    ) -> None:
+        stored = self.layout.stored(vectors)
+        if bulk is None:
+            columns = {field: matrix.tolist() for field, matrix in stored.items()}
+            batch = [{**value, **{f: c[i] for f, c in columns.items()}} for i, value in enumerate(values)]
+            self._ask(lambda: self.client.upsert(self.name, batch))
+        else:
+            self._delete(old)  # an import adds, whatever is there
+            bulk.send([_flat(value) for value in values], stored)
+            bulk.wait(most=_UNDER_WAY)
+        self.counts["written"] += len(values)
+
+    def remove(self) -> None:
+        """Remove what the library has no longer."""
+        gone = list(self.stamps)
+        self._delete(gone)
+        self.counts["removed"] = len(gone)
+        self._ask(lambda: self.client.flush(self.name))
+
+    def _delete(self, ids: Sequence[object]) -> None:
+        for start in range(0, len(ids), _BATCH):
+            part = list(ids[start : start + _BATCH])
+            self._ask(lambda: self.client.delete(self.name, ids=part))  # noqa: B023 - called at once
+
+    def _ask(self, function: Callable[[], Any]) -> Any:
+        return _call(self.uri, function)
 
 
 def _older(uri: str, name: str) -> VtrError:
     return VtrError(f"{uri}: the collection {name} is of an older vtr: drop it, or choose another name, and push again")
+
+
+def _made(client: Any, uri: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Make a collection; gives the settings that it was made with."""
+    try:
+        _call(uri, lambda: _create(client, uri, name, settings))
+        return settings
+    except VtrError as error:
+        if "multiple vector fields" not in str(error):
+            raise
+    paired = {**settings, "collection": _PAIRED}
+    _call(uri, lambda: _create(client, uri, name, paired))
+    return paired
 
 
 def _create(client: Any, uri: str, name: str, settings: dict[str, Any]) -> None:
@@ -162,9 +274,10 @@ def _create(client: Any, uri: str, name: str, settings: dict[str, Any]) -> None:
     described = json.dumps({"vtr": settings})
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=described)
     schema.add_field("id", DataType.INT64, is_primary=True)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=settings["width"])
     # Inner products with the vectors are the similarity of texts; those with unit vectors the likeness of clips.
-    schema.add_field("unit", DataType.FLOAT_VECTOR, dim=settings["width"])
+    vectors = _Layout.of(settings).fields()
+    for field, width in vectors.items():
+        schema.add_field(field, DataType.FLOAT_VECTOR, dim=width)
     for field in ("path", "path_folded"):
         schema.add_field(field, DataType.VARCHAR, max_length=16_384)
     schema.add_field("sha256", DataType.VARCHAR, max_length=64)
@@ -175,21 +288,20 @@ def _create(client: Any, uri: str, name: str, settings: dict[str, Any]) -> None:
         schema.add_field(field, DataType.JSON)
     schema.add_field("stamp", DataType.INT64)
     index = client.prepare_index_params()
-    for field in ("vector", "unit"):
+    for field in vectors:
         index.add_index(field, index_type="AUTOINDEX", metric_type="IP")
     # Milvus Lite (3.2) forgets descriptions, but keeps properties.
     properties = {"vtr": described} if uri.startswith("/") else None
     client.create_collection(name, schema=schema, index_params=index, properties=properties)
 
 
-def _entity(row: SegmentRow, vector: np.ndarray) -> dict[str, object]:
+def _values(row: SegmentRow) -> dict[str, object]:
+    """The fields of a segment, but for its vectors."""
     values = row.metadata
     texts = {k: v for k, v in values.items() if isinstance(v, str)}
     stamp = (row.path, row.start, row.end, row.duration, row.modified, row.meta)
     return {
         "id": row.id,
-        "vector": vector.tolist(),
-        "unit": unit(vector[None])[0].tolist(),
         "sha256": row.sha256 or "",
         "path": row.path,
         "path_folded": folded(row.path),
@@ -203,6 +315,11 @@ def _entity(row: SegmentRow, vector: np.ndarray) -> dict[str, object]:
         "texts_folded": {k: folded(str(v)) for k, v in texts.items()},
         "stamp": zlib.crc32(repr(stamp).encode(errors="surrogateescape")),
     }
+
+
+def _flat(values: dict[str, object]) -> dict[str, object]:
+    """Fields as a file for an import has them: JSON as text."""
+    return {k: json.dumps(v, ensure_ascii=False) if isinstance(v, dict) else v for k, v in values.items()}
 
 
 def _rows(client: Any, uri: str, name: str, fields: list[str]) -> Iterator[dict[str, Any]]:
@@ -246,7 +363,7 @@ def to_milvus(node: Node) -> str:
     else:
         kind = "texts" if isinstance(node.value, str) else "numbers"
         column, test = f"{kind}[{_quoted(node.column)}]", f"{sign} {_literal(node.value)}"
-    return f"(exists {column} and {column} {test})"
+    return f"((exists {column}) and {column} {test})"  # servers before 2.4 need the inner brackets
 
 
 def _literal(value: object) -> str:
@@ -295,8 +412,9 @@ class MilvusLibrary(Searcher):
         settings = _settings_of(self._client, self._uri, self._name)
         if settings is None:
             raise VtrError(f"{self._uri} has no collection {self._name}; make it with: vtr index push LIBRARY --to …")
-        if settings.get("collection") != _FORMAT:
+        if settings.get("collection") not in (_FORMAT, _PAIRED):
             raise _older(self._uri, self._name)
+        self._layout = _Layout.of(settings)
         _call(self._uri, lambda: self._client.load_collection(self._name))
         self.settings = LibrarySettings.from_json({"format": FORMAT, **settings})
         self._model, self._model_path = None, self.settings.model
@@ -314,7 +432,7 @@ class MilvusLibrary(Searcher):
         """A list that knows of any name whether it is a metadata column."""
 
         def has(name: str) -> bool:
-            expression = f"exists numbers[{_quoted(name)}] or exists texts[{_quoted(name)}]"
+            expression = f"(exists numbers[{_quoted(name)}]) or (exists texts[{_quoted(name)}])"
             return bool(
                 _call(
                     self._uri,
@@ -330,22 +448,23 @@ class MilvusLibrary(Searcher):
         rows: dict[int, tuple[float, dict[str, object]]] = {}
         first = 0 if wanted.words is None else 1
         for number, direction in enumerate(wanted.directions):
+            field, asked = self._layout.asked(direction, words=number < first)
             answer = _call(
                 self._uri,
-                lambda d=direction, n=number: self._client.search(  # type: ignore[misc]
+                lambda f=field, a=asked: self._client.search(  # type: ignore[misc]
                     self._name,
-                    data=[d.tolist()],
-                    anns_field="vector" if n < first else "unit",
+                    data=[a],
+                    anns_field=f,
                     limit=count,
                     filter=expression,
-                    output_fields=[*_FIELDS, "vector"] if again else _FIELDS,
+                    output_fields=[*_FIELDS, self._layout.field] if again else _FIELDS,
                     consistency_level="Strong",
                 ),
             )
             rows.update((int(r["id"]), (float(r["distance"]), r["entity"])) for r in answer[0])
         scores = {number: distance for number, (distance, _) in rows.items()}
         if again and rows:
-            vectors = np.array([entity["vector"] for _, entity in rows.values()], np.float32)
+            vectors = np.stack([self._layout.vector(entity) for _, entity in rows.values()])
             scores = dict(zip(rows, wanted.scores(vectors).tolist()))
         found = [_found(scores[number], number, entity) for number, (_, entity) in rows.items()]
         return sorted(found, key=lambda f: -f.score)[:count]
@@ -377,11 +496,12 @@ class MilvusLibrary(Searcher):
 
     def _vector_of(self, segment: int) -> tuple[np.ndarray, Found]:
         rows = _call(
-            self._uri, lambda: self._client.get(self._name, ids=[int(segment)], output_fields=["vector", *_FIELDS])
+            self._uri,
+            lambda: self._client.get(self._name, ids=[int(segment)], output_fields=[self._layout.field, *_FIELDS]),
         )
         if not rows:
             raise VtrError(f"{self.path} has no segment {segment}; hits show theirs as #NUMBER")
-        return np.array(rows[0]["vector"], np.float32), _found(1.0, segment, rows[0])
+        return self._layout.vector(rows[0]), _found(1.0, segment, rows[0])
 
 
 def _found(score: float, segment: int, row: dict[str, Any]) -> Found:

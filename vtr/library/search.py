@@ -119,6 +119,7 @@ class Searcher(ABC):
         start: float | None = None,
         end: float | None = None,
         *,
+        lasts: float | None = None,
         isolated: bool = False,
     ) -> Tensor:
         """The frames that stand for a video or an image, or for a part of it: uint8 tensor (T, 3, S, S).
@@ -126,18 +127,19 @@ class Searcher(ABC):
         Args:
             source: A path, a sample of a shard (`SHARD.tar/KEY.mp4`), or a file's bytes.
             start, end: Seconds.
+            lasts: Seconds of the whole file, where they are known.
             isolated: Decode in a bounded process: for files from strangers.
         """
-        return _encoding().frames_of(source, self.settings, self.model, start, end, isolated=isolated)
+        return _encoding().frames_of(source, self.settings, self.model, start, end, lasts=lasts, isolated=isolated)
 
     def example_frames(self, source: str | Path | bytes, *, isolated: bool = False) -> tuple[Tensor, list[str]]:
         """Frames of the windows that stand for a clip, uint8 (m, T, 3, S, S); and what of it could not be looked at."""
         return _encoding().example_frames(source, self.settings, self.model, isolated=isolated)
 
-    def segment_frames(self, path: str, start: float, end: float) -> Tensor:
+    def segment_frames(self, path: str, start: float, end: float, lasts: float | None = None) -> Tensor:
         """The frames a segment was embedded from: uint8 tensor (T, 3, S, S)."""
         whole = end <= start
-        return self.frames_of(path, None if whole else start, None if whole else end)
+        return self.frames_of(path, None if whole else start, None if whole else end, lasts=lasts)
 
     # -- searching ----------------------------------------------------------------------------------------------------
 
@@ -323,7 +325,7 @@ class Searcher(ABC):
 
         assert query.texts is not None
         again = Reranker(self.model, query.texts, query.weights, self._cache)
-        ordered = again(found, top, lambda item: self.segment_frames(item.path, item.start, item.end))
+        ordered = again(found, top, lambda item: self.segment_frames(item.path, item.start, item.end, item.duration))
         if again.failed:
             asked = min(top, len(found))
             notes.append(

@@ -13,7 +13,6 @@ import numpy as np
 
 from vtr.data.shards import iterate_samples
 from vtr.data.uri import Access, Address, is_uri
-from vtr.data.whole import cut_off
 from vtr.errors import UsageError, VtrError
 from vtr.library.files import clean_metadata, sha256, shown
 from vtr.library.parts import Part, PartVideo, Source, read_heading, read_part, write_part
@@ -85,23 +84,24 @@ class UnitWork:
             self.sources.append(dataclasses.replace(self._planned[video.path], again=again))
 
     def _looked_at(self, video: PartVideo, found: Embedded) -> Embedded | Failure:
-        """A file's content hash and whether it is whole; it must be the file that the plan speaks of."""
+        """A file's content hash; it must be the file that the plan speaks of."""
         planned = self._planned[video.path]
         try:
-            video.facts = Facts(planned.bytes, planned.modified, sha256(Path(video.path)))
+            digest = found.sha256 or sha256(Path(video.path))
+            video.facts = Facts(planned.bytes, planned.modified, digest)
             now = os.stat(video.path)
         except OSError as error:
             return Failure(reason=f"{video.path}: {error.strerror}", kind="unopened")
         if (now.st_size, now.st_mtime) != (planned.bytes, planned.modified):
             return Failure(reason=f"{video.path}: changed since the call began; call again", kind="unopened")
-        return dataclasses.replace(found, lacking=cut_off(video.path, thorough=False))
+        return found
 
-    def write(self) -> int:
+    def write(self, precision: str = "fp32", parity: float | None = None) -> int:
         """Write the part; returns its segments."""
         width = self.settings.width
         vectors = np.concatenate([np.zeros((0, width), np.float32), *self.vectors])
         part = Part(videos=self.videos, vectors=vectors)
-        origin, unit = self.settings.origin, self.unit
+        origin, unit = {**self.settings.origin, "precision": precision, "parity": parity}, self.unit
         write_part(self.out / unit.name, part, origin=origin, unit=unit.id, sources=self.sources)
         return len(vectors)
 

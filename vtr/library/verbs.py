@@ -160,11 +160,13 @@ def push(settings: PushSettings) -> int:
     """`vtr index push`."""
     from vtr.library.milvus import push as send
 
-    done = send(Library.open(settings.library), settings.to)
+    done = send(Library.open(settings.library), settings.to, staging=settings.staging, bulk_from=settings.bulk_from)
     print(
         f"{settings.to}: {done['written']} segments written, {done['unchanged']} unchanged, {done['removed']} removed",
         file=sys.stderr,
     )
+    if settings.staging is None and done["written"] >= settings.bulk_from:
+        print("note: so many segments are sent sooner as files that the server imports: --staging", file=sys.stderr)
     return 0
 
 
@@ -172,9 +174,15 @@ def embed(settings: EmbedSettings) -> int:
     """`vtr embed`."""
     import torch
 
-    from vtr.library.embed import embed as run
     from vtr.library.encode import load_encoder
 
+    if settings.engine == "ray":
+        try:
+            from vtr.library.cluster import embed as run
+        except ModuleNotFoundError as error:
+            raise VtrError(f"--engine ray needs {error.name}: {install_command('ray')}") from error
+    else:
+        from vtr.library.embed import embed as run
     if not (settings.what or settings.uris):
         raise UsageError("nothing to embed: name folders, files, lists, shards or addresses")
     check_windows(settings.window, settings.stride)

@@ -138,10 +138,10 @@ def _named(name: str, out: Wanted, exclude: Sequence[str]) -> Iterator[Item]:
         yield from (Item(name=os.path.abspath(p), kind="file") for p in scan.files)
     elif path.suffix.lower() in TEXT_SUFFIXES and path.is_file():
         yield from _listed(path, out, fetch=False)
+    elif os.path.lexists(path) and not _is_tar(name):
+        yield Item(name=os.path.abspath(path), kind="file")
     elif _is_tar(name) or "{" in name or "::" in name:
         yield from (Item(name=s if is_uri(s) else os.path.abspath(s), kind="shard") for s in expand_shards(name))
-    elif os.path.lexists(path):
-        yield Item(name=os.path.abspath(path), kind="file")
     else:
         raise VtrError(f"{name}: no such file, folder, list or shard")
 

@@ -480,8 +480,9 @@ class VideoReader:
             times = []
         return np.unique(np.asarray(times, dtype=np.float64))
 
-    def survey(self) -> None:
-        """Look at stamps here and there in a long recording of a kind whose stamps may break, before it is entered."""
+    def survey(self, lasts: float | None = None) -> None:
+        """Look at stamps in a long recording of a kind whose stamps may break, before it is entered: here and there, and
+        whether its ends are as far apart as it `lasts`."""
         import av
 
         size = self._container.size
@@ -499,7 +500,9 @@ class VideoReader:
             if first is not None:
                 found.append(first * self._tick)
         steps = np.diff(found)
-        if len(steps) and (steps.min() < 0 or steps.max() > max(FAR, 20 * float(np.median(steps)))):
+        if (lasts is not None and abs(lasts - (self.claimed_end or lasts)) > 2 * _NEAR) or (
+            len(steps) and (steps.min() < 0 or steps.max() > max(FAR, 20 * float(np.median(steps))))
+        ):
             self.regular = False
 
     @property

@@ -255,6 +255,7 @@ def read_moment(
     *,
     start: float | None = None,
     end: float | None = None,
+    lasts: float | None = None,
     least: int | None = None,
     timeout: float = 30.0,
     threads: int | None = None,
@@ -268,6 +269,7 @@ def read_moment(
         source: A path, or the file's bytes.
         count: T, frames; a still is given so many times.
         start, end: Seconds on the file's timeline; None: its start and its end.
+        lasts: Seconds of the whole file, where they are known: recordings glued together are told by them.
         least: Pixels that neither side of a picture needs to exceed (a photo is then reduced while it is decoded).
         timeout, threads, isolated: As in `read_frames`.
 
@@ -280,7 +282,7 @@ def read_moment(
     deadline = Deadline(source_name(source), timeout)
     with open_media(source, deadline, threads=threads, least=least) as reader:
         if isinstance(reader, VideoReader):
-            return _moment(reader, count, start, _video_end(reader, source_bytes(source), start, end))
+            return _moment(reader, count, start, _video_end(reader, source_bytes(source), start, end, lasts))
         pictures = sum(1 for _ in reader.play()) if reader.frames > 1 else 1
         if pictures == 1:
             return Clip(frames=stack([next(reader.play())[1].pixels()] * count, reader.name), times=np.zeros(count))
@@ -305,11 +307,12 @@ def read_moments(
     if isolated:
         yield from read_moments_isolated(source, count, spans, least=least, timeout=timeout)
         return
-    for start, end in spans(probe(source, timeout=timeout).duration):
-        yield read_moment(source, count, start=start, end=end, least=least, timeout=timeout)
+    lasts = probe(source, timeout=timeout).duration
+    for start, end in spans(lasts):
+        yield read_moment(source, count, start=start, end=end, lasts=lasts, least=least, timeout=timeout)
 
 
-def _video_end(reader: VideoReader, size: int, start: float | None, end: float | None) -> float:
+def _video_end(reader: VideoReader, size: int, start: float | None, end: float | None, lasts: float | None) -> float:
     """Where a moment ends; small files are read whole first, so that no stamp misleads."""
     if size <= SCAN_BYTES or (end is None and not reader.claimed_end):
         if len(reader.scan()) and not reader.regular and end is None:
@@ -317,7 +320,7 @@ def _video_end(reader: VideoReader, size: int, start: float | None, end: float |
                 pass
         length = reader.length() if reader.regular or end is None else math.inf
     else:
-        reader.survey()
+        reader.survey(lasts)
         length = reader.claimed_end if reader.regular and reader.claimed_end else math.inf
     if start is not None and start > length + CLOSE:
         raise DecodeError(reader.name, f"lasts {length:.2f} s, so there is nothing at {start:g} s")

@@ -72,6 +72,7 @@ class Moment:
     video: Video
     start: float
     end: float
+    lasts: float  # seconds of the whole video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +316,7 @@ def _strip(source: Path | bytes, moment: Moment, count: int, width: int) -> byte
         count,
         start=None if still else moment.start,
         end=None if still else moment.start if count == 1 else moment.end,
+        lasts=moment.lasts,
         least=width,
         timeout=_DECODE,
         threads=1,

@@ -117,7 +117,8 @@ def moment_of(library: Library, segment: int, of: str | None = None) -> Moment:
     row = library.store.details([segment]).get(segment)
     if row is None:
         raise Refused(404, f"no moment {segment} in this library (perhaps it was removed)")
-    return Moment(id=row.id, start=row.start, end=row.end, video=video_of(library, row.video), library=stamp(library))
+    video = video_of(library, row.video)
+    return Moment(id=row.id, start=row.start, end=row.end, lasts=row.duration, video=video, library=stamp(library))
 
 
 def video_of(library: Library, video: int, of: str | None = None) -> Video:
