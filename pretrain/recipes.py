@@ -287,11 +287,12 @@ def _demo(base: Recipe) -> Recipe:
     common: _Common = {"batch_size": 32, "block": 2, "optim": optim}
     unmasked = Stage(
         **common,
-        steps=1500,
+        steps=1200,
         video_share=0.9,
         vtc=1.0,
         vtm=1.0,
         mlm=0.5,
+        mlm_share=0.5,
         text=0.3,
         vtm_from=0.45,
         sibling_negatives=True,
@@ -319,7 +320,7 @@ def _demo(base: Recipe) -> Recipe:
         ),
         unmasked=unmasked,
         refine=refine,
-        matching=replace(_choices(_head_only(refine), 7), steps=400),
+        matching=replace(_choices(_head_only(refine), 7), steps=1000),
         stages=STAGES,
         warmup=TextWarmup(steps=140),
         streams=8,
