@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,8 +150,9 @@ def measure(settings: EmbeddingSettings) -> dict[str, float]:
 
 
 @reports_errors
-def main() -> int:
-    settings = parsed(EmbeddingSettings, __doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    settings = parsed(EmbeddingSettings, __doc__, argv)
     figures = measure(settings)
     if settings.json:
         print(json.dumps(figures))

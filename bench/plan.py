@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,8 +92,9 @@ def worked_out(settings: PlanSettings) -> dict[str, float | str]:
 
 
 @reports_errors
-def main() -> int:
-    settings = parsed(PlanSettings, __doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    settings = parsed(PlanSettings, __doc__, argv)
     figures = worked_out(settings)
     if settings.json:
         print(json.dumps(figures))

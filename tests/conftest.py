@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Read by gRPC when it is imported, by whichever test comes first: its threads break the decoders that later ones fork.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -48,7 +51,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
             if path in ("tests/kernels/test_cuda.py", "tests/kernels/test_add_norm.py") and report.when != "teardown":
                 found = counts.setdefault(name.partition("[")[0], {})
                 found[outcome] = found.get(outcome, 0) + 1
-            for kernel, used, spills in dict(report.user_properties).get("registers", ()):
+            for kernel, used, spills in dict(getattr(report, "user_properties", ())).get("registers", ()):
                 registers.setdefault(kernel, []).append((used, spills))
     if not counts:
         return

@@ -21,6 +21,7 @@ OTHERS = {
     "torchrun": "--nproc-per-node --nnodes --node-rank --master-addr --master-port --max-restarts --monitor-interval --standalone",
     "accelerate launch": "--num-processes --config-file",
     "python -m vtr.eval.metrics": "--truth --json",
+    "tar": "--concatenate",
     "every command": "--help --version",
 }
 

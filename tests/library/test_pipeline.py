@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.helpers import small_model, video_bytes, write_videos
 from vtr.data.decode.types import Source
 from vtr.errors import UsageError, VtrError
 from vtr.library import Library, decoders
+from vtr.library.decoders import GRPC_FORKS, default_workers, forkable
 from vtr.library.found import hit_dict
 from vtr.library.pipeline import Job, Pipeline
 from vtr.library.rows import Embedded, Failure
@@ -193,3 +195,11 @@ def test_what_cannot_be_worked_with_is_refused() -> None:
         Pipeline(small_model(), _settings(), Work(devices=("cuda:99",)))
     with pytest.raises(UsageError, match="precision"):
         Pipeline(small_model(), _settings(), Work(precision="fp8"))
+
+
+def test_beside_grpc_nothing_is_forked_unless_its_own_support_of_forks_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", sys)
+    monkeypatch.setenv(GRPC_FORKS, "1")
+    assert (forkable(), default_workers()) == (False, 0)
+    monkeypatch.setenv(GRPC_FORKS, "0")
+    assert forkable() == (sys.platform == "linux")

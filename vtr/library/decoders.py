@@ -36,6 +36,8 @@ from vtr.threads import cores, ranks_here
 
 Opener = Callable[[], Source]
 
+GRPC_FORKS = "GRPC_ENABLE_FORK_SUPPORT"  # read by gRPC when it is imported
+
 _SLOTS = 8  # windows that a process may have decoded ahead
 _MOST = 16  # processes, unless more are asked for
 _MEMORY = 8 << 30  # bytes that a process may take beyond what it begins with
@@ -60,8 +62,15 @@ class Message(TypedDict, total=False):
 
 
 def default_workers() -> int:
-    """As many decoding processes as serve on this machine; 0 where processes cannot be forked safely."""
-    return min(_MOST, max(1, cores() // ranks_here())) if sys.platform == "linux" else 0
+    """As many decoding processes as serve on this machine; 0 where none can be forked."""
+    return min(_MOST, max(1, cores() // ranks_here())) if forkable() else 0
+
+
+def forkable() -> bool:
+    """Whether this process can be forked safely. One in which gRPC runs cannot, unless its own support of forks is off: it
+    starts threads in what is forked, which end it, and a sound file would be blamed."""
+    beside_grpc = "grpc" in sys.modules and os.environ.get(GRPC_FORKS) != "0"
+    return sys.platform == "linux" and not beside_grpc
 
 
 def opened(source: Source | Opener) -> Source:

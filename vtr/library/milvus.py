@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from vtr.errors import UsageError, VtrError
 from vtr.files import install_command
+from vtr.library.decoders import GRPC_FORKS
 from vtr.library.export import segments
 from vtr.library.found import Found
 from vtr.library.library import Library
@@ -109,6 +110,7 @@ def _parsed(address: str) -> tuple[str, str]:
 
 def _connected(uri: str) -> Any:
     try:
+        os.environ.setdefault(GRPC_FORKS, "0")  # decoders are forked, and gRPC would break them
         from pymilvus import MilvusClient
     except ImportError as error:
         raise VtrError(f"Milvus needs pymilvus: {install_command('milvus')}") from error

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from vtr.data.decode.types import Source
-from vtr.library.decoders import Decoder, Decoders, Message, Opener, default_workers, told
+from vtr.library.decoders import Decoder, Decoders, Message, Opener, default_workers, forkable, told
 from vtr.library.devices import Encoders
 from vtr.library.encode import cut_of
 from vtr.library.rows import Embedded, Failure, Span
@@ -149,7 +149,7 @@ class Pipeline:
         self._ear, self._mouth = os.pipe()  # a thread that has encoded a batch wakes the one that waits
         os.set_blocking(self._ear, False)
         self._encoders: Encoders[_Place] = Encoders(model, work.devices, work.precision, self._call)
-        most = default_workers() if work.workers is None else work.workers
+        most = default_workers() if work.workers is None or not forkable() else work.workers
         self._decoders = Decoders(self._cut, most, self._encoders.stillness.still)
         self._of: dict[Decoder, _Item] = {}
         self._items: deque[_Item] = deque()

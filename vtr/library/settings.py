@@ -162,7 +162,8 @@ class Work:
     """What indexing works with.
 
     Attributes:
-        workers: Decoding processes; None: as many as serve on this machine; 0: none, decode in this process.
+        workers: Decoding processes; None: as many as serve on this machine; 0: none, decode in this
+            process, which is also done where none can be forked (not on Linux, or beside gRPC, as of a client of Milvus).
         devices: Devices that encode, each with a copy of the model; empty: all GPUs where the model is on the first,
             else where the model is.
         precision: "fp32", "bf16" or "auto" (bf16 on a GPU, else fp32).
