@@ -30,8 +30,8 @@ class DemoSettings:
     rerank: int = 32
     """Candidates that the cross-modal decoder looks at again in the evaluation."""
     ranks: int = 2
-    """Processes that train, each on one core: faster than threads for a model as small, and the figures are the same on
-    every machine."""
+    """Processes that train, each on one core: faster than threads for a model as small, and the figures do not depend on
+    how many cores there are."""
     clips: int = 8000
     """Clips of the corpus; fewer for a quick look at how it goes."""
     images: int = 2000
@@ -147,7 +147,7 @@ def run(settings: DemoSettings) -> int:
 def _training(settings: DemoSettings) -> list[str | Path]:
     """The words of `vtr pretrain`."""
     words: list[str | Path] = ["pretrain", "--corpus", "demo", "--out", settings.out, "--data-root", settings.data_root]
-    # A number of threads that followed the machine would round differently on each.
+    # A number of threads that followed the cores would round differently with each.
     words += ["--resume", "latest", "--ranks", str(settings.ranks), "--threads", "1"]
     words += ["--demo-clips", str(settings.clips), "--demo-images", str(settings.images)]
     words += ["--stage", settings.stage] if settings.stage else []
