@@ -17,8 +17,8 @@ class RunSettings:
     """Of a list or folder of files: make copies of so many pixels once, as shards below the data root, and train on
     those: reading large files each time is slow (0: read the files as they are)."""
     stage: str | None = None
-    """Only this stage: masked, multimodal, unmasked, or beyond a recipe's own: refine (unmasked, with look-alikes in a batch), matching
-    (cross-modal decoder and matching head alone, the encoders frozen; with --init on any finished model)."""
+    """Only this stage: masked, multimodal, unmasked, or beyond a recipe's own: refine (unmasked, with look-alikes in a
+    batch), matching (cross-modal decoder and matching head alone, the encoders frozen; with --init on any finished model)."""
     model: str | None = None
     """tiny, small, middle (default; the paper's), base, or demo: 64 pixels, text side from scratch."""
     text: str = "bert"

@@ -100,8 +100,9 @@ class PretrainStep:
     def _still(self) -> None:
         """No noise in frozen encoders: the head learns to read what it will be given."""
         self.model.eval()
+        trained = self._decoder()
         for name, part in self.model.named_modules():
-            if f"{name}.".startswith(self._decoder()):
+            if f"{name}.".startswith(trained):
                 part.train()
 
     def parameters(self) -> list[nn.Parameter]:

@@ -13,6 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+GRPC_FORKS = (
+    "GRPC_ENABLE_FORK_SUPPORT"  # gRPC reads it when it is imported; its threads break processes forked beside it
+)
+
 _LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "vtr")  # by their scripts
 _MODULES = ("accelerate.commands.launch", "accelerate", "torch.distributed.run", "torch.distributed.launch", "vtr.cli")
 _FLAG = "--num_cpu_threads_per_process"

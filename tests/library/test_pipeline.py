@@ -16,12 +16,13 @@ from tests.helpers import small_model, video_bytes, write_videos
 from vtr.data.decode.types import Source
 from vtr.errors import UsageError, VtrError
 from vtr.library import Library, decoders
-from vtr.library.decoders import GRPC_FORKS, default_workers, forkable
+from vtr.library.decoders import default_workers, forkable
 from vtr.library.found import hit_dict
 from vtr.library.pipeline import Job, Pipeline
 from vtr.library.rows import Embedded, Failure
 from vtr.library.settings import LibrarySettings, Work
 from vtr.library.verify import verify
+from vtr.threads import GRPC_FORKS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="decoding processes are forked")
 

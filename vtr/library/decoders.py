@@ -32,11 +32,9 @@ from vtr.errors import VtrError
 from vtr.library.encode import Cut
 from vtr.library.files import sha256
 from vtr.library.rows import Failure
-from vtr.threads import cores, ranks_here
+from vtr.threads import GRPC_FORKS, cores, ranks_here
 
 Opener = Callable[[], Source]
-
-GRPC_FORKS = "GRPC_ENABLE_FORK_SUPPORT"  # read by gRPC when it is imported
 
 _SLOTS = 8  # windows that a process may have decoded ahead
 _MOST = 16  # processes, unless more are asked for

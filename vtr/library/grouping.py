@@ -60,15 +60,15 @@ def group_shards(settings: GroupSettings) -> int:
         raise UsageError(f"{out} holds shards already; choose a new folder, or remove it")
     shards = [s for spec in settings.shards for s in expand_shards(spec)]
     known = _vectors(settings.embeddings)
-    places, vectors = [], []
+    places, vectors, total = [], [], 0
     for shard in shards:
-        base = os.path.abspath(shard)
-        for number, key in enumerate(sample_keys(shard)):
+        base, keys_here = os.path.abspath(shard), sample_keys(shard)
+        total += len(keys_here)
+        for number, key in enumerate(keys_here):
             found = known.get((base, key))
             if found is not None:
                 places.append((shard, number))
                 vectors.append(found)
-    total = sum(len(sample_keys(shard)) for shard in shards)
     if not places:
         raise VtrError(f"{settings.embeddings} holds no sample of {', '.join(settings.shards)}; run: vtr embed SHARDS")
     order = look_alikes(np.stack(vectors), size)

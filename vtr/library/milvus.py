@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from vtr.errors import UsageError, VtrError
 from vtr.files import install_command
-from vtr.library.decoders import GRPC_FORKS
 from vtr.library.export import segments
 from vtr.library.found import Found
 from vtr.library.library import Library
@@ -35,6 +34,7 @@ from vtr.library.store import folded
 from vtr.library.tokens import TokenCache
 from vtr.library.wanted import Wanted, unit
 from vtr.library.where import Joined, Node, Not, interval
+from vtr.threads import GRPC_FORKS
 
 _BATCH = 500  # segments of an upsert: gRPC messages are at most 64 MB
 BULK_FROM = 1_000_000  # new segments from which on they are imported in bulk, where a staging place is named
