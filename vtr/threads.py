@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-GRPC_FORKS = (
-    "GRPC_ENABLE_FORK_SUPPORT"  # gRPC reads it when it is imported; its threads break processes forked beside it
-)
+# gRPC reads it when it is imported; unless it is "0", threads of gRPC break processes that are forked beside it.
+GRPC_FORKS = "GRPC_ENABLE_FORK_SUPPORT"
 
 _LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "vtr")  # by their scripts
 _MODULES = ("accelerate.commands.launch", "accelerate", "torch.distributed.run", "torch.distributed.launch", "vtr.cli")
