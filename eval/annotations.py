@@ -22,6 +22,8 @@ class Item:
     videos: tuple[str, ...]  # names as the file has them; several where one text describes several videos
     captions: tuple[str, ...]  # in a multiple-choice file: the options
     answer: int | None = None  # the right option, or the class
+    wrong: tuple[str, ...] = ()  # in pairs of a right and a wrong text: the wrong one of each caption
+    kind: str = ""  # what such a pair differs in
 
 
 def read_annotations(

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vtr.data.cleaning import clean_caption
 from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.tables import TEXT_SUFFIXES
 from vtr.errors import VtrError, unknown_name
 from vtr.eval.annotations import Item, read_annotations, read_lines, without_extension
+from vtr.eval.contrasts import RULES, read_contrasts
 from vtr.files import manifest
 
 if sys.version_info >= (3, 11):
@@ -23,7 +24,7 @@ else:
     import tomli as tomllib
 
 _FOLDER = manifest("benchmarks")
-_CAPTION_RULES = ("each", "paragraph", "shared", "choices", "class")
+_CAPTION_RULES = ("each", "paragraph", "shared", "choices", "class", *RULES)
 _ANNOTATION_SUFFIXES = (*TEXT_SUFFIXES, ".zip")
 
 
@@ -47,6 +48,8 @@ class AnnotationFile:
     queries: int | None = None
     ids: str | None = None  # list of the ids of the split, beside it
     note: str = ""  # why its counts are not the paper's
+    more: tuple[str, ...] = ()  # files beside it that belong to it
+    source: str = ""  # address of the folder that it and they are fetched from; none of them comes with vtr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,8 @@ class Protocol:
     """A benchmark file's content."""
 
     name: str
-    captions: str = "each"  # each | paragraph | shared | choices | class
+    captions: str = "each"  # each | paragraph | shared | choices | class | counterfactual | reversed
+    source: str | None = None  # of a file about several sets of videos: the set that is meant
     text: str = "label"  # label or template, of Something-Something
     frames: int = 8
     max_text_tokens: int = 32
@@ -71,6 +75,15 @@ class Protocol:
     pairs: str | None = None
 
 
+class Question(NamedTuple):
+    """A video with its right and its wrong text, by their places; the wrong one is right for its reversal, in `reversed`."""
+
+    video: int
+    right: int
+    wrong: int
+    kind: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A protocol with its items, as far as their videos were found."""
@@ -81,11 +94,12 @@ class Benchmark:
     text_truth: tuple[tuple[int, ...], ...]  # right videos of each text (none where it is a wrong option)
     video_truth: tuple[tuple[int, ...], ...]  # right texts of each video
     options: tuple[tuple[int, ...], ...] = ()  # of each video: the texts it has to choose from
+    questions: tuple[Question, ...] = ()  # pairs of a right and a wrong text
     classes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)  # of missing ones: why none of the files is surely theirs
     total: int = 0  # videos of the protocol, missing ones included
-    all_texts: int = 0  # likewise
+    all_texts: int = 0  # likewise; of pairs of texts their number
     protocol_hash: str = ""
     root: Path = Path()
     searched: tuple[Path, ...] = ()  # folders that the videos were looked for in
@@ -114,6 +128,8 @@ class Benchmark:
         """The same with these videos alone, and which texts have something to do with them (all classes do)."""
         place = {video: i for i, video in enumerate(kept)}
         used = {t for v in kept for t in (*self.video_truth[v], *(self.options[v] if self.options else ()))}
+        asked = [q for q in self.questions if q.video in place]
+        used |= {text for q in asked for text in (q.right, q.wrong)}
         texts = [t for t in range(len(self.captions)) if t in used or self.classes]
         text_place = {text: i for i, text in enumerate(texts)}
         part = replace(
@@ -123,6 +139,7 @@ class Benchmark:
             text_truth=tuple(tuple(place[v] for v in self.text_truth[t] if v in place) for t in texts),
             video_truth=tuple(tuple(text_place[t] for t in self.video_truth[v]) for v in kept),
             options=tuple(tuple(text_place[t] for t in self.options[v]) for v in kept) if self.options else (),
+            questions=tuple(Question(place[q.video], text_place[q.right], text_place[q.wrong], q.kind) for q in asked),
         )
         return part, texts
 
@@ -145,7 +162,7 @@ def load_protocol(name: str) -> Protocol:
     if not path.is_file():
         raise unknown_name("benchmark", name, benchmark_names())
     values: dict[str, Any] = tomllib.loads(path.read_text())
-    values["annotation"] = tuple(AnnotationFile(**a) for a in values["annotation"])
+    values["annotation"] = tuple(AnnotationFile(**a | {"more": tuple(a.get("more", ()))}) for a in values["annotation"])
     rows: list[dict[str, Any]] = values.get("published", [])
     values["published"] = tuple(
         Published(**row | {k: tuple(v) for k, v in row.items() if isinstance(v, list)}) for row in rows
@@ -177,13 +194,16 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
     if sign:
         known = {Path(a.file).name: a for a in protocol.annotation}
         entry = known.get(Path(file).name, AnnotationFile(file=file))
-        protocol = replace(protocol, annotation=(replace(entry, file=str(Path(file).resolve())),))
+        protocol = replace(protocol, annotation=(replace(entry, file=str(Path(file).resolve()), more=()),))
     if paragraph:
         protocol = replace(protocol, captions="paragraph")
     root = RootIndex(data_root)
     path, entry = _annotation(protocol, root)
     ids = _beside(path, entry.ids) if entry.ids else None
-    format_name, items = read_annotations(path, ids=ids, choices=protocol.captions == "choices")
+    if protocol.captions in RULES:
+        format_name, items = read_contrasts([path, *(_beside(path, more) for more in entry.more)], protocol.source)
+    else:
+        format_name, items = read_annotations(path, ids=ids, choices=protocol.captions == "choices")
     if protocol.captions != "class" and not any(item.captions for item in items):
         raise VtrError(
             f"{protocol.name}: {path} is a list of videos without captions; expected an annotation file. {protocol.obtain}"
@@ -193,6 +213,7 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
     found, notes, roots = find_videos(names, root, protocol.videos, path.parent if given else None)
     present = [video for video, file_path in found.items() if file_path is not None]
     built = _build(protocol, items, {video: i for i, video in enumerate(present)}, root)
+    whole = _build(protocol, items, {video: i for i, video in enumerate(found)}, root)
     described = data_root / protocol.description if protocol.description else None
     ceilings = json.loads(described.read_text()).get("ceilings", {}) if described and described.is_file() else {}
     return Benchmark(
@@ -201,7 +222,7 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
         missing=tuple(video for video, file_path in found.items() if file_path is None),
         notes=notes,
         total=len(found),
-        all_texts=len(_build(protocol, items, {video: i for i, video in enumerate(found)}, root).captions),
+        all_texts=len(whole.questions or whole.captions),
         protocol_hash=_hash(protocol, items),
         root=data_root,
         searched=roots,
@@ -214,6 +235,7 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
         text_truth=built.text_truth,
         video_truth=built.video_truth,
         options=built.options,
+        questions=built.questions,
         classes=built.classes,
     )
 
@@ -265,7 +287,7 @@ def _beside(path: Path, name: str) -> Path:
     for place in (path.parent / name, path.parent / "lists" / name):
         if place.is_file():
             return place
-    raise VtrError(f"{path} holds every split: put {name}, the list of this one's ids, beside it")
+    raise VtrError(f"{path}: {name} belongs to it: put it beside (ids of the split, or another part of the annotation)")
 
 
 def _queries(protocol: Protocol, item: Item) -> tuple[str, ...]:
@@ -284,6 +306,7 @@ class _Texts:
     text_truth: tuple[tuple[int, ...], ...]
     video_truth: tuple[tuple[int, ...], ...]
     options: tuple[tuple[int, ...], ...]
+    questions: tuple[Question, ...]
     classes: tuple[str, ...]
 
 
@@ -293,6 +316,7 @@ def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: R
     text_truth: list[tuple[int, ...]] = []
     video_truth: list[list[int]] = [[] for _ in place]
     options: list[tuple[int, ...]] = [() for _ in place]
+    questions: list[Question] = []
     classes: tuple[str, ...] = ()
 
     def add(text: str, right: Iterable[int]) -> int:
@@ -326,6 +350,13 @@ def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: R
             options[video] = tuple(
                 add(text, [video] if number == item.answer else []) for number, text in enumerate(item.captions)
             )
+    elif protocol.captions in RULES:
+        known: dict[str, int] = {}
+        for item in items:
+            for video in (place[v] for v in item.videos if v in place):
+                for pair in zip(item.captions, item.wrong):
+                    right, wrong = (known[t] if t in known else known.setdefault(t, add(t, [])) for t in pair)
+                    questions.append(Question(video, right, wrong, item.kind))
     else:
         merged: dict[str, list[int]] = {}
         for item in items:
@@ -344,6 +375,7 @@ def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: R
         text_truth=tuple(text_truth),
         video_truth=tuple(map(tuple, video_truth)),
         options=tuple(options) if protocol.captions == "choices" else (),
+        questions=tuple(questions),
         classes=classes,
     )
 
@@ -355,6 +387,7 @@ def _hash(protocol: Protocol, items: list[Item]) -> str:
         rules += [list(protocol.prompts)]
     content = [
         [sorted(map(without_extension, i.videos)), [clean_caption(q) for q in _queries(protocol, i)], i.answer]
+        + ([[clean_caption(t) for t in i.wrong], i.kind] if i.wrong else [])
         for i in items
     ]
     return hashlib.sha256(json.dumps([rules, content]).encode()).hexdigest()[:16]

@@ -6,13 +6,16 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from vtr.data.remote import open_remote
 from vtr.errors import UsageError, VtrError
 from vtr.eval.benchmarks import Benchmark, benchmark_names, load_benchmark, load_protocol
+from vtr.files import write_atomically
 
 _SHOWN = 10  # names of missing or broken videos without --all
 
@@ -200,6 +203,50 @@ def _report(row: dict[str, Any], obtain: str, settings: CheckSettings) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FetchSettings:
+    """Fetch annotations that do not come with vtr from where their authors keep them, below the data root."""
+
+    names: tyro.conf.Positional[tuple[str, ...]]
+    """Benchmarks: vitatecs_msrvtt, vitatecs_vatex, rtime, cia_ssv2."""
+    data_root: Path = Path("data")
+    """Where the annotations are put."""
+
+
+def fetch(settings: FetchSettings) -> int:
+    """`vtr benchmarks fetch`; files that are there are left alone."""
+    if not settings.names:
+        raise UsageError(
+            "no benchmark: vtr benchmarks fetch NAME …, as in: vtr benchmarks fetch rtime --data-root /data"
+        )
+    wanted: dict[Path, str] = {}
+    for name in settings.names:
+        protocol = load_protocol(name)
+        sources = [entry for entry in protocol.annotation if entry.source]
+        if not sources:
+            raise UsageError(f"{name}: its annotation is not fetched by vtr. {protocol.obtain}")
+        for entry in sources:
+            first = settings.data_root / entry.file
+            wanted |= {first.with_name(n): f"{entry.source}/{n}" for n in (first.name, *entry.more)}
+    for path, address in wanted.items():
+        if path.exists():
+            print(f"there:   {path}", file=sys.stderr)
+            continue
+        try:
+            with open_remote(address) as remote:
+                content = remote.read()
+        except (OSError, HTTPException) as error:
+            raise VtrError(f"{address}: broke off ({error}); call it again") from error
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with write_atomically(path) as partial:
+                partial.write_bytes(content)
+        except OSError as error:
+            raise VtrError(f"{path}: cannot be written ({error.strerror})") from error
+        print(f"fetched: {path} from {address}", file=sys.stderr)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResultsSettings:
     """A table of evaluation results, and a plot of them."""
 
@@ -248,5 +295,6 @@ def results(settings: ResultsSettings) -> int:
 COMMANDS: dict[str, tuple[Any, Any]] = {
     "benchmarks": (BenchmarksSettings, benchmarks),
     "benchmarks check": (CheckSettings, check),
+    "benchmarks fetch": (FetchSettings, fetch),
     "results": (ResultsSettings, results),
 }

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from vtr.errors import VtrError
 from vtr.eval.benchmarks import Benchmark
+from vtr.eval.contrasts import RULES
+from vtr.eval.decisions import Scores, Shown, contrast_rows
 from vtr.eval.features import EncodeSettings, Features, WorkFolder, encode_all
+from vtr.eval.orders import SHOWN
 from vtr.eval.report import Figures, Result
 from vtr.eval.rerank import match_pairs, wanted_pairs
 from vtr.eval.retrieval import chance_words, choice_rows, class_rows, direction_pairs, retrieval_rows
@@ -144,6 +147,8 @@ class _Job:
             labels = [truth[0] for truth in part.video_truth]
             accuracy = class_rows(features.text, features.video[kept], len(prompts), labels)
             figures = Figures(classification=accuracy, chance_r1=round(100 / len(part.classes), 3))
+        elif protocol.captions in RULES:
+            figures = self._contrasts(features, part, texts, kept)
         else:
             figures = self._figures(features, part, texts, kept)
         pairs = self._direction_pairs()
@@ -153,7 +158,7 @@ class _Job:
             protocol=benchmark.protocol_hash,
             annotation=f"{benchmark.annotation.name} ({benchmark.format})",
             gallery=len(kept),
-            queries=len(texts),
+            queries=len(part.questions) or len(texts),
             rule=protocol.captions,
             frames=settings.frames,
             antialias=settings.antialias,
@@ -188,6 +193,38 @@ class _Job:
             chance_r1=round(100 * sum(map(len, part.text_truth)) / len(texts) / len(kept), 3),
             warnings=tuple(chance_words(inside, logits, part.text_truth, top)),
         )
+
+    def _contrasts(self, features: Features, part: Benchmark, texts: list[int], kept: list[int]) -> Figures:
+        """Of pairs of a right and a wrong text, the frames shown in several orders."""
+        both, asked = (
+            self.benchmark.protocol.captions == "reversed",
+            torch.zeros(len(texts), len(kept), dtype=torch.bool),
+        )
+        for question in part.questions:
+            asked[[question.right, question.wrong], question.video] = True
+
+        def scores(shown: str, backwards: bool = False) -> Scores:
+            settings = dataclasses.replace(self.settings, shown=shown, backwards=backwards)
+            own, work = features, self.work
+            if settings != self.settings:
+                work = WorkFolder(work.folder / f"{shown}{' backwards' * backwards}".replace(" ", "-"))
+                own = encode_all(self.model, self.benchmark.videos, self.benchmark.captions, settings, work, self.ranks)
+            found = {"embedding": (own.text @ own.video.T)[texts][:, kept]}
+            if self.options.rerank:
+                wanted = torch.zeros(len(own.text), len(own.video), dtype=torch.bool)
+                wanted[torch.tensor(texts)[:, None], torch.tensor(kept)] = asked
+                logits = match_pairs(self.model, own, wanted, work, self.ranks, bf16=settings.bf16)[texts][:, kept]
+                found["match"] = logits[..., 1] - logits[..., 0]
+            return found
+
+        def show(shown: str) -> Shown:
+            clips = scores(shown)
+            if not both or shown == SHOWN[2]:  # one frame is its own reversal
+                return Shown(clips, clips if both else None)
+            return Shown(clips, scores(shown, backwards=True))
+
+        rows, warnings = contrast_rows(part.questions, show)
+        return Figures(order=rows, chance_r1=50.0, warnings=tuple(warnings))
 
     def _by_logit(self) -> bool:
         """Whether a re-ranked row is made as the published ones were."""

@@ -27,6 +27,7 @@ from vtr.data.text import TokenBatch
 from vtr.data.transforms import eval_frames
 from vtr.data.whole import cut_off
 from vtr.errors import VtrError
+from vtr.eval.orders import SHOWN, ordered
 from vtr.models.base import VideoTextEncoder
 from vtr.ranks import Ranks
 
@@ -45,6 +46,8 @@ class EncodeSettings:
     bf16: bool = False
     tokens: bool = True  # keep what re-ranking needs
     workers: int = 2  # decoding threads of a rank
+    shown: str = SHOWN[0]
+    backwards: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,8 @@ class WorkFolder:
 def load_clip(path: str | Path, model: VideoTextEncoder, settings: EncodeSettings) -> Tensor:
     """Middle frames of a video, resized to the model's input: uint8 (T, 3, S, S)."""
     clip = read_frames(path, lambda n: middle_frames(n, settings.frames), end=settings.trim_seconds)
-    return eval_frames(clip.frames, model.config.video.image_size, antialias=settings.antialias)
+    frames = eval_frames(clip.frames, model.config.video.image_size, antialias=settings.antialias)
+    return ordered(frames, settings.shown, Path(path).name, backwards=settings.backwards)
 
 
 def clips_of(

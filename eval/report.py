@@ -20,13 +20,16 @@ Rows = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was measured; a benchmark fills t2v and v2t, choice, or classification."""
+    """What was measured; a benchmark fills t2v and v2t, choice, classification, or order."""
 
     t2v: Rows = field(default_factory=dict)
     v2t: Rows = field(default_factory=dict)
     mean_recall: Mapping[str, float] = field(default_factory=dict)  # by row
     choice: Mapping[str, float] = field(default_factory=dict)  # accuracy by rule
     classification: Mapping[str, float] = field(default_factory=dict)  # top1, top5
+    order: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # by row: right decisions, see `contrast_rows`
     chance_r1: float
     warnings: tuple[str, ...] = ()
 
@@ -168,6 +171,8 @@ def _figures(result: Result) -> list[str]:
     lines += [f"{'mean recall, ' + row:<26}{value:7.1f}" for row, value in figures.mean_recall.items()]
     for accuracies, words in ((figures.choice, "multiple choice"), (figures.classification, "classification")):
         lines += [f"{words + ', ' + row:<28}{value:5.1f}" for row, value in accuracies.items()]
+    for row, decided in figures.order.items():
+        lines += [f"{'right decisions, ' + row + ', ' + name:<58}{value:6.1f}" for name, value in decided.items()]
     return [*lines, f"{'chance':<26}{figures.chance_r1:7.1f}"]
 
 
@@ -177,6 +182,8 @@ _RULES = {
     "shared": "equal captions are one query with several right videos",
     "choices": "a choice among each video's captions",
     "class": "a class is the mean of its prompts",
+    "counterfactual": "a video chooses between its caption and a wrong one",
+    "reversed": "a clip and its reversal choose between their captions, the captions between the two",
 }
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vtr.errors import VtrError
+from vtr.eval.orders import SHOWN
 
-_KINDS = ("t2v", "choice", "classification")  # a result has one of these
+_KINDS = ("t2v", "choice", "classification", "order")  # a result has one of these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,10 @@ def lines_of(result: dict[str, Any]) -> list[Line]:
     for kind in ("choice", "classification"):
         for row, value in result.get(kind, {}).items():
             lines.append(Line(row=row, t2v={"r1": value}, v2t=none, mean_recall=None, **own))
+    for row, decided in result.get("order", {}).items():
+        shown = [f"{decided[k]:g} {k}" for k in SHOWN[1:] if k in decided]
+        facts = {**own, "how": ", ".join([own["how"], *shown])}
+        lines.append(Line(row=row, t2v={"r1": decided["all"]}, v2t=none, mean_recall=None, **facts))
     for entry in result.get("published", ()):
         figures = [dict(zip(("r1", "r5", "r10"), entry.get(d, ()))) for d in ("t2v", "v2t")]
         mean = sum(sum(f.values()) for f in figures) / 6 if all(len(f) == 3 for f in figures) else None

@@ -24,6 +24,7 @@ VERBS = {
     "models": ("vtr.models.commands", "official checkpoints: list, describe, fetch"),
     "benchmarks": ("vtr.eval.commands", "evaluation protocols: list them"),
     "benchmarks check": ("vtr.eval.commands", "what of a benchmark is there, missing, broken"),
+    "benchmarks fetch": ("vtr.eval.commands", "fetch annotations that do not come with vtr"),
     "results": ("vtr.eval.commands", "table and plot of evaluation results"),
     "runs plot": ("vtr.pretrain.commands", "loss and retrieval curves of training runs as a PNG"),
     "export": ("vtr.pretrain.commands", "a training checkpoint as a model folder"),

@@ -110,7 +110,7 @@ def test_every_benchmark_file_is_a_whole_protocol() -> None:
         assert protocol.annotation
         assert protocol.obtain
         for row in protocol.published:
-            assert len(row.t2v) == 3
+            assert len(row.t2v) == 3 or (len(row.t2v) == 1 and "R@1 alone" in row.note)
             assert list(row.t2v) == sorted(row.t2v)
     with pytest.raises(UsageError, match="msrvtt"):
         load_benchmark("msrvt", Path())
