@@ -156,7 +156,7 @@ def test_a_frame_average_decides_exactly_as_a_coin_between_a_clip_and_its_revers
     benchmark = load_benchmark(f"demo_reversed={tmp_path / 'pairs.json'}", tmp_path)
     result = evaluate(model, benchmark, Options(rerank=0))
     found = result.figures.order["embedding"]
-    assert found == {k: 50.0 for k in found}
+    assert found == dict.fromkeys(found, 50.0)
     assert {"all", "text to clip", "clip to text", "turn", "left", "shuffled", "one frame repeated"} == set(found)
     assert "AT CHANCE LEVEL" in result.figures.warnings[0]
 
