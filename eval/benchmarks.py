@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -351,12 +352,7 @@ def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: R
                 add(text, [video] if number == item.answer else []) for number, text in enumerate(item.captions)
             )
     elif protocol.captions in RULES:
-        known: dict[str, int] = {}
-        for item in items:
-            for video in (place[v] for v in item.videos if v in place):
-                for pair in zip(item.captions, item.wrong):
-                    right, wrong = (known[t] if t in known else known.setdefault(t, add(t, [])) for t in pair)
-                    questions.append(Question(video, right, wrong, item.kind))
+        questions = _questions(items, place, functools.cache(lambda text: add(text, [])))
     else:
         merged: dict[str, list[int]] = {}
         for item in items:
@@ -378,6 +374,16 @@ def _build(protocol: Protocol, items: list[Item], place: dict[str, int], root: R
         questions=tuple(questions),
         classes=classes,
     )
+
+
+def _questions(items: list[Item], place: dict[str, int], add: Callable[[str], int]) -> list[Question]:
+    return [
+        Question(place[video], add(right), add(wrong), item.kind)
+        for item in items
+        for video in item.videos
+        if video in place
+        for right, wrong in zip(item.captions, item.wrong)
+    ]
 
 
 def _hash(protocol: Protocol, items: list[Item]) -> str:

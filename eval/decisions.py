@@ -93,7 +93,7 @@ def _words(rows: Mapping[str, Mapping[str, float]], questions: int) -> list[str]
     for row, found in rows.items():
         if found["all"] - 50 < near:
             said.append(f"AT CHANCE LEVEL: by {row} it decides no better than a coin ({questions} questions)")
-        elif found["all"] - found["shuffled"] < near:
+        elif found["all"] - found["frames shuffled"] < near:
             said.append(
                 f"by {row} it decides nearly as well with the frames shuffled ({found['shuffled']:g}): what tells it is not "
                 "their order"

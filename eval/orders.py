@@ -7,7 +7,7 @@ import zlib
 import torch
 from torch import Tensor
 
-SHOWN = ("as they are", "shuffled", "one frame repeated")
+SHOWN = ("as they are", "frames shuffled", "one frame repeated")
 
 
 def ordered(frames: Tensor, shown: str, name: str, *, backwards: bool = False) -> Tensor:
@@ -17,7 +17,7 @@ def ordered(frames: Tensor, shown: str, name: str, *, backwards: bool = False) -
     frame is the one that is repeated.
     """
     count = len(frames)
-    if shown == "shuffled":
+    if shown == "frames shuffled":
         order = torch.randperm(count, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
         frames = frames[order]
     elif shown == "one frame repeated":

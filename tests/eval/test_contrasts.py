@@ -131,11 +131,11 @@ def test_frames_are_shown_in_the_order_asked_for() -> None:
     frames = torch.arange(8)
     assert ordered(frames, "as they are", "a", backwards=True).tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
     assert ordered(frames, "one frame repeated", "a").tolist() == [3] * 8
-    mixed = ordered(frames, "shuffled", "a")
+    mixed = ordered(frames, "frames shuffled", "a")
     assert mixed.tolist() != frames.tolist()
     assert sorted(mixed.tolist()) == frames.tolist()
-    assert torch.equal(mixed, ordered(frames, "shuffled", "a"))
-    assert torch.equal(ordered(frames, "shuffled", "a", backwards=True), mixed.flip(0))
+    assert torch.equal(mixed, ordered(frames, "frames shuffled", "a"))
+    assert torch.equal(ordered(frames, "frames shuffled", "a", backwards=True), mixed.flip(0))
 
 
 class FrameAverage(VideoTextModel):
@@ -157,7 +157,9 @@ def test_a_frame_average_decides_exactly_as_a_coin_between_a_clip_and_its_revers
     result = evaluate(model, benchmark, Options(rerank=0))
     found = result.figures.order["embedding"]
     assert found == dict.fromkeys(found, 50.0)
-    assert {"all", "text to clip", "clip to text", "turn", "left", "shuffled", "one frame repeated"} == set(found)
+    assert {"all", "text to clip", "clip to text", "turn", "left", "frames shuffled", "one frame repeated"} == set(
+        found
+    )
     assert "AT CHANCE LEVEL" in result.figures.warnings[0]
 
 
