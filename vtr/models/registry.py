@@ -67,16 +67,19 @@ def registry() -> Mapping[str, Checkpoint]:
         protocols = {name: ReleaseProtocol(**values) for name, values in table.get("protocol", {}).items()}
         common = {"model": table["model"], "repository": table["repository"]}
         for name, row in table["checkpoint"].items():
-            more = {"defects": tuple(row.get("defects", ())), "folders": tuple(table.get("folders", ("",)))}
-            if "protocol" in row:
-                more["protocol"] = protocols[row["protocol"]]
+            more = {
+                "defects": tuple(row.get("defects", ())),
+                "folders": tuple(table.get("folders", ("",))),
+                "protocol": protocols[row["protocol"]] if "protocol" in row else None,
+            }
             found[name] = Checkpoint(name=name, **common, **{**row, **more})
     return found
 
 
 def release_protocol(name: str | None) -> ReleaseProtocol | None:
     """How the figures of a checkpoint were measured; None where as the benchmark says, and of all other models."""
-    return registry()[name].protocol if name in registry() else None
+    found = registry().get(name or "")
+    return None if found is None else found.protocol
 
 
 def is_registered(name: str) -> bool:
