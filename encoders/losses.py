@@ -5,9 +5,19 @@ G global batch (all ranks), F pooled vectors a video, B rows, L tokens, V words,
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Reversal(NamedTuple):
+    """One more wrong partner of each caption and of each video, where a caption tells a direction."""
+
+    video: Tensor  # (G, F, C) unit vectors of the clip played backwards
+    text: Tensor  # (G, C) of the caption turned to it
+    mask: Tensor  # (G,) bool, False where there are none
 
 
 def contrastive_loss(
@@ -18,6 +28,7 @@ def contrastive_loss(
     *,
     siblings: Tensor | None = None,
     sibling_mask: Tensor | None = None,
+    reversal: Reversal | None = None,
 ) -> Tensor:
     """VTC of a whole batch (docs/notes/videomamba.md, "Losses").
 
@@ -28,6 +39,7 @@ def contrastive_loss(
         temperature: Scalar divisor.
         siblings: (G, C) unit vectors of one extra negative caption per video, or None.
         sibling_mask: (G,) bool, False where a video has no such caption.
+        reversal: Reversed clips, wrong for the captions, and turned captions, wrong for the videos; or None.
 
     Returns:
         Scalar: mean of the two soft cross-entropies.
@@ -36,14 +48,26 @@ def contrastive_loss(
     logits = clip @ text.float().T / temperature
     target = (ids[:, None] == ids[None, :]).float()
     target = target / target.sum(1, keepdim=True)
-    text_to_video = -(target * F.log_softmax(logits.T, dim=1)).sum(1).mean()
+    to_text, to_video = [logits], [logits.T]
     if siblings is not None and sibling_mask is not None:
-        own = (clip * siblings.float()).sum(-1, keepdim=True) / temperature
-        own = own.masked_fill(~sibling_mask[:, None], -1e4)
-        logits = torch.cat([logits, own], dim=1)
-        target = F.pad(target, (0, 1))
-    video_to_text = -(target * F.log_softmax(logits, dim=1)).sum(1).mean()
+        to_text.append(_own(clip, siblings, temperature, sibling_mask))
+    if reversal is not None:
+        to_text.append(_own(clip, reversal.text, temperature, reversal.mask))
+        to_video.append(_own(text, reversal.video.float().mean(1), temperature, reversal.mask))
+    video_to_text, text_to_video = (_soft_cross_entropy(torch.cat(parts, 1), target) for parts in (to_text, to_video))
     return (video_to_text + text_to_video) / 2
+
+
+def _own(one: Tensor, other: Tensor, temperature: Tensor, mask: Tensor) -> Tensor:
+    """Logits (G, 1) of each row with its own extra partner."""
+    logits = (one.float() * other.float()).sum(-1, keepdim=True) / temperature
+    return logits.masked_fill(~mask[:, None], -1e4)
+
+
+def _soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """logits (G, G + extra): what is beyond the targets (G, G) is wrong."""
+    target = F.pad(target, (0, logits.shape[1] - target.shape[1]))
+    return -(target * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
 def language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:

@@ -59,6 +59,9 @@ class Stage:
     vtm_from: float = 0.0  # share of the stage after which matching starts
     mlm_probability: float = 0.5
     sibling_negatives: bool = False  # each clip's sibling caption is one more negative, where the corpus has one
+    # A clip played backwards is one more wrong partner of a caption that tells a direction or an order, and the caption
+    # turned to it one more of the clip (vtr.data.direction): in VTC and in VTM.
+    direction_negatives: bool = False
     drop_path: float = 0.0
     keep_temporal: bool = False  # contrast each frame's pooled vector instead of the clip's
     match_group: int = 0  # samples, neighbours in the global batch, that wrong partners are drawn from; 0 = all

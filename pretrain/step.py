@@ -20,8 +20,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtr.data.direction import lexicon
 from vtr.data.text import TokenBatch
 from vtr.encoders import draws
+from vtr.encoders.losses import Reversal
 from vtr.encoders.masking import make_mask
 from vtr.models.base import TextFeatures
 from vtr.models.video_text import VideoTextModel
@@ -37,6 +39,8 @@ from vtr.pretrain.objectives.base import (
     PieceObjective,
     Scene,
     Texts,
+    Turned,
+    turned_outputs,
 )
 from vtr.pretrain.recipes import Stage
 from vtr.pretrain.sharding import sum_gradients
@@ -56,7 +60,11 @@ class PretrainStep:
         gather_ranks: The released code weakens the contrastive gradient by its number of ranks: that number, or 1.
         micro_batch: Rows encoded at once (m); 0 = all.
         autocast: Context of the encoders' forward passes.
+        mirrored: Clips are mirrored at random: captions that tell left from right say nothing of direction then.
     """
+
+    turned: int = 0
+    """Samples of the last global batch whose caption tells a direction, where `direction_negatives` is on."""
 
     def __init__(
         self,
@@ -67,8 +75,10 @@ class PretrainStep:
         gather_ranks: int = 1,
         micro_batch: int = 0,
         autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+        mirrored: bool = False,
     ) -> None:
         self.model, self.stage, self.seed = model, stage, seed
+        self._lexicon = lexicon(mirrored=mirrored) if stage.direction_negatives else None
         self.gather_ranks, self.micro_batch, self.autocast = gather_ranks, micro_batch, autocast
         self.world = world_size()
         self.rank = dist.get_rank() if self.world > 1 else 0
@@ -149,7 +159,7 @@ class PretrainStep:
         else:
             with torch.no_grad():
                 self.model.temp.clamp_(0.001, 0.5)
-            texts = self._texts(captions, meta)
+            texts = self._texts(captions, meta, frames.shape[1] > 1)
             once = len(pieces) == 1 and not self.stage.frozen
             parts = []
             for rows in pieces:
@@ -157,12 +167,22 @@ class PretrainStep:
                 with torch.set_grad_enabled(once):
                     parts.append((piece, self._encode(piece, texts, seeds)))
             cache = Cache([encoded for _, encoded in parts])
-            losses = self._compare(cache, ids, texts)
-            self._fuse(cache, ids, texts, seeds, pieces, own)
+            backwards = self._turned_rows(texts, pieces)
+            with torch.set_grad_enabled(once):
+                turned_parts = [self._encode_turned(p, r, texts, seeds) for (p, _), r in zip(parts, backwards)]
+            turned = None
+            if turned_parts and texts.has_turned is not None:
+                turned = Turned(backwards, texts.has_turned, turned_parts)
+            losses = self._compare(cache, ids, texts, turned)
+            self._fuse(cache, ids, texts, seeds, pieces, own, turned)
             for piece, encoded in [] if self.stage.frozen else parts:
                 if not once:
                     encoded = self._encode(piece, texts, seeds)
                 self._carry_back(piece, encoded, cache.gradients(piece.rows), own)
+            for number, encoded in enumerate(turned_parts if turned and not self.stage.frozen else []):
+                if not once:
+                    encoded = self._encode_turned(parts[number][0], backwards[number], texts, seeds)
+                carry_back(turned_outputs(encoded), [g[turned.parts[number]] for g in turned.gradients])
         if own:
             values = torch.stack(list(own.values()))
             if self.world > 1:
@@ -212,7 +232,7 @@ class PretrainStep:
         visible = torch.stack([t[~mask].view(count, -1, t.shape[-1]) for t in out.layers])
         return Piece(rows, part, mask, visible[:, :, own:])
 
-    def _texts(self, captions: Sequence[str], meta: Sequence[Meta]) -> Texts:
+    def _texts(self, captions: Sequence[str], meta: Sequence[Meta], moving: bool) -> Texts:
         """All texts of the rank's batch, padded to the longest of the global batch."""
         model = self.model
         wanted = {kind for objective in self.objectives.values() for kind in objective.kinds()}
@@ -223,7 +243,8 @@ class PretrainStep:
             "sibling": siblings,
         }
         kinds = tuple(kind for kind in every if kind == "caption" or kind in wanted)
-        tokens = model.tokenizer([t for kind in kinds for t in every[kind]], model.config.max_text_tokens)
+        turned = [self._lexicon.turned(c) if moving else "" for c in captions] if self._lexicon else []
+        tokens = model.tokenizer([t for kind in kinds for t in every[kind]] + turned, model.config.max_text_tokens)
         ids, mask = tokens.ids, tokens.mask
         if self.world > 1:
             longest = torch.tensor([ids.shape[1]], device=model.device)
@@ -231,36 +252,86 @@ class PretrainStep:
             extra = int(longest) - ids.shape[1]
             ids = F.pad(ids, (0, extra), value=model.tokenizer.pad_id)
             mask = F.pad(mask, (0, extra))
-        shape = (len(kinds), len(captions), -1)
-        has = torch.tensor([bool(s) for s in siblings], device=model.device)
-        return Texts(kinds, ids.view(shape).to(model.device), mask.view(shape).to(model.device), has)
+        n, k, ids, mask = len(captions), len(kinds), ids.to(model.device), mask.to(model.device)
+        has, has_turned = (torch.tensor([bool(s) for s in said], device=model.device) for said in (siblings, turned))
+        plain = Texts(kinds, ids[: k * n].view(k, n, -1), mask[: k * n].view(k, n, -1), has)
+        if not turned:
+            return plain
+        return plain._replace(turned=TokenBatch(ids=ids[k * n :], mask=mask[k * n :]), has_turned=has_turned)
+
+    def _turned_rows(self, texts: Texts, pieces: Sequence[slice]) -> list[Tensor]:
+        """Of each piece the rows whose caption tells a direction, one at least; none where no sample of any rank does."""
+        if texts.has_turned is None:
+            return []
+        count = texts.has_turned.sum()
+        if self.world > 1:
+            dist.all_reduce(count)
+        self.turned = int(count)
+        if not self.turned:
+            return []
+        every = torch.arange(len(texts.has_turned), device=count.device)
+        found = [every[rows][texts.has_turned[rows]] for rows in pieces]
+        # Ranks that share weights all run the layers, or none.
+        return [rows if len(rows) else every[piece][:1] for rows, piece in zip(found, pieces)]
+
+    def _encode_turned(self, piece: Piece, rows: Tensor, texts: Texts, seeds: Tensor) -> Encoded:
+        """Clips of a piece played backwards, the same patches of them masked, and their turned captions."""
+        assert texts.turned is not None
+        inside = (rows - piece.rows.start).to(piece.frames.device)
+        frames, mask = piece.frames[inside].flip(1), piece.mask
+        if mask is not None:
+            patches = mask[inside, 1:].unflatten(1, (frames.shape[1], -1)).flip(1).flatten(1)
+            mask = torch.cat([mask[inside, :1], patches], 1)
+        chosen = TokenBatch(ids=texts.turned.ids[rows], mask=texts.turned.mask[rows])
+        own = seeds[rows.to(seeds.device)]
+        return self._encoded(frames, mask, chosen, 1, own, (Noise.VIDEO + 1, Noise.TEXT + 9))
 
     def _encode(self, piece: Piece, texts: Texts | None, seeds: Tensor) -> Encoded:
-        model, own = self.model, seeds[piece.rows]
-        temporal = self.stage.keep_temporal and piece.mask is None
-        with self.autocast(), draws.rows(draws.derived(own, Noise.VIDEO)):
-            video = model.encode_video(model.normalise(piece.frames), mask=piece.mask, keep_temporal=temporal)
+        own = seeds[piece.rows]
+        if texts is None:
+            return self._encoded(piece.frames, piece.mask, None, 0, own, (Noise.VIDEO, Noise.TEXT))
+        ids, mask = texts.ids[:, piece.rows], texts.mask[:, piece.rows]
+        chosen = TokenBatch(ids=ids.flatten(0, 1), mask=mask.flatten(0, 1))
+        return self._encoded(piece.frames, piece.mask, chosen, len(ids), own, (Noise.VIDEO, Noise.TEXT))
+
+    def _encoded(
+        self,
+        frames: Tensor,
+        mask: Tensor | None,
+        texts: TokenBatch | None,
+        kinds: int,
+        seeds: Tensor,
+        noise: tuple[int, int],
+    ) -> Encoded:
+        """Encoder outputs of m clips, and of `kinds` times as many texts."""
+        model = self.model
+        temporal = self.stage.keep_temporal and mask is None
+        with self.autocast(), draws.rows(draws.derived(seeds, noise[0])):
+            video = model.encode_video(model.normalise(frames), mask=mask, keep_temporal=temporal)
         if texts is None:
             return Encoded(video.aligned, video.frame_embeddings, video.tokens)
-        ids, mask = texts.ids[:, piece.rows], texts.mask[:, piece.rows]
-        kinds, count = ids.shape[:2]
-        row_seeds = torch.cat([draws.derived(own, Noise.TEXT + k) for k in range(kinds)])
+        row_seeds = torch.cat([draws.derived(seeds, noise[1] + k) for k in range(kinds)])
         with self.autocast(), draws.rows(row_seeds):
-            text: TextFeatures = model.encode_text(TokenBatch(ids=ids.flatten(0, 1), mask=mask.flatten(0, 1)))
+            text: TextFeatures = model.encode_text(texts)
+        count = len(frames)
         embeddings = tuple(text.embedding.split(count))
         return Encoded(video.aligned, video.frame_embeddings, video.tokens, embeddings, text.tokens[:count])
 
-    def _compare(self, cache: Cache, ids: Tensor, texts: Texts) -> dict[str, Tensor]:
+    def _compare(self, cache: Cache, ids: Tensor, texts: Texts, turned: Turned | None) -> dict[str, Tensor]:
         """The objectives on embeddings: every rank computes them for the global batch and keeps its rows' gradient."""
         video = all_rows(cache.video.float()).requires_grad_()
         embeddings = [all_rows(t.float()).requires_grad_() for t in cache.texts]
-        temperature = self.model.temp
+        temperature, n = self.model.temp, len(cache.video)
+        reversal = None
+        stores = [cache.video_gradient, *cache.text_gradients]
+        if turned is not None:
+            clips, said = (all_rows(turned.spread(x.float(), n)).requires_grad_() for x in (turned.video, turned.text))
+            reversal = Reversal(clips, said, all_rows(turned.spread(turned.has, n)))
         batch = Embeddings(
-            video, dict(zip(texts.kinds, embeddings)), all_rows(ids), all_rows(texts.has_sibling), temperature
+            video, dict(zip(texts.kinds, embeddings)), all_rows(ids), all_rows(texts.has_sibling), temperature, reversal
         )
-        n = len(cache.video)
         mine = slice(self.rank * n, (self.rank + 1) * n)
-        leaves = [video, *embeddings]
+        leaves = [video, *embeddings, *([reversal.video, reversal.text] if reversal else [])]
         losses = {}
         for name, objective in self.objectives.items():
             if not isinstance(objective, EmbeddingObjective):
@@ -269,16 +340,27 @@ class PretrainStep:
             moved = [temperature] if objective.uses_temperature else []
             found = torch.autograd.grad(getattr(self.stage, name) * loss, [*leaves, *moved], allow_unused=True)
             share = 1 / self.gather_ranks if objective.weakened else 1.0
-            for store, gradient in zip([cache.video_gradient, *cache.text_gradients], found):
+            for store, gradient in zip(stores, found):
                 if gradient is not None:
                     store += gradient[mine] * share
+            if turned is not None:
+                for place, gradient in zip((0, 2), found[len(stores) :]):  # video and text
+                    if gradient is not None:
+                        turned.gradients[place] += gradient[mine][turned.rows] * share
             if moved and found[-1] is not None and temperature.requires_grad:
                 _add_gradient(temperature, found[-1] / self.world)
             losses[name] = loss.detach()
         return losses
 
     def _fuse(
-        self, cache: Cache, ids: Tensor, texts: Texts, seeds: Tensor, pieces: list[slice], own: dict[str, Tensor]
+        self,
+        cache: Cache,
+        ids: Tensor,
+        texts: Texts,
+        seeds: Tensor,
+        pieces: list[slice],
+        own: dict[str, Tensor],
+        turned: Turned | None,
     ) -> None:
         """The objectives that run the fusion layers over what was encoded."""
         scene = Scene(
@@ -291,6 +373,7 @@ class PretrainStep:
             pieces=pieces,
             rank=self.rank,
             world=self.world,
+            turned=turned,
         )
         for name, objective in self.objectives.items():
             if isinstance(objective, FusionObjective) and name in own:
@@ -311,11 +394,15 @@ class PretrainStep:
                 seeds.append(torch.ones_like(loss))
         if gradients:
             assert encoded.states is not None
-            for output, gradient in zip((encoded.video, encoded.tokens, *encoded.texts, encoded.states), gradients):
-                if output.requires_grad:
-                    outputs.append(output)
-                    seeds.append(gradient.to(output.dtype))
-        torch.autograd.backward(outputs, seeds)
+            outputs += [encoded.video, encoded.tokens, *encoded.texts, encoded.states]
+            seeds += gradients
+        carry_back(outputs, seeds)
+
+
+def carry_back(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """The backward pass from outputs with their gradients; outputs that nothing trains are left out."""
+    pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, gradients) if o.requires_grad]
+    torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
 
 
 def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:

@@ -386,6 +386,7 @@ class StageLoop(Loop[Batch]):
             gather_ranks=chosen.gather_ranks,
             micro_batch=settings.micro_batch,
             autocast=ranks.autocast,
+            mirrored=chosen.flip,
         )
         model.vision_encoder.set_drop_path(stage.drop_path)
         optimizer = build_optimizer(model, stage.optim)
@@ -462,7 +463,8 @@ class StageLoop(Loop[Batch]):
         return batch.keys
 
     def facts(self, batch: Batch, step: int) -> dict[str, object]:
-        return {"media": batch.media, "batch": batch_digest(batch.ids.to(self.ranks.device))}
+        told = {"turned": self._step.turned} if self._stage.direction_negatives else {}
+        return {"media": batch.media, "batch": batch_digest(batch.ids.to(self.ranks.device)), **told}
 
     def state(self, done: int) -> State:
         place, run = self._place, self._run

@@ -8,6 +8,7 @@ Legend: n rows of this rank, W ranks, G = n W, m rows of a piece, F pooled vecto
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +19,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from vtr.data.text import TokenBatch
+from vtr.encoders.losses import Reversal
 from vtr.models.video_text import VideoTextModel
 from vtr.pretrain.recipes import Stage
 
@@ -40,6 +43,8 @@ class Texts(NamedTuple):
     ids: Tensor  # (kinds, n, L)
     mask: Tensor
     has_sibling: Tensor  # (n,) bool
+    turned: TokenBatch | None = None  # (n, L) captions of the clips played backwards, where the stage wants them
+    has_turned: Tensor | None = None  # (n,) bool
 
 
 class Piece(NamedTuple):
@@ -83,6 +88,37 @@ class Cache:
         return [g[rows] for g in every]
 
 
+class Turned:
+    """Reversed clips and turned captions of the rank's batch (k of its n rows), as `Cache` holds the others.
+
+    Attributes:
+        rows: (k,) their places in the batch; a piece without any has its first row here, which `has` does not count.
+        has: (k,) bool.
+        parts: Of each piece its part of the k.
+    """
+
+    def __init__(self, rows: Sequence[Tensor], has: Tensor, encoded: Sequence[Encoded]) -> None:
+        self.rows = torch.cat(list(rows))
+        self.has = has[self.rows]
+        ends = list(itertools.accumulate(map(len, rows)))
+        self.parts = [slice(end - len(r), end) for end, r in zip(ends, rows)]
+        self.outputs = [torch.cat([o.detach() for o in outputs]) for outputs in zip(*map(turned_outputs, encoded))]
+        self.gradients = [torch.zeros_like(o) for o in self.outputs]
+        self.video, self.tokens, self.text, self.states = self.outputs
+
+    def spread(self, values: Tensor, count: int) -> Tensor:
+        """Values (k, …) at their places among `count` rows, 0 elsewhere."""
+        out = values.new_zeros(count, *values.shape[1:])
+        out[self.rows[self.has]] = values[self.has]
+        return out
+
+
+def turned_outputs(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of a pass over reversed clips and turned captions: video, visual tokens, text, its states."""
+    assert encoded.states is not None
+    return encoded.video, encoded.tokens, encoded.texts[0], encoded.states
+
+
 class Embeddings(NamedTuple):
     """The whole global batch, for objectives that compare embeddings."""
 
@@ -91,6 +127,7 @@ class Embeddings(NamedTuple):
     ids: Tensor  # (G,)
     has_sibling: Tensor  # (G,) bool
     temperature: Tensor
+    reversal: Reversal | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +143,7 @@ class Scene:
     pieces: list[slice]
     rank: int
     world: int
+    turned: Turned | None = None
 
 
 class Objective:

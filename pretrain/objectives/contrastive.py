@@ -27,4 +27,5 @@ class Contrastive(EmbeddingObjective):
             batch.temperature,
             siblings=batch.texts["sibling"] if self.stage.sibling_negatives else None,
             sibling_mask=batch.has_sibling,
+            reversal=batch.reversal,
         )

@@ -60,6 +60,7 @@ class Matching(FusionObjective):
             state_gradient.index_add_(0, text_index, gradient(text))
             token_gradient.index_add_(0, used, gradient(visual))
             total += loss.detach()
+        total += self._turned(scene, weight)
         if self.stage.frozen:
             return total
         if ranks > 1:
@@ -67,6 +68,39 @@ class Matching(FusionObjective):
             dist.all_reduce(token_gradient, group=group)
         cache.state_gradient += state_gradient[first : first + n]
         cache.token_gradient += token_gradient[first : first + n]
+        return total
+
+    def _turned(self, scene: Scene, weight: float) -> Tensor:
+        """Captions with their clips played backwards, and clips with their captions turned, as one more wrong partner each."""
+        turned, cache, texts = scene.turned, scene.cache, scene.texts
+        total = torch.zeros((), device=scene.ids.device)
+        if turned is None or texts.turned is None:
+            return total
+        for part in turned.parts:
+            rows, real = turned.rows[part], turned.has[part].repeat(3)
+            count = len(rows)
+            text = torch.cat([cache.states[rows], cache.states[rows], turned.states[part]])
+            visual = torch.cat([cache.tokens[rows], turned.tokens[part]])
+            mask = torch.cat([texts.mask[0][rows], texts.mask[0][rows], texts.turned.mask[rows]])
+            place = torch.arange(2 * count, device=rows.device)
+            place = torch.cat([place, place[:count]])  # its clip, its reversal; the clip again, of the turned caption
+            if not self.stage.frozen:
+                text.requires_grad_(), visual.requires_grad_()
+            seeds = scene.seeds[rows.to(scene.seeds.device)]
+            with scene.autocast(), draws.rows(_pair_seeds(seeds, 1)):
+                logits = scene.model.match(text, mask, _memory(scene.model, visual, place))
+            if real.any():
+                loss = self._loss(logits[real], int(real.sum()) // 3, 1) / (len(scene.ids) * scene.world)
+            else:
+                loss = 0 * logits.sum()
+            (weight * loss).backward()
+            if not self.stage.frozen:
+                own, again, other = gradient(text).split(count)
+                cache.state_gradient[rows] += own + again
+                cache.token_gradient[rows] += gradient(visual)[:count]
+                turned.gradients[3][part] += other
+                turned.gradients[1][part] += gradient(visual)[count:]
+            total += loss.detach()
         return total
 
     def _loss(self, logits: Tensor, positives: int, count: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from vtr.encoders.distill import alignment_loss
 from vtr.encoders.draws import pair_uniform
-from vtr.encoders.losses import contrastive_loss, language_loss
+from vtr.encoders.losses import Reversal, contrastive_loss, language_loss
 from vtr.pretrain.objectives import objective_kinds, objectives_of
 from vtr.pretrain.objectives.base import EmbeddingObjective, FusionObjective, PieceObjective
 from vtr.pretrain.objectives.language import mask_tokens
@@ -67,6 +67,23 @@ def test_a_sibling_caption_is_one_more_negative_and_absent_ones_change_nothing()
 
 def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_reversal_is_one_more_wrong_partner_of_its_own_caption_and_clip_alone() -> None:
+    g = torch.Generator().manual_seed(1)
+    video, text, back, turned = (
+        torch.nn.functional.normalize(torch.randn(4, 8, generator=g), dim=-1) for _ in range(4)
+    )
+    mask = torch.tensor([True, False, False, True])
+    loss = contrastive_loss(
+        video[:, None], text, torch.arange(4), torch.tensor(0.5), reversal=Reversal(back[:, None], turned, mask)
+    )
+    expected = []
+    for i in range(4):
+        for own, others, extra in ((video[i], text, turned[i]), (text[i], video, back[i])):
+            scores = torch.cat([others @ own, (extra @ own)[None][: int(mask[i])]]) / 0.5
+            expected.append(-scores.log_softmax(0)[i])
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
 
 
 def test_hard_negatives_are_never_a_right_answer_even_when_the_softmax_underflows() -> None:

@@ -76,6 +76,7 @@ STAGE = Stage(
 )  # fmt: skip
 
 
+TURNED = replace(STAGE, direction_negatives=True, match_loss="both")
 SEVERAL = replace(STAGE, match_group=0, match_negatives=3, match_loss="both", mlm_share=0.5)
 
 
@@ -87,6 +88,8 @@ def losses_and_gradients(
     model.vision_encoder.checkpointing = model.text_encoder.checkpointing = checkpointing
     step = PretrainStep(model, stage, seed=3, micro_batch=micro)
     pixels, texts, ids, meta = batch(count, frames)
+    if stage.direction_negatives:  # of the first samples alone, so that pieces and ranks are without any
+        texts = [f"{t} and moves left" if k in (1, 2, 9) else t for k, t in enumerate(texts)]
     own = slice(rank * count // world, (rank + 1) * count // world)
     found = step(pixels[own], texts[own], ids[own], meta[own], teacher if stage.uta else None, 7)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -117,6 +120,28 @@ def test_eight_pieces_of_eight_are_the_batch_of_64(whole: Any) -> None:
 
 def test_several_wrong_partners_and_a_part_of_the_words_in_pieces_are_those_of_the_batch() -> None:
     assert_same(losses_and_gradients(SEVERAL, 64, 0), losses_and_gradients(SEVERAL, 64, 8))
+
+
+def test_reversed_clips_and_turned_captions_in_pieces_are_those_of_the_batch(whole: Any) -> None:
+    turned = losses_and_gradients(TURNED, 64, 0)
+    assert turned[0]["vtc"] > whole[0]["vtc"]
+    assert_same(turned, losses_and_gradients(TURNED, 64, 8))
+
+
+def test_a_reversed_clip_shows_the_same_patches_backwards_and_images_have_none() -> None:
+    model, _ = build(dropout=0.0)
+    step = PretrainStep(model.eval(), Stage(vtc=1.0, direction_negatives=True))
+    pixels, _, ids, meta = batch(4)
+    seen: list[torch.Tensor] = []
+    model.encode_video = lambda frames, **more: (
+        seen.append(frames) or VideoTextModel.encode_video(model, frames, **more)
+    )  # type: ignore[method-assign]
+    texts = ["a circle moves left", "a circle", "it grows", "a square"]
+    step(pixels, texts, ids, meta, None, 0)
+    assert step.turned == 2
+    torch.testing.assert_close(seen[1], seen[0][[0, 2]].flip(1))
+    step(pixels[:, :1], texts, ids, meta, None, 0)
+    assert (step.turned, len(seen)) == (0, 3)
 
 
 def test_a_part_of_the_batch_has_its_words_masked() -> None:
@@ -182,7 +207,7 @@ def one_rank(rank: int, world: int, port: int, folder: str, stages: list[Stage])
 def test_two_ranks_with_four_pieces_of_eight_are_the_batch_of_64(whole: Any, tmp_path: Path) -> None:
     wide = replace(STAGE, match_group=0)  # wrong partners come from the other rank too
     head = replace(SEVERAL, uta=0.0, vtc=0.0, mlm=0.0, text=0.0, frozen=True)
-    stages = [STAGE, wide, SEVERAL, head]
+    stages = [STAGE, wide, SEVERAL, head, TURNED]
     mp.spawn(one_rank, (2, free_port(), str(tmp_path), stages), nprocs=2)
     for number, expected in enumerate((whole, *(losses_and_gradients(s, 64, 0) for s in stages[1:]))):
         for rank in range(2):
