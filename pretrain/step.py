@@ -179,10 +179,11 @@ class PretrainStep:
                 if not once:
                     encoded = self._encode(piece, texts, seeds)
                 self._carry_back(piece, encoded, cache.gradients(piece.rows), own)
-            for number, encoded in enumerate(turned_parts if turned and not self.stage.frozen else []):
-                if not once:
-                    encoded = self._encode_turned(parts[number][0], backwards[number], texts, seeds)
-                carry_back(turned_outputs(encoded), [g[turned.parts[number]] for g in turned.gradients])
+            if turned is not None and not self.stage.frozen:
+                for number, encoded in enumerate(turned_parts):
+                    if not once:
+                        encoded = self._encode_turned(parts[number][0], backwards[number], texts, seeds)
+                    carry_back(turned_outputs(encoded), [g[turned.parts[number]] for g in turned.gradients])
         if own:
             values = torch.stack(list(own.values()))
             if self.world > 1:
