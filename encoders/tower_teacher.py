@@ -77,7 +77,7 @@ class TowerTeacher(FrameTeacher):
 
     def train(self, mode: bool = True) -> TowerTeacher:
         """Never: dropout stays off."""
-        return super().train(False)  # type: ignore[return-value]
+        return super().train(False)
 
     def fit(self, student: EncoderConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         self.image_size = student.image_size // student.patch_size * self.patch_size
