@@ -76,11 +76,16 @@ class Words(NamedTuple):
 
 
 TRAINING = Words(
-    ("", "we see", "here is", "this shows", "a short clip of", "look at", "there is", "a recording of"),
-    ("disc", "ball", "dot", "circle", "round thing", "button"),
-    (("moves", "moving"), ("goes", "going"), ("slides", "sliding"), ("drifts", "drifting"), ("rolls", "rolling")),
-    ("", "on a plain ground", "over a flat floor", "in front of nothing", "all alone", "with some noise around"),
-)
+    ("", "we see", "here is", "this shows", "a short clip of", "look at", "there is", "a recording of", "the camera films",
+     "in this video we have", "what you see is", "again", "somebody filmed", "watch", "on the screen is"),
+    ("disc", "ball", "dot", "circle", "button", "spot", "token", "lid", "plate", "wheel", "ring", "orb", "sphere", "bead",
+     "pebble", "balloon", "medal", "bubble", "lamp", "plum", "berry", "cap"),
+    (("moves", "moving"), ("goes", "going"), ("slides", "sliding"), ("drifts", "drifting"), ("rolls", "rolling"),
+     ("runs", "running"), ("steps", "stepping"), ("crawls", "crawling"), ("swims", "swimming"), ("walks", "walking"),
+     ("rides", "riding"), ("climbs", "climbing")),
+    ("", "on a plain ground", "over a flat floor", "in front of nothing", "all alone", "with some noise around", "for a while",
+     "in a room", "at night", "without a sound", "near the camera", "again and again", "on some paper", "today"),
+)  # fmt: skip
 HELD_OUT = Words(
     ("notice", "one can watch", "footage showing"),
     ("coin", "puck", "marble"),

@@ -92,7 +92,7 @@ def evaluate(
         workers=options.workers,
     )
     missing = [f"missing: {name}" for name in benchmark.lacking]
-    ranks.together(lambda: _enough(benchmark, missing, benchmark.videos, options.allow_missing))
+    ranks.together(lambda: enough(benchmark, missing, benchmark.videos, options.allow_missing))
     with tempfile.TemporaryDirectory() as temporary:
         work = WorkFolder(_work_folder(options.work or Path(temporary), model, benchmark, settings))
         result = _Job(model, benchmark, dataclasses.replace(options, rerank=top), settings, work, ranks).result()
@@ -101,7 +101,7 @@ def evaluate(
     return result
 
 
-def _enough(benchmark: Benchmark, problems: Sequence[str], usable: Sequence[object], allowed: bool) -> None:
+def enough(benchmark: Benchmark, problems: Sequence[str], usable: Sequence[object], allowed: bool) -> None:
     """Refuse a benchmark with problems, unless they are allowed; and in any case an empty one."""
     if problems and not allowed:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
@@ -144,7 +144,7 @@ class _Job:
         problems = [f"missing: {m}" for m in benchmark.lacking]
         problems += [f"broken: {reason}" for _, reason in sorted(features.broken.items())]
         kept = [i for i in range(len(benchmark.videos)) if i not in features.broken]
-        self.ranks.together(lambda: _enough(benchmark, problems, kept, self.options.allow_missing))
+        self.ranks.together(lambda: enough(benchmark, problems, kept, self.options.allow_missing))
         part, texts = benchmark.keep(kept)
         if protocol.captions == "class":
             labels = [truth[0] for truth in part.video_truth]
