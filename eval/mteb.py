@@ -66,7 +66,9 @@ class MtebModel:
 
     def __init__(self, model: VideoTextEncoder, name: str) -> None:
         self.model = model.eval()
-        meta = ModelMeta.create_empty({"name": name if "/" in name else f"vtr/{name}", "revision": model.fingerprint()[:12]})
+        meta = ModelMeta.create_empty(
+            {"name": name if "/" in name else f"vtr/{name}", "revision": model.fingerprint()[:12]}
+        )
         self._meta = meta.model_copy(update={"modalities": ["text", "video"], "embed_dim": model.config.embed_dim})
 
     @property
@@ -164,7 +166,12 @@ def local_task(benchmark: Benchmark) -> AbsTaskRetrieval:
             corpus = datasets.Dataset.from_dict({"id": names, "video": videos}).cast_column("video", datasets.Video())
             asked = {"id": [f"q{i}" for i in range(len(benchmark.captions))], "text": list(benchmark.captions)}
             right = {f"q{i}": {str(v): 1 for v in own} for i, own in enumerate(benchmark.text_truth)}
-            split = {"corpus": corpus, "queries": datasets.Dataset.from_dict(asked), "relevant_docs": right, "top_ranked": None}
+            split = {
+                "corpus": corpus,
+                "queries": datasets.Dataset.from_dict(asked),
+                "relevant_docs": right,
+                "top_ranked": None,
+            }
             self.dataset = {"default": {"test": split}}
             self.data_loaded = True
 
