@@ -221,6 +221,9 @@ class SearchSettings:
     """Up to so many moments of a video, together; the best video first."""
     unmerged: bool = False
     """Every window and every copy of a file on its own: no overlapping windows and no equal files made one."""
+    by: Literal["picture", "words", "both"] | None = None
+    """What answers: pictures, words that are said (subtitles), or both, their ranks fused (default: both where there are
+    subtitles); hits say why."""
     html: Path | None = None
     """Write a page with thumbnails."""
     json: bool = False

@@ -257,6 +257,7 @@ def info(settings: InfoSettings) -> int:
         **({"precision": _precision(values)} if values.get("precision", "fp32") != "fp32" else {}),
         "index": f"{index['type']}, recall@10 {index['recall_at_10']:g}" if index else "not made yet",
         **({"left out": ", ".join(values["exclude"])} if "exclude" in values else {}),
+        **({"subtitles": f"of {values['spoken']} videos"} if values["spoken"] else {}),
         "unreadable": len(values["unreadable"]),
     }
     for key, value in rows.items():
@@ -266,6 +267,8 @@ def info(settings: InfoSettings) -> int:
     if values["cut_off"]:
         print(f"{'cut off':<12}{len(values['cut_off'])}, indexed as far as they go")
     for line in values["cut_off"]:
+        print(f"  {line}")
+    for line in values["subtitles"]:
         print(f"  {line}")
     return 0
 
@@ -296,6 +299,7 @@ def search(settings: SearchSettings) -> int:
         more=settings.more,
         moments=settings.moments,
         unmerged=settings.unmerged,
+        by=settings.by,
     )
     for note in hits.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -382,7 +386,12 @@ def _report(report: AddReport, library: Library) -> int:
         print(f"note: {line}", file=sys.stderr)
     if report.skipped:
         print(report.skipped, file=sys.stderr)
-    more = {"moved": report.moved, "removed": report.removed, "cut off": len(report.cut_off)}
+    more = {
+        "moved": report.moved,
+        "removed": report.removed,
+        "with new subtitles": report.spoken,
+        "cut off": len(report.cut_off),
+    }
     copies = f"; {report.known} are copies of other files" if report.known else ""
     print(
         f"{library.path}: {report.added} added ({report.segments} segments{copies}), {report.unchanged} unchanged, "
