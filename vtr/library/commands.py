@@ -226,6 +226,12 @@ class SearchSettings:
     subtitles); hits say why."""
     html: Path | None = None
     """Write a page with thumbnails."""
+    clips: Path | None = None
+    """Cut the hits into this folder: copies from the key frame before each, made in no time."""
+    exact: bool = False
+    """Clips from the very frame: encoded again (H.264, AAC)."""
+    export: Path | None = None
+    """Write the hits for other programs: FILE.edl, .fcpxml, .csv, .srt or .json."""
     json: bool = False
     """One JSON object a line; `match` is the number between 0 and 1, `score` the raw one that `measure` names."""
     model: str | None = None
