@@ -221,8 +221,17 @@ class SearchSettings:
     """Up to so many moments of a video, together; the best video first."""
     unmerged: bool = False
     """Every window and every copy of a file on its own: no overlapping windows and no equal files made one."""
+    by: Literal["picture", "words", "both"] | None = None
+    """What answers: pictures, words that are said (subtitles), or both, their ranks fused (default: both where there are
+    subtitles); hits say why."""
     html: Path | None = None
     """Write a page with thumbnails."""
+    clips: Path | None = None
+    """Cut the hits into this folder: copies from the key frame before each, made in no time."""
+    exact: bool = False
+    """Clips from the very frame: encoded again (H.264, AAC)."""
+    export: Path | None = None
+    """Write the hits for other programs: FILE.edl, .fcpxml, .csv, .srt or .json."""
     json: bool = False
     """One JSON object a line; `match` is the number between 0 and 1, `score` the raw one that `measure` names."""
     model: str | None = None
