@@ -56,8 +56,8 @@ def film(path: Path, *parts: tuple[str, int]) -> None:
 @pytest.fixture
 def library(tmp_path: Path) -> Library:
     (tmp_path / "v").mkdir()
-    film(tmp_path / "v" / "v_one.mp4", ("red", 8), ("green", 8))
-    film(tmp_path / "v" / "v_two.mp4", ("green", 4), ("blue", 12))
+    film(tmp_path / "v" / "v_one.mp4", ("red", 4), ("green", 4))
+    film(tmp_path / "v" / "v_two.mp4", ("blue", 4), ("red", 4))
     model = small_model()
     model.__class__ = Colours
     found = Library.create(tmp_path / "l", model, window=4.0, stride=4.0)
@@ -67,8 +67,8 @@ def library(tmp_path: Path) -> Library:
 
 def annotation(folder: Path) -> Path:
     content = {
-        "v_one": {"timestamps": [[0, 4], [8, 12.5]], "sentences": ["a red wall", "a green wall"]},
-        "v_two": {"timestamps": [[5, 9]], "sentences": ["a blue wall"]},
+        "v_one": {"timestamps": [[0, 4], [4, 8.5]], "sentences": ["a red wall", "a green wall"]},
+        "v_two": {"timestamps": [[1, 5]], "sentences": ["a blue wall"]},
     }
     (folder / "val_1.json").write_text(json.dumps(content))
     return folder / "val_1.json"
@@ -78,11 +78,13 @@ def test_moments_of_known_times_are_found_as_far_as_the_windows_allow(library: L
     told, missing = placed(library, read_moments(annotation(tmp_path)))
     rows = measure(library, told)
     assert not missing
-    # Windows of 4 s: red 0-4 exactly; of 8-12.5 the window 8-12 has 4/4.5; of 5-9 the windows 4-8 and 8-12 have 3/5, 1/7.
-    assert rows["  the best window, IoU 0.7"] == pytest.approx(100 * 2 / 3, abs=0.01)
-    assert rows["  the best window, IoU 0.5"] == 100.0
-    assert rows["own video, mean IoU"] > 30
-    assert rows["pooled, right video R@5"] == 100.0
+    # Windows of 4 s: red is 0-4, exactly as told; green 4-8, of 4-8.5 told; blue 0-4, of 1-5 told: 3 s of 5.
+    assert rows["own video, mean IoU"] == pytest.approx(100 * (1 + 4 / 4.5 + 3 / 5) / 3, abs=0.01)
+    assert [rows[f"own video R@1, IoU {t}"] for t in (0.3, 0.5, 0.7)] == [100.0, 100.0, 66.67]
+    assert rows["  the best window, IoU 0.7"] == 66.67
+    # The other window of each video: 0 of 0-4; 0 of 4-8.5; of 1-5 1 s of 7.
+    assert rows["  a window at random, IoU 0.5"] == 50.0
+    assert (rows["pooled, right window R@5"], rows["pooled, right video R@5"]) == (100.0, 100.0)
 
 
 def test_videos_that_the_library_has_not_are_named(

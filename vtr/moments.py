@@ -56,7 +56,7 @@ def measure(library: Library, told: list[Told], rerank: int = 0) -> dict[str, fl
         here = f"path = {_quoted(one.span.video)}"
         own = _spans(library.search(one.sentence, 1, rerank=rerank, where=here))
         pooled = _spans(library.search(one.sentence, max(RANKS), rerank=rerank))
-        windows = _spans(library.search(one.sentence, _MOST, unmerged=True, where=here))
+        windows = _spans(library.search(one.sentence, _MOST, all_moments=True, unmerged=True, where=here))
         answers.append(Answer(told=one, own=own[0] if own else None, pooled=pooled, windows=windows))
     return moment_rows(answers)
 
