@@ -50,7 +50,7 @@ class BenchSettings:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """One training each way for each."""
-    steps: int = 400
+    steps: int = 700
     """Of a training."""
     warmup_steps: int = 60
     """Of the text side alone, before."""
@@ -153,7 +153,7 @@ def draw(task: MotionTask, count: int, seed: int, words: Words) -> Clips:
 def build(seed: int) -> VideoTextModel:
     """A small model from random weights, with the words of the training captions."""
     torch.manual_seed(seed)
-    tokenizer = Tokenizer.train(draw(MotionTask(), 4000, _TRAIN, TRAINING).captions, 300)
+    tokenizer = Tokenizer.train(draw(MotionTask(), 4000, _TRAIN, TRAINING).captions, 200)  # rare words in pieces
     text = BertConfig(
         vocab_size=tokenizer.vocab_size, hidden=64, layers=3, fusion_layer=2, heads=4, intermediate=128,
         max_positions=64, dropout=0.0, vision_width=64,
@@ -163,7 +163,15 @@ def build(seed: int) -> VideoTextModel:
     )
     half = (0.5, 0.5, 0.5)
     return VideoTextModel(
-        ModelConfig(video=video, text=text, embed_dim=64, pixel_mean=half, pixel_std=half, memory="patches+pooled"),
+        ModelConfig(
+            video=video,
+            text=text,
+            embed_dim=64,
+            pixel_mean=half,
+            pixel_std=half,
+            max_text_tokens=64,
+            memory="patches+pooled",
+        ),
         tokenizer,
     )
 
@@ -231,8 +239,8 @@ def run(settings: BenchSettings) -> int:
     said = f"{reached} of {count} training captions tell a direction or an order"
     print(said, file=sys.stderr)
     rows: list[dict[str, object]] = []
-    for direction in (False, True):
-        for seed in settings.seeds:
+    for seed in settings.seeds:
+        for direction in (True, False):
             began = time.process_time()
             found = tested(train(seed, settings, direction=direction), clips)
             rows.append({"direction negatives": "on" if direction else "off", "seed": seed, **found,

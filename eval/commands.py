@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -258,12 +259,36 @@ class ResultsSettings:
     """Only these rows: embedding, reranked, combined."""
     plot: Path | None = None
     """Write the recalls at 1 as an SVG picture."""
+    peers: bool = False
+    """Encoders side by side instead: published R@1, direction accuracy of the results, speed, memory, parameters."""
+    measure: bool = False
+    """With --peers: measure speed and memory here first, of what was not measured yet."""
+    measured: Path = Path("results/peers.json")
+    """With --peers: the file of those measurements."""
     json: bool = False
     """One JSON object a line."""
 
 
+def _peers(settings: ResultsSettings) -> int:
+    from vtr.eval.peer_table import measure_all, peer_rows, peer_table
+
+    if settings.measure:
+        measure_all(settings.measured)
+    rows = peer_rows(settings.paths, settings.measured)
+    if settings.json:
+        for row in rows:
+            print(json.dumps({**dataclasses.asdict(row), "gaps": row.gaps()}))
+    else:
+        print(peer_table(rows))
+    return 0
+
+
 def results(settings: ResultsSettings) -> int:
     """`vtr results`."""
+    if settings.peers:
+        return _peers(settings)
+    if settings.measure:
+        raise UsageError("--measure goes with --peers")
     from vtr.eval.results import find_results, lines_of, plot_svg, text_table
 
     lines = [line for result in find_results(settings.paths) for line in lines_of(result)]
