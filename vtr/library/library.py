@@ -243,6 +243,7 @@ class Library(Hearing):
         *,
         quick: bool = False,
         may_be_empty: bool = False,
+        leave: Collection[str] = (),
         metadata: Listing | None = None,
         exclude: Sequence[str] | None = None,
         include_hidden: bool | None = None,
@@ -257,6 +258,7 @@ class Library(Hearing):
             paths: Folders.
             quick: Trust size and time stamp instead of reading every file.
             may_be_empty: A folder without any media file is meant: all its videos are forgotten.
+            leave: Full paths of files that stay as they are in the library, whatever they are now.
             work: As in `add`.
             metadata, exclude, include_hidden: As in `add`; files that are left out now are forgotten.
 
@@ -270,7 +272,8 @@ class Library(Hearing):
         self._choose(exclude, include_hidden)
         ingest = self._ingest(metadata, work)
         files = [f for f in ingest.find(folders, may_be_empty=True) if f.exists()]
-        there = {os.path.abspath(f) for f in files}
+        there = {*leave, *(os.path.abspath(f) for f in files)}
+        files = [f for f in files if os.path.abspath(f) not in leave]
         with self.store.writing():
             self.set_windows(None, None)
             gone: list[str] = []

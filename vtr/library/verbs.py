@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -22,12 +24,14 @@ from vtr.library.commands import (
     EmbedSettings,
     ExportSettings,
     InfoSettings,
+    McpSettings,
     PushSettings,
     RemoveSettings,
     SearchSettings,
     ServeSettings,
     SyncSettings,
     VerifySettings,
+    WatchSettings,
     WorkSettings,
 )
 from vtr.library.files import read_metadata
@@ -122,6 +126,30 @@ def sync(settings: SyncSettings) -> int:
         **_chosen(settings),
     )
     return _report(report, library)
+
+
+def watch(settings: WatchSettings) -> int:
+    """`vtr index watch`."""
+    from vtr.library.watch import watch as follow
+
+    _need(settings.paths)
+    if not 0 < settings.rest < 3600:
+        raise UsageError(f"--rest {settings.rest:g}: expected seconds, more than 0")
+    library, stop = Library.open(settings.library, settings.model), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+    def problem(line: str) -> None:
+        print(f"waiting: {line}", file=sys.stderr)
+
+    poll, work = settings.poll or None, _work(settings)
+    try:
+        for report in follow(
+            library, settings.paths, poll=poll, rest=settings.rest, stop=stop, problem=problem, work=work
+        ):
+            _report(report, library)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    return 0
 
 
 def verify(settings: VerifySettings) -> int:
@@ -364,6 +392,16 @@ def serve(settings: ServeSettings) -> int:
         allow_hosts=settings.allow_host,
         max_upload=settings.max_upload,
     )
+
+
+def mcp(settings: McpSettings) -> int:
+    """`vtr mcp`."""
+    try:
+        from vtr.library.agents import make_server
+    except ModuleNotFoundError as error:
+        raise VtrError(f"vtr mcp needs {error.name}: {install_command('mcp')}") from error
+    make_server(settings.library, settings.model, clips=settings.clips, follow_links=settings.follow_links).run()
+    return 0
 
 
 def open_any(place: Path | str, model: str | None = None) -> Searcher:
