@@ -5,6 +5,7 @@ python -m vtr.eval.ablate scan                    # Fig. 7a: scan orders
 python -m vtr.eval.ablate mask|align|ratio|droppath   # Table 5: masked pretraining
 python -m vtr.eval.ablate distill                 # Fig. 6: self-distillation, with and without early stopping
 python -m vtr.eval.ablate long                    # trained on 64 frames, tested on 64, 256 and 1024
+python -m vtr.eval.ablate encoder                 # VideoMamba against a ViT of its size, at equal steps and CPU seconds
 python -m vtr.eval.ablate all --threads 1 --out runs/ablate   # stop and call again: finished trainings are kept
 """
 
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +38,7 @@ class AblateSettings:
     """Train the rows of ablation tables, over several seeds."""
 
     tables: tyro.conf.Positional[tuple[str, ...]]
-    """task, scan, mask, align, ratio, droppath, distill, long, or all."""
+    """task, scan, mask, align, ratio, droppath, distill, long, or all of these; encoder."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One training of every row for each."""
     out: Path = Path("runs/ablate")
@@ -55,6 +57,10 @@ class AblateSettings:
     """Peak learning rate (VideoMamba-Ti: half of it)."""
     threads: int = 2
     """Threads of torch."""
+    demo_steps: int = 1200
+    """Steps on the demo corpus (`encoder`; 0 = without)."""
+    data_root: Path = Path("data")
+    """Where the demo corpus is, or is made (`encoder`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -443,8 +449,11 @@ def run(settings: AblateSettings) -> int:
         if getattr(settings, flag) < 1:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(settings, flag)}: expected a positive number")
     for name in names:
-        if name not in TABLES:
-            raise unknown_name("table", name, (*TABLES, "all"))
+        if name not in TABLES and name != "encoder":
+            raise unknown_name("table", name, (*TABLES, "encoder", "all"))
+    if "encoder" in names and (code := _encoder(settings)):
+        return code
+    names = [name for name in names if name != "encoder"]
     import torch
 
     from vtr.data.motion import CLASSES
@@ -474,6 +483,17 @@ def run(settings: AblateSettings) -> int:
             caption="accuracy, %; bar: mean, dots: seeds, red: chance",
         )
     return 0
+
+
+def _encoder(settings: AblateSettings) -> int:
+    """The comparison that pretrains, in a process of its own: pretraining builds on evaluation, not the other way round."""
+    flags = {
+        "steps": settings.steps, "demo-steps": settings.demo_steps, "batch-size": settings.batch_size, "lr": settings.lr,
+        "threads": settings.threads, "data-root": settings.data_root, "out": settings.out,
+    }  # fmt: skip
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    seeds = ["--seeds", *map(str, settings.seeds)]
+    return subprocess.run([sys.executable, "-m", "vtr.pretrain.encoder_ablation", *seeds, *words]).returncode
 
 
 _BUILDERS: dict[str, Callable[[AblateSettings, _Teachers], Table]] = {

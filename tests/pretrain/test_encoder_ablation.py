@@ -1,0 +1,41 @@
+"""VideoMamba against a ViT at equal budgets: the same size, both budgets, plain words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vtr.eval.ablate import main
+from vtr.pretrain.encoder_ablation import _DEMO, ENCODERS, EncoderSettings, parameters, part_rows, verdict
+
+
+@pytest.mark.parametrize("pair", [ENCODERS, _DEMO])
+def test_both_encoders_have_as_many_parameters(pair: dict) -> None:
+    one, other = map(parameters, pair.values())
+    assert one == pytest.approx(other, rel=0.05)
+
+
+def test_the_faster_encoder_gets_the_seconds_of_the_slower_one_and_trainings_are_kept(tmp_path: Path) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def trial(encoder: str, seed: int, steps: int) -> dict[str, float]:
+        asked.append((encoder, seed, steps))
+        return {"training CPU s": steps * (2.0 if encoder == "ViT" else 1.0), "accuracy": 60.0 + (encoder == "ViT") + seed}
+
+    settings = EncoderSettings(seeds=(0, 1), out=tmp_path)
+    rows = part_rows("task", 10, settings, trial)
+    assert asked == [("VideoMamba", 0, 10), ("VideoMamba", 1, 10), ("ViT", 0, 10), ("ViT", 1, 10), ("VideoMamba", 0, 20), ("VideoMamba", 1, 20)]  # fmt: skip
+    assert part_rows("task", 10, settings, trial) == rows
+    assert len(asked) == 6
+    assert verdict(rows, "task", "accuracy")[0] == (
+        "- task, accuracy, equal steps: VideoMamba is behind ViT (-1.0; better with 0 of 2 seeds, worse with 2)."
+    )
+
+
+def test_the_table_is_made_by_one_command(tmp_path: Path) -> None:
+    flags = ["--seeds", "0", "--steps", "1", "--demo-steps", "0", "--batch-size", "2", "--threads", "1"]
+    assert main(["encoder", *flags, "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "encoder.md").read_text()
+    for words in ("direction pairs", "order of events", "accuracy, 64 frames", "equal CPU seconds", "process GiB"):
+        assert words in text
