@@ -74,7 +74,7 @@ class EncoderSettings:
     """Clips of a step of the action task."""
     lr: float = 2e-3
     """Peak learning rate of the action task."""
-    tests: int = 450
+    tests: int = 180
     """Clips of its test."""
     threads: int = 2
     """Threads of torch."""
