@@ -33,6 +33,7 @@ from vtr.library.wanted import Wanted
 from vtr.library.where import Node, to_sql
 
 if TYPE_CHECKING:
+    from vtr.data.uri import Access
     from vtr.library.ingest import AddReport, Ingest, Listing
     from vtr.library.pipeline import Pipeline
     from vtr.models.base import VideoTextEncoder
@@ -211,15 +212,16 @@ class Library(Searcher):
         include_hidden: bool | None = None,
         keyframes: bool | None = None,
         work: Work = ALL,
+        access: Access | None = None,
     ) -> AddReport:
-        """Index files and folders; unchanged files are skipped, changed ones done again.
+        """Index files, folders and addresses; what is unchanged is skipped, what changed done again.
 
         Each video is committed by itself, in their order: a killed call loses the videos under way, and the next goes on.
         Files that cannot be read are remembered with their reason and returned. A file whose content is in the library
         under another name is not encoded again.
 
         Args:
-            paths: Folders (searched for media files), and files of any name.
+            paths: Folders (searched for media files), files of any name, addresses (https://, s3:// …) of single videos.
             window, stride: Seconds; those of the library unless it is still empty.
             metadata: {path: {column: number or text}}; replaces what a video had.
             exclude: Patterns of files and folders to leave out, see `vtr.library.scan.find_media`. Written down.
@@ -227,15 +229,21 @@ class Library(Searcher):
             keyframes: A quick look: only key frames are decoded, and hits say so; that of the library unless it is
                 still empty.
             work: Decoding processes, devices, precision.
+            access: What may be fetched; by default nothing of this machine and private networks.
         """
+        from vtr.data.uri import is_uri
+        from vtr.library.addresses import add_addresses
+
+        named = [paths] if isinstance(paths, str | Path) else list(paths)
+        uris = [p for p in named if isinstance(p, str) and is_uri(p)]
         self._choose(exclude, include_hidden)
         ingest = self._ingest(metadata, work)
-        files = ingest.find([paths] if isinstance(paths, str | Path) else paths)
+        files = ingest.find([p for p in named if p not in uris])
         with self.store.writing():
             self.set_windows(window, stride, keyframes)
             ingest.add(files)
             self.update_index()
-        return ingest.report
+        return add_addresses(self, uris, access=access, report=ingest.report, work=work) if uris else ingest.report
 
     def sync(
         self,
