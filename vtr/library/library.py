@@ -26,6 +26,7 @@ from vtr.library.found import Found, Hit, Hits, hit_dict
 from vtr.library.hearing import Hearing
 from vtr.library.index_types import Description
 from vtr.library.rows import SegmentRow
+from vtr.library.scan import below, no_folder, unmounted
 from vtr.library.settings import ALL, Compacted, Info, LibrarySettings, Work, check_windows
 from vtr.library.store import MissingVectors, Store, is_damage
 from vtr.library.tokens import TokenCache
@@ -276,7 +277,7 @@ class Library(Hearing):
         folders = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
         for folder in folders:
             if not folder.is_dir():
-                raise _no_folder(folder)
+                raise no_folder(folder)
         self._choose(exclude, include_hidden)
         ingest = self._ingest(metadata, work)
         files = [f for f in ingest.find(folders, may_be_empty=True) if f.exists()]
@@ -287,9 +288,9 @@ class Library(Hearing):
             gone: list[str] = []
             for folder in folders:
                 known = self.store.paths_below(os.path.abspath(folder))
-                if not may_be_empty and known and not any(f in there for f in known) and not _within(there, folder):
-                    raise _unmounted(folder, len(known), self.path)
-                gone += [f for f in known if f not in there and not any(_below(f, u) for u in ingest.unlisted)]
+                if known and not may_be_empty and not any(below(f, folder) for f in there):
+                    raise unmounted(folder, len(known), self.path)
+                gone += [f for f in known if f not in there and not any(below(f, u) for u in ingest.unlisted)]
             ingest.add(files, hashed=not quick, gone=gone)
             ingest.forget(gone)
             self.update_index()
@@ -581,24 +582,3 @@ class Library(Hearing):
 
 def _found(row: SegmentRow, score: float) -> Found:
     return Found(score, score, False, row.id, row.path, row.start, row.end, row.duration, row.metadata, row.sha256)
-
-
-def _no_folder(folder: Path) -> VtrError:
-    return VtrError(lambda say: f"{folder}: no such folder; to forget what was in it: {say.call('index remove')}")
-
-
-def _unmounted(folder: Path, count: int, library: Path) -> VtrError:
-    return VtrError(
-        lambda say: (
-            f"{folder}: no media files, but {count} of them are in {library}; is a disk not mounted? "
-            f"{say.name('may_be_empty')} forgets them"
-        )
-    )
-
-
-def _below(path: str, folder: str | Path) -> bool:
-    return path.startswith(os.path.abspath(folder).rstrip(os.sep) + os.sep)
-
-
-def _within(paths: Iterable[str], folder: Path) -> bool:
-    return any(_below(p, folder) for p in paths)
