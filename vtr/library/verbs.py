@@ -63,7 +63,7 @@ def build(settings: BuildSettings) -> int:
     _need(settings.paths)
     if settings.model is None:
         raise UsageError("--model is missing: name a run, a model folder or a hub id")
-    paths, _ = _split(settings.paths)
+    paths = [p for p in settings.paths if not is_uri(p)]
     find_media(
         paths, exclude=settings.exclude, include_hidden=settings.include_hidden
     )  # a wrong path is said before the model is loaded
@@ -89,27 +89,17 @@ def add(settings: AddSettings) -> int:
     return _report(_taken_in(library, settings, metadata), library)
 
 
-def _split(named: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Paths, and addresses."""
-    return [n for n in named if not is_uri(n)], [n for n in named if is_uri(n)]
-
-
 def _taken_in(
     library: Library, settings: BuildSettings | AddSettings, metadata: dict[str, Metadata] | None
 ) -> AddReport:
-    from vtr.library.addresses import add_addresses
-    from vtr.library.ingest import AddReport
-
-    paths, uris = _split(settings.paths)
-    report, work = AddReport(), _work(settings)
-    keyframes = None if settings.frames is None else settings.frames == "keyframes"
-    if paths:
-        report = library.add(paths, metadata=metadata, keyframes=keyframes, work=work, **_chosen(settings))
-    if uris:
-        add_addresses(
-            library, uris, access=Access(private=settings.allow_private), report=report, keyframes=keyframes, work=work
-        )
-    return report
+    return library.add(
+        settings.paths,
+        metadata=metadata,
+        keyframes=None if settings.frames is None else settings.frames == "keyframes",
+        work=_work(settings),
+        access=Access(private=settings.allow_private),
+        **_chosen(settings),
+    )
 
 
 def sync(settings: SyncSettings) -> int:
