@@ -86,7 +86,7 @@ def _record(library: Library, key: Key, found: Embedded | Failure | None, report
             uri,
             facts,
             spans,
-            store.append(found.vectors) if isinstance(found, Embedded) else 0,
+            store.append(found.vectors, found.frames) if isinstance(found, Embedded) else 0,
             crc=None if isinstance(found, Failure) else checksum(found.vectors),
             duration=0.0 if isinstance(found, Failure) else found.duration,
             failure=failure,

@@ -39,6 +39,11 @@ class BuildSettings(WorkSettings):
     """Seconds of a segment."""
     stride: float = 4.0
     """Seconds between the starts of two segments."""
+    segments: Literal["auto", "windows", "shots"] | None = None
+    """windows: one after the other; shots: none crosses a cut; auto: shots in films over two minutes (remembered; default:
+    auto, or what the library has)."""
+    frame_vectors: bool = False
+    """Also keep the vectors of single frames, a byte a number: hits begin and end more exactly (remembered)."""
     metadata: Path | None = None
     """A list (CSV, TSV, JSONL …) with a column of paths, relative to the folder it is in; the other columns can be used in
     --where. path, duration, start, end and date are the file's own there; a column of that name is meta.NAME."""
@@ -181,6 +186,8 @@ class EmbedSettings(WorkSettings):
     """Seconds of a segment."""
     stride: float = 4.0
     """Seconds between the starts of two segments."""
+    segments: Literal["auto", "windows", "shots"] = "auto"
+    """windows: one after the other; shots: none crosses a cut; auto: shots in films over two minutes."""
     uris: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A list whose rows may be addresses, which are fetched; those in other lists are not."""
     allow_private: bool = False
@@ -221,6 +228,12 @@ class SearchSettings:
     """Up to so many moments of a video, together; the best video first."""
     unmerged: bool = False
     """Every window and every copy of a file on its own: no overlapping windows and no equal files made one."""
+    unrefined: bool = False
+    """Hits begin and end where segments do, though the library keeps vectors of single frames."""
+    curve: str | None = None
+    """Instead of hits: how well this video of the library fits the query from moment to moment, as JSON."""
+    curve_out: Path | None = None
+    """Write the curve to this file, .png or .json."""
     html: Path | None = None
     """Write a page with thumbnails."""
     json: bool = False

@@ -89,6 +89,7 @@ class Hit:
             the model's temperature plus the decoder's log-odds).
         match: The score between 0 and 1.
         copies: Other files of the same content.
+        refined: Its ends were found between those of segments, by vectors of single frames.
         keyframes: Only key frames of the video were looked at when it was indexed: a quick look.
         metadata: The video's metadata.
     """
@@ -106,6 +107,7 @@ class Hit:
     measure: Measure = "similarity"
     match: float = 0.0
     copies: tuple[str, ...] = ()
+    refined: bool = False
     keyframes: bool = False
     metadata: Metadata = field(default_factory=dict, hash=False)
 

@@ -254,6 +254,15 @@ class Records:
         rows = self.db.execute(sql, (video,)).fetchall()
         return [Span(r[0], r[1]) for r in rows], [r[2] for r in rows]
 
+    def spans_between(self, path: str, low: float, high: float) -> tuple[list[Span], list[int]]:
+        """As `spans_of`, of those segments of the video at a path that reach into a span, by time."""
+        sql = (
+            "SELECT start, end, row FROM segments WHERE video = (SELECT id FROM videos WHERE path = ?) "
+            "AND end >= ? AND start <= ? ORDER BY start"
+        )
+        rows = self.db.execute(sql, (path, low, high)).fetchall()
+        return [Span(r[0], r[1]) for r in rows], [r[2] for r in rows]
+
     def rows_of_videos(self) -> Iterator[tuple[str, int | None, list[int]]]:
         """Path, checksum and rows of each video that has segments."""
         sql = "SELECT videos.id, path, crc, row FROM videos JOIN segments ON segments.video = videos.id ORDER BY videos.id, row"

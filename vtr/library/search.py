@@ -156,6 +156,7 @@ class Searcher(ABC):
         more: int | None = None,
         moments: int = 1,
         unmerged: bool = False,
+        unrefined: bool = False,
     ) -> Hits:
         """The best moments for a query, best first; one moment a video unless asked for more.
 
@@ -176,6 +177,7 @@ class Searcher(ABC):
             more: A hit's `segment`: more like that one; its own video is left out (with `all_moments` only itself).
             moments: Up to so many moments of a video, together; the video whose best moment is best comes first.
             unmerged: Every window and every copy of a file on its own, as they are stored.
+            unrefined: Hits begin and end where segments do, though the library keeps vectors of single frames.
 
         Raises:
             UsageError: An empty query, a number out of range, a filter that does not parse.
@@ -218,7 +220,25 @@ class Searcher(ABC):
         groups = arranged(found)[:k]
         if moments > 1 and groups:
             groups = self._grouped(query.wanted, found, groups, condition, unmerged)
-        return Hits(self._hits(groups, moments, query, unmerged), notes)
+        hits = self._hits(groups, moments, query, unmerged)
+        return Hits(hits if unmerged or unrefined else self._finer(query.wanted, hits), notes)
+
+    def asked(
+        self,
+        text: str | Sequence[str] = (),
+        *,
+        minus: str | Sequence[str] = (),
+        like: Example | Sequence[Example] = (),
+        more: int | None = None,
+    ) -> Query:
+        """A query as `search` takes it, as vectors."""
+        texts, against, likes = _listed(text), _listed(minus), _examples(like)
+        _check(texts, likes, more, k=1, rerank=0, moments=1, all_moments=False)
+        return self._query([_words(t) for t in texts], [_words(t) for t in against], likes, more, [])[0]
+
+    def _finer(self, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
+        """The hits with finer ends, where the place of vectors can tell."""
+        return hits
 
     def _hits(self, groups: list[list[Moment]], moments: int, query: Query, unmerged: bool) -> list[Hit]:
         contents = {group[0].best.content for group in groups} - {None}

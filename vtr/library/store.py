@@ -14,7 +14,7 @@ import time
 import unicodedata
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from vtr.errors import VtrError
+from vtr.library.frame_vectors import read_rows, write_rows
 from vtr.library.records import LATER, SCHEMA, Records
 
 try:
@@ -191,8 +192,11 @@ class Store(Records):
     def _tidy(self) -> None:
         """Delete what killed writers left behind; called with the writer lock held."""
         current = self.vectors_file().name
-        for stale in [*self.folder.glob("embeddings*.f32"), *self.folder.glob("*.tmp")]:
-            if stale.name != current and (stale.suffix == ".f32" or stale.name.startswith(("index.", "library."))):
+        frames = self.frames_file().name
+        vectors = [*self.folder.glob("embeddings*.f32"), *self.folder.glob("frames*.i8")]
+        for stale in [*vectors, *self.folder.glob("*.tmp")]:
+            own = stale.suffix != ".tmp" or stale.name.startswith(("index.", "library."))
+            if own and stale.name not in (current, frames):
                 with contextlib.suppress(OSError):
                     stale.unlink()
 
@@ -258,8 +262,10 @@ class Store(Records):
             return counted
         return int(self.db.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM segments").fetchone()[0])
 
-    def append(self, vectors: np.ndarray) -> int:
+    def append(self, vectors: np.ndarray, frames: np.ndarray | None = None) -> int:
         """Append (n, width) float32 vectors durably, within `change`, and return the row of the first.
+
+        `frames` are their rows of the file of frames' vectors, where there are some.
 
         Vectors are on disk before the database names them: what a killed process left behind the last committed row
         is overwritten.
@@ -284,8 +290,21 @@ class Store(Records):
                 sync_folder(self.folder)
         except OSError as error:
             raise VtrError(f"{path} cannot be written ({error.strerror}); what was committed is safe") from error
+        if frames is not None and len(frames):
+            write_rows(self.frames_file(), first, frames)
+            self._count("frame_bytes", frames.shape[1])
         self._count("rows", first + len(data))
         return first
+
+    def frames_file(self) -> Path:
+        """The file of frames' vectors, as `vectors_file`."""
+        part = self.part()
+        return self.folder / (f"frames.{part}.i8" if part else "frames.i8")
+
+    def frame_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray | None:
+        """What is kept of the frames of segments, see `vtr.library.frame_vectors`; None where nothing ever was."""
+        size = self._counter("frame_bytes")
+        return read_rows(self.frames_file(), np.asarray(rows, np.int64), size) if size else None
 
     def vectors(self) -> np.ndarray:
         """All vectors (rows, width), memory-mapped."""
@@ -317,7 +336,8 @@ class Store(Records):
             return 0
         vectors = self.vectors()
         part = self.part() + 1
-        new_file = self.folder / f"embeddings.{part}.f32"
+        new_file, new_frames = self.folder / f"embeddings.{part}.f32", self.folder / f"frames.{part}.i8"
+        old_frames = self.frames_file()
         step = max(1, (64 << 20) // (self.width * 4))
         try:
             with new_file.open("wb") as file:
@@ -325,9 +345,16 @@ class Store(Records):
                     file.write(np.ascontiguousarray(vectors[pairs[start : start + step, 1]]).data)
                 file.flush()
                 os.fsync(file.fileno())
+            for start in range(0, len(pairs), step):
+                frames = self.frame_rows(pairs[start : start + step, 1])
+                if frames is not None:
+                    write_rows(new_frames, start, frames)
             sync_folder(self.folder)
-        except OSError as error:
+        except (OSError, VtrError) as error:
             new_file.unlink(missing_ok=True)
+            new_frames.unlink(missing_ok=True)
+            if isinstance(error, VtrError):
+                raise
             raise VtrError(f"{new_file} cannot be written ({error.strerror}); the library is as before") from error
         with self.change():
             self.db.executemany(
@@ -337,6 +364,7 @@ class Store(Records):
             self._count("part", part)
         del vectors
         old_file.unlink(missing_ok=True)
+        old_frames.unlink(missing_ok=True)
         self.db.execute("VACUUM")
         return old_size - len(pairs) * self.width * 4
 

@@ -67,6 +67,8 @@ def build(settings: BuildSettings) -> int:
         settings.model,
         window=settings.window,
         stride=settings.stride,
+        segments=settings.segments,
+        frame_vectors=settings.frame_vectors or None,
         max_memory=memory,
         token_cache=cache,
     )
@@ -211,6 +213,7 @@ def embed(settings: EmbedSettings) -> int:
         model_path=where,
         window=settings.window,
         stride=settings.stride,
+        segments=settings.segments,
         uris=settings.uris,
         access=Access(private=settings.allow_private),
         exclude=settings.exclude,
@@ -285,6 +288,8 @@ def search(settings: SearchSettings) -> int:
         if not file.is_file():
             raise VtrError(f"--like {file}: no such file")
     library = open_any(settings.library, settings.model)
+    if settings.curve is not None or settings.curve_out is not None:
+        return _curve(settings, library)
     hits = library.search(
         settings.text,
         settings.k,
@@ -296,6 +301,7 @@ def search(settings: SearchSettings) -> int:
         more=settings.more,
         moments=settings.moments,
         unmerged=settings.unmerged,
+        unrefined=settings.unrefined,
     )
     for note in hits.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -312,6 +318,23 @@ def search(settings: SearchSettings) -> int:
         print(line)
     if not hits:
         print("nothing found", file=sys.stderr)
+    return 0
+
+
+def _curve(settings: SearchSettings, library: Searcher) -> int:
+    """`vtr search … --curve VIDEO`."""
+    from vtr.library.curve import write_curve
+
+    if settings.curve is None:
+        raise UsageError(f"--curve-out {settings.curve_out}: of which video? name it with --curve")
+    if not isinstance(library, Library):
+        raise UsageError("--curve needs a library's folder")
+    curve = library.curve(settings.curve, settings.text, minus=settings.minus, like=settings.like, more=settings.more)
+    if settings.curve_out is None:
+        print(json.dumps({"query": _title(settings), **curve.as_dict()}))
+    else:
+        write_curve(curve, _title(settings), settings.curve_out)
+        print(f"curve: {settings.curve_out}", file=sys.stderr)
     return 0
 
 
