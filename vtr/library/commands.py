@@ -228,6 +228,15 @@ class SearchSettings:
     """Up to so many moments of a video, together; the best video first."""
     unmerged: bool = False
     """Every window and every copy of a file on its own: no overlapping windows and no equal files made one."""
+    then: str | None = None
+    """What happens after it in the same video, as in "a man opens a door" --then "he sits down"."""
+    before: str | None = None
+    """What happened before it in the same video, as in "he sits down" --before "a man opens a door"."""
+    within: str = "60s"
+    """How much later --then may begin, and how much earlier --before may end."""
+    min_score: float | None = None
+    """Leave out hits that are less sure, 0 to 1: the share of unrelated texts whose best hit here scores lower. Default: all
+    are shown, those below 0.85 are marked as weak."""
     unrefined: bool = False
     """Hits begin and end where segments do, though the library keeps vectors of single frames."""
     curve: str | None = None

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from vtr.library.calibrate import MARKED
 from vtr.library.files import shown
 from vtr.library.rows import Metadata
 from vtr.library.wanted import Measure
@@ -88,8 +89,12 @@ class Hit:
             "likeness" (cosine of two moments), "mixed" (the mean of both), or "combined" (re-ranked: the similarity over
             the model's temperature plus the decoder's log-odds).
         match: The score between 0 and 1.
+        confidence: The share of unrelated texts whose best hit in this library scores lower, 0 to 1; None for examples, and
+            where the library does not know. It is of the similarity, re-ranked or not.
         copies: Other files of the same content.
         refined: Its ends were found between those of segments, by vectors of single frames.
+        steps: The moments of a query for several things in order, each with its text; the hit itself is that of the query's
+            own text, and its score is their mean.
         keyframes: Only key frames of the video were looked at when it was indexed: a quick look.
         metadata: The video's metadata.
     """
@@ -106,14 +111,39 @@ class Hit:
     moment: int = 1
     measure: Measure = "similarity"
     match: float = 0.0
+    confidence: float | None = None
     copies: tuple[str, ...] = ()
     refined: bool = False
+    steps: tuple[Step, ...] = ()
     keyframes: bool = False
     metadata: Metadata = field(default_factory=dict, hash=False)
+
+    @property
+    def weak(self) -> bool:
+        """Whether so many unrelated texts score as high that it is hardly what was asked for."""
+        return self.confidence is not None and self.confidence < MARKED
 
     def __repr__(self) -> str:
         copies = f", {len(self.copies)} copies" if self.copies else ""
         return f"<Hit {self.rank}: {self.measure} {match_text(self)}, {shown(self.path)} {when(self)}, #{self.segment}{copies}>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One of several moments that were asked for in this order.
+
+    Attributes:
+        text: What was asked for.
+        start, end: Seconds.
+        segment: Its id.
+        similarity: To its own text.
+    """
+
+    text: str
+    start: float
+    end: float
+    segment: int
+    similarity: float
 
 
 class Hits(list[Hit]):
@@ -143,7 +173,11 @@ def when(hit: Hit) -> str:
 
 def hit_dict(hit: Hit) -> dict[str, object]:
     """A hit as plain values for JSON."""
-    values = {**asdict(hit), "copies": list(hit.copies)}
+    steps = [_rounded(asdict(step)) for step in hit.steps]
+    return {**_rounded(asdict(hit)), "copies": list(hit.copies), "weak": hit.weak, "steps": steps}
+
+
+def _rounded(values: dict[str, object]) -> dict[str, object]:
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
 
 
@@ -155,6 +189,8 @@ def hit_lines(hits: Sequence[Hit]) -> list[str]:
         f"{hit.measure:>{named}} {match_text(hit):>5}  {time:>{width}}  #{hit.segment:<6} "
         f"{'  ' if hit.moment > 1 else ''}{shown(hit.path)}{_copies(hit)}"
         + ("  (key frames only)" if hit.keyframes else "")
+        + (f"  (weak: {hit.confidence:.2f})" if hit.weak else "")
+        + (f"  [{' → '.join(f'{s.text} {s.start:.1f}-{s.end:.1f}s' for s in hit.steps)}]" if hit.steps else "")
         for hit, time in zip(hits, times)
     ]
 

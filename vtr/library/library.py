@@ -250,6 +250,7 @@ class Library(StoredSearcher):
             self.set_windows(window, stride, keyframes)
             ingest.add(files)
             self.update_index()
+            self.calibrate()
         return ingest.report
 
     def sync(
@@ -297,6 +298,7 @@ class Library(StoredSearcher):
             ingest.add(files, hashed=not quick, gone=gone)
             ingest.forget(gone)
             self.update_index()
+            self.calibrate(model=False)
         return ingest.report
 
     def _choose(self, exclude: Sequence[str] | None, include_hidden: bool | None) -> None:
@@ -367,6 +369,7 @@ class Library(StoredSearcher):
                         raise VtrError(f"{path} is not in {self.path}; nothing was removed")
                     count += gone
             self.update_index()
+            self.calibrate(model=False)
         return count
 
     def compact(self) -> Compacted:
@@ -377,6 +380,7 @@ class Library(StoredSearcher):
         with self.store.writing():
             saved = self.store.compact()
             self.update_index(anew=True)
+            self.calibrate()
         return {"segments": self.store.segments(), "saved": saved, "index": self.settings.index}
 
     def update_index(self, *, anew: bool = False) -> None:

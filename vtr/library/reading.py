@@ -14,6 +14,7 @@ import numpy as np
 
 from vtr.errors import VtrError
 from vtr.library import index as indexes
+from vtr.library.calibrate import AGAIN, LEAST, confidence, unrelated_texts
 from vtr.library.curve import Curve, curve_of, cuts_of, refined
 from vtr.library.files import full_name
 from vtr.library.found import Found, Hit
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from vtr.library.search import Example
 
 T = TypeVar("T")
+_TEXTS = 32  # that are encoded together
 _REACH = 4  # windows before and after a hit that are looked at for its ends
 _FILTERS = 8  # filters whose segments are remembered until the library changes
 
@@ -219,6 +221,45 @@ class StoredSearcher(Searcher):
             span = refined(curve, Span(hit.start, hit.end), between, cuts)
             hits[place] = replace(hit, start=span.start, end=span.end, refined=span != (hit.start, hit.end))
         return hits
+
+    def calibrate(self, *, model: bool = True) -> None:
+        """Write down how unrelated texts score here, where that has changed; with the writer lock held.
+
+        Args:
+            model: Load the model where the vectors of these texts are not known yet.
+        """
+        count, then = self.store.segments(), self.store.calibrated()
+        vectors, _ = self.store.unrelated()
+        texts = unrelated_texts()
+        if count < LEAST or (len(vectors) == len(texts) and abs(count - then) <= AGAIN * then):
+            return
+        if len(vectors) != len(texts):
+            if self._model is None and not (model and self._model_path):
+                return
+            parts = [texts[at : at + _TEXTS] for at in range(0, len(texts), _TEXTS)]
+            try:
+                vectors = np.concatenate([self.text_vectors(part) for part in parts])
+            except VtrError as error:  # all else that the call was for is done
+                print(f"note: hits of this library cannot say how sure they are: {error}", file=sys.stderr)
+                return
+        none = np.zeros((0, self.settings.width), np.float32)
+        snapshot = self.snapshot()
+        best = [
+            snapshot.nearest(Wanted.of(vector[None], none, []), 1, None, self.store.rows_of)[0] for vector in vectors
+        ]
+        scores = np.array([float(found[0]) if len(found) else 0.0 for found in best])
+        with self.store.change():
+            self.store.set_unrelated(vectors, scores)
+            self.store.set_calibrated(count)
+
+    def _judged(self, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
+        if wanted.words is None or wanted.examples:
+            return hits
+        _, scores = self.read(self.store.unrelated)
+        if not len(scores):
+            return hits
+        scores, length = np.sort(scores), float(np.linalg.norm(wanted.words)) or 1.0
+        return [replace(hit, confidence=confidence(hit.similarity / length, scores)) for hit in hits]
 
     def _copies(self, contents: Collection[str]) -> dict[str, list[str]]:
         return self.read(lambda: self.store.copies(contents))

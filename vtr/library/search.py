@@ -8,14 +8,17 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from vtr.errors import UsageError, VtrError
+from vtr.library.calibrate import MARKED, check_least
 from vtr.library.files import shown
 from vtr.library.found import Found, Hit, Hits, Moment, distinct, moments_of
+from vtr.library.pairs import in_order
 from vtr.library.settings import LibrarySettings
 from vtr.library.tokens import TokenCache
 from vtr.library.wanted import MINUS, Wanted, match
@@ -157,6 +160,10 @@ class Searcher(ABC):
         moments: int = 1,
         unmerged: bool = False,
         unrefined: bool = False,
+        min_score: float | None = None,
+        then: str | None = None,
+        before: str | None = None,
+        within: float = 60.0,
     ) -> Hits:
         """The best moments for a query, best first; one moment a video unless asked for more.
 
@@ -178,28 +185,26 @@ class Searcher(ABC):
             moments: Up to so many moments of a video, together; the video whose best moment is best comes first.
             unmerged: Every window and every copy of a file on its own, as they are stored.
             unrefined: Hits begin and end where segments do, though the library keeps vectors of single frames.
+            min_score: Leave out hits of a lower `confidence`. Default: all are given; those that are `weak` say so.
+            then, before: What happens after it, or before it, in the same video: one hit a video, by the mean similarity;
+                `steps` are all of them in order.
+            within: Seconds that may lie between one and the next.
 
         Raises:
             UsageError: An empty query, a number out of range, a filter that does not parse.
             VtrError: What the query names cannot be read; the library cannot be read.
         """
+        check_least(min_score)
         texts, against, likes = _listed(text), _listed(minus), _examples(like)
-        if texts == [""] and (likes or more is not None):
-            texts = []
+        if then is not None or before is not None:
+            alone = not (rerank or all_moments or against or likes or more is not None or moments > 1 or unmerged)
+            return self._in_order(texts, before, then, within, k, where, min_score, alone)
+        texts = [] if texts == [""] and (likes or more is not None) else texts
         _check(texts, likes, more, k=k, rerank=rerank, moments=moments, all_moments=all_moments)
         texts, against = [_words(t) for t in texts], [_words(t) for t in against]
         if rerank and not self.model.reranks:
-            raise UsageError(
-                lambda say: (
-                    f"{say.given('rerank', rerank)}: {self._model_path} has no cross-modal decoder; leave it out"
-                )
-            )
-        notes: list[str] = []
-        condition = None
-        if where is not None:
-            columns = self.columns()
-            condition = parse(where, columns)
-            notes += shadowed(condition, columns)
+            raise _no_decoder(rerank, self._model_path)
+        condition, notes = self._condition(where)
         if self._nothing():
             return Hits(notes=notes)
         query, own = self._query(texts, against, likes, more, notes)
@@ -211,17 +216,50 @@ class Searcher(ABC):
                 return item.path != own.path and (unmerged or item.what != own.what)
             return item.segment != own.segment and (unmerged or _place(item) != _place(own))
 
-        def arranged(found: Sequence[Found]) -> list[list[Moment]]:
-            return _arranged(found, all_moments=all_moments, unmerged=unmerged)
-
+        arranged = partial(_arranged, all_moments=all_moments, unmerged=unmerged)
         found = self._enough(query.wanted, k, rerank, condition, left, arranged, unmerged)
         if rerank:
             found = self._reranked(query, found, rerank, notes)
         groups = arranged(found)[:k]
         if moments > 1 and groups:
             groups = self._grouped(query.wanted, found, groups, condition, unmerged)
-        hits = self._hits(groups, moments, query, unmerged)
+        hits = self._sure(query.wanted, self._hits(groups, moments, query, unmerged), min_score, notes)
         return Hits(hits if unmerged or unrefined else self._finer(query.wanted, hits), notes)
+
+    def _in_order(
+        self,
+        texts: list[str],
+        before: str | None,
+        then: str | None,
+        within: float,
+        k: int,
+        where: str | None,
+        least: float | None,
+        alone: bool,
+    ) -> Hits:
+        """Hits of a text that others come after or before, see `search`."""
+        if not alone or len(texts) != 1:
+            raise UsageError(
+                lambda say: (
+                    f"{say.name('then')} and {say.name('before')} go with one text, {say.name('k')}, {say.name('where')}, "
+                    f"{say.name('within')} and {say.name('min_score')} alone"
+                )
+            )
+        if not 0 <= within < float("inf"):
+            raise UsageError(lambda say: f"{say.given('within', f'{within:g}')}: expected seconds, 0 or more")
+        _check(texts, [], None, k=k, rerank=0, moments=1, all_moments=False)
+        told = [t for t in (before, texts[0], then) if t is not None]
+        own = int(before is not None)
+        condition, notes = self._condition(where)
+        if self._nothing():
+            return Hits(notes=notes)
+        queries = [self._query([_words(t)], [], [], None, notes)[0].wanted for t in told]
+        hits = in_order(self, told, queries, own, k, condition, within)
+        if not hits:
+            notes.append(
+                "no video has them in this order and so near; moments shorter than a segment cannot be told apart"
+            )
+        return Hits(self._sure(queries[own], hits, least, notes), notes)
 
     def asked(
         self,
@@ -236,9 +274,41 @@ class Searcher(ABC):
         _check(texts, likes, more, k=1, rerank=0, moments=1, all_moments=False)
         return self._query([_words(t) for t in texts], [_words(t) for t in against], likes, more, [])[0]
 
+    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (n, w) of texts."""
+        vectors: np.ndarray = _encoding().encoded_texts(self.model, texts).embedding.float().cpu().numpy()
+        return vectors
+
+    def _sure(self, wanted: Wanted, hits: list[Hit], least: float | None, notes: list[str]) -> list[Hit]:
+        """Hits with their confidence, without those of less than the least."""
+        hits = self._judged(wanted, hits)
+        known = [hit.confidence for hit in hits if hit.confidence is not None]
+        if least is not None and hits and not known:
+            notes.append(
+                "min_score: it is not known how unrelated texts score here (examples, few segments, or an older library, "
+                "which vtr index compact mends), so nothing is left out"
+            )
+        elif known and max(known) < (MARKED if least is None else least):
+            notes.append(
+                f"nothing like that: {1 - max(known):.0%} of unrelated texts have a hit as good as the best one here"
+            )
+        return [hit for hit in hits if hit.confidence is None or hit.confidence >= (least or 0.0)]
+
+    def _judged(self, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
+        """Hits with their confidence, where the place of vectors knows."""
+        return hits
+
     def _finer(self, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
         """The hits with finer ends, where the place of vectors can tell."""
         return hits
+
+    def _condition(self, where: str | None) -> tuple[Node | None, list[str]]:
+        """A filter, and what is to be said of it."""
+        if where is None:
+            return None, []
+        columns = self.columns()
+        condition = parse(where, columns)
+        return condition, list(shadowed(condition, columns))
 
     def _hits(self, groups: list[list[Moment]], moments: int, query: Query, unmerged: bool) -> list[Hit]:
         contents = {group[0].best.content for group in groups} - {None}
@@ -387,6 +457,10 @@ def _no_model(place: str, error: VtrError) -> VtrError:
             f"{say.name('model')}"
         )
     )
+
+
+def _no_decoder(rerank: int, model: str | None) -> UsageError:
+    return UsageError(lambda say: f"{say.given('rerank', rerank)}: {model} has no cross-modal decoder; leave it out")
 
 
 def _listed(texts: object) -> list[str]:

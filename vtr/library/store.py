@@ -240,6 +240,14 @@ class Store(Records):
             found = None
         return int(found[0]) if found else None
 
+    def calibrated(self) -> int:
+        """Number of segments when unrelated texts were last scored."""
+        return self._counter("calibrated") or 0
+
+    def set_calibrated(self, count: int) -> None:
+        """Write it down, within `change`."""
+        self._count("calibrated", count)
+
     def generation(self) -> int:
         """Grows with every committed change."""
         return self._counter("generation") or 0

@@ -302,6 +302,10 @@ def search(settings: SearchSettings) -> int:
         moments=settings.moments,
         unmerged=settings.unmerged,
         unrefined=settings.unrefined,
+        min_score=settings.min_score,
+        then=settings.then,
+        before=settings.before,
+        within=_seconds(settings.within),
     )
     for note in hits.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -371,6 +375,16 @@ def _title(settings: SearchSettings) -> str:
     words = [*settings.text, *(f"like {p.name}" for p in settings.like)]
     words += [f"like #{settings.more}"] if settings.more is not None else []
     return " + ".join(words) + "".join(f" − {t}" for t in settings.minus)
+
+
+def _seconds(text: str) -> float:
+    """Of `30`, `30s`, `2m` or `1h`."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        return float(number) * units[unit]
+    except ValueError:
+        raise UsageError(f"--within {text}: expected a length of time, as in 60s or 5m") from None
 
 
 def _size(text: str | None) -> int | None:

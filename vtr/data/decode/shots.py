@@ -126,7 +126,9 @@ class ShotCutter:
         shown: Shot | None = None
         begun, looked = 0.0, False
         for seen, (at, frame) in enumerate(self._playing()):
-            if not seen and at >= self.stride:  # sound alone before it; otherwise the first frame counts before it begins
+            if (
+                not seen and at >= self.stride
+            ):  # sound alone before it; otherwise the first frame counts before it begins
                 self._start = self._covered = at
             if shown is not None and not looked and self._on_grid(begun, at):
                 yield from self._look(begun, shown)
