@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtr.encoders.base import EncoderConfig
+from vtr.encoders.vit import ViTConfig
 from vtr.kernels.linear import linear
 
 
@@ -16,15 +20,46 @@ class TeacherOutput(NamedTuple):
     """What the student is aligned with."""
 
     tokens: Tensor  # (B, 1 + T*P, C): mean CLS over frames, then all patches, through the projection
-    attention: Tensor  # (B*T, P): the last block's attention from CLS to the patches, averaged over heads
+    attention: Tensor  # (B*T, P): the last block's attention from CLS to the patches, averaged over heads; or empty
     layers: Tensor  # (K, B, 1 + T*P, C): as `tokens` after each of the last K blocks, the last one last
 
 
-class ClipTeacher(nn.Module):
-    """A CLIP image tower read frame by frame; never trained.
+class FrameTeacher(nn.Module, ABC):
+    """What guides a student: a frozen image model read frame by frame.
+
+    Attributes:
+        width: Channels of its tokens.
+        depth: Layers that can be aligned with.
+        attends: Whether its attention can choose patches; without, `TeacherOutput.attention` is empty.
+    """
+
+    width: int
+    depth: int
+    attends: bool = True
+
+    @abstractmethod
+    def fit(self, student: EncoderConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+        """See frames at the side that gives as many patches as the student has.
+
+        Args:
+            student: Of it, image and patch size, and whether it has a CLS token.
+            mean, std: Statistics that the student's pixels are normalised with.
+        """
+
+    @abstractmethod
+    def forward(self, frames: Tensor, layers: int = 1) -> TeacherOutput:
+        """Encode frames (B, T, 3, H, W), normalised for the student; keep the tokens of the last `layers` blocks."""
+
+    def _check_layers(self, layers: int) -> None:
+        if not 1 <= layers <= self.depth:
+            raise ValueError(f"the teacher has {self.depth} layers, {layers} were asked for")
+
+
+class ClipTeacher(FrameTeacher):
+    """A CLIP image tower as OpenAI's; it sees the student's pixels as they are, as in the releases.
 
     Args:
-        visual: A module with the tensors of CLIP's visual tower as open_clip names them.
+        state: The tensors of CLIP's visual tower as open_clip names them.
         quick_gelu: OpenAI's x * sigmoid(1.702 x) instead of GELU.
         post_norm: Tokens pass `ln_post` before the projection, as UMT's do and VideoMamba's do not.
         image_size: The side at which it sees frames of another size, resized without antialiasing; 0: as they come.
@@ -44,27 +79,31 @@ class ClipTeacher(nn.Module):
             self.register_buffer(name.replace(".", "__"), value.detach().clone())
         self.heads, self.quick_gelu = heads, quick_gelu
         self.post_norm, self.image_size = post_norm, image_size
-        self.width = state["proj"].shape[1]  # channels of the tokens
+        self.width = state["proj"].shape[1]
         self.depth = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("transformer.resblocks."))
 
     @classmethod
-    def from_open_clip(cls, model: Any, *, post_norm: bool = False, image_size: int = 0) -> ClipTeacher:
-        """From an open_clip CLIP with a ViT image tower."""
-        visual = model.visual
-        state = {k: v for k, v in visual.state_dict().items() if post_norm or not k.startswith("ln_post")}
-        block = visual.transformer.resblocks[0]
-        quick = type(block.mlp.gelu).__name__ == "QuickGELU"
-        return cls(state, block.attn.num_heads, quick, post_norm=post_norm, image_size=image_size)
+    def from_open_clip(cls, model: nn.Module, *, post_norm: bool = False, image_size: int = 0) -> ClipTeacher:
+        """From an open_clip CLIP with its own ViT as image tower."""
+        state = {k.removeprefix("visual."): v for k, v in model.state_dict().items() if k.startswith("visual.")}
+        block = model.get_submodule("visual.transformer.resblocks.0")
+        heads = getattr(block.get_submodule("attn"), "num_heads")  # noqa: B009 - of a module, whose attributes have no type
+        quick = type(block.get_submodule("mlp.gelu")).__name__ == "QuickGELU"
+        return cls(state, heads, quick, post_norm=post_norm, image_size=image_size)
 
     @classmethod
     def from_official(
         cls, state: dict[str, Tensor], heads: int, *, post_norm: bool = False, image_size: int = 0
     ) -> ClipTeacher:
         """From the official layout (`clip_teacher.` prefix already stripped; conv1 is 3-D there)."""
-        state = {k: v for k, v in state.items() if post_norm or not k.startswith("ln_post")}
         if state["conv1.weight"].ndim == 5:
-            state["conv1.weight"] = state["conv1.weight"].squeeze(2)
+            state = {**state, "conv1.weight": state["conv1.weight"].squeeze(2)}
         return cls(state, heads, True, post_norm=post_norm, image_size=image_size)
+
+    def fit(self, student: EncoderConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+        """UMT's students are aligned after `ln_post`, VideoMamba's without, each as released."""
+        self.image_size = student.image_size // student.patch_size * self._get("conv1.weight").shape[-1]
+        self.post_norm = isinstance(student, ViTConfig)
 
     def _get(self, name: str) -> Tensor:
         return getattr(self, name.replace(".", "__"))
@@ -75,9 +114,7 @@ class ClipTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: Tensor, layers: int = 1) -> TeacherOutput:
-        """Encode normalised frames (B, T, 3, H, W); keep the tokens of the last `layers` blocks."""
-        if not 1 <= layers <= self.depth:
-            raise ValueError(f"the teacher has {self.depth} layers, {layers} were asked for")
+        self._check_layers(layers)
         batch, count = frames.shape[:2]
         weight = self._get("conv1.weight")
         images = frames.flatten(0, 1).to(weight.dtype)
@@ -88,7 +125,7 @@ class ClipTeacher(nn.Module):
         x = x.flatten(2).transpose(1, 2)
         cls = self._get("class_embedding").expand(x.shape[0], 1, -1)
         x = torch.cat([cls, x], 1) + self._positions(h, w)
-        x = self._norm(x, "ln_pre")
+        x = self._norm(x, "ln_pre") if hasattr(self, "ln_pre__weight") else x
         attention = x.new_zeros(0)
         kept = []
         for i in range(self.depth):

@@ -1,4 +1,4 @@
-"""Official VideoMamba state dicts, in every published shape, to ours; strict, with an allow-list of what may differ."""
+"""Official state dicts of VideoMamba and UMT, in every published shape, to ours; strict, with an allow-list of what may differ."""
 
 from __future__ import annotations
 
@@ -252,9 +252,12 @@ def load_official(
 
 
 def describe(state: dict[str, Tensor]) -> dict[str, object]:
-    """What an official state dict is a model of, read off its tensors; empty where it is no VideoMamba."""
+    """What an official state dict is a model of, read off its tensors; empty where it is no VideoMamba and no UMT."""
     state = to_ours(state)
     prefix = "vision_encoder." if any(k.startswith("vision_encoder.") for k in state) else ""
+    for front in (f"{prefix}encoder.", prefix):
+        if f"{front}blocks.0.attn.q_bias" in state:
+            return _describe_umt(state, prefix, front)
     patch, positions = state.get(f"{prefix}patch_embed.proj.weight"), state.get(f"{prefix}pos_embed")
     if patch is None or positions is None or patch.ndim != 5 or positions.ndim != 3:
         return {}
@@ -267,6 +270,7 @@ def describe(state: dict[str, Tensor]) -> dict[str, object]:
         task = "image" if temporal is None else "video"
     layers = {k[len(prefix) :].split(".")[1] for k in state if k.startswith(f"{prefix}layers.")}
     return {
+        "model": "VideoMamba",
         "task": task,
         "width": patch.shape[0],
         "layers": len(layers),
@@ -274,3 +278,18 @@ def describe(state: dict[str, Tensor]) -> dict[str, object]:
         "frames": 1 if temporal is None else temporal.shape[1] * patch.shape[2],
         "classes": 0 if head is None else head.shape[0],
     }
+
+
+def _describe_umt(state: dict[str, Tensor], prefix: str, front: str) -> dict[str, object]:
+    """As `describe`; the files do not say for how many frames and pixels they are, their positions are made anew."""
+    patch = state.get(f"{front}patch_embed.proj.weight")
+    if patch is None or patch.ndim != 5:
+        return {}
+    layers = {k[len(front) :].split(".")[1] for k in state if k.startswith(f"{front}blocks.")}
+    if any(k.startswith("text_decoder.") for k in state):
+        task = "question answering"
+    elif any(k.startswith("text_encoder.") for k in state):
+        task = "retrieval"
+    else:
+        task = "masked" if any(k.startswith(f"{prefix}clip_decoder.") for k in state) else "video"
+    return {"model": "UMT", "task": task, "width": patch.shape[0], "layers": len(layers)}

@@ -100,9 +100,9 @@ def vit_config(state: dict[str, Tensor], sizes: dict[str, Any]) -> ViTConfig:
         num_frames=sizes["frames"],
         dim=patch.shape[0],
         depth=len({k.split(".")[3] for k in state if k.startswith(f"{prefix}encoder.blocks.")}),
-        heads=sizes["vit_heads"],
+        heads=sizes.get("vit_heads", 0),
         mlp_ratio=state[f"{prefix}encoder.blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
-        position_frames=sizes.get("ckpt_frames", 0),
+        position_frames=max(0, sizes.get("ckpt_frames") or 0),
         align_dim=state[f"{prefix}clip_decoder.0.head.weight"].shape[0] if decoders else 0,
         align_layers=max(1, len(decoders)),
         pool="avg",
@@ -153,33 +153,23 @@ def multimodal_network(file: ParityFile) -> VideoTextNetwork:
 
 
 def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
+    """Of a whole video-text model; what a file does not hold (teacher, mask, language head) is not asked for."""
     inputs, wanted = file.part("input"), file.part("output")
     model = multimodal_network(file)
-    teacher = _teacher(file)
-    video, image, mask = inputs["video"], inputs["image"], wanted["mask"]
-    seen = model.encode_pixels(video)
-    still = model.encode_pixels(image)
+    seen = model.encode_pixels(inputs["video"])
     text = model.text_encoder.encode_text(inputs["input_ids"], inputs["attention_mask"])
     text_proj = model.text_proj(text[:, 0])
     unit = F.normalize(text_proj, dim=-1)
     similarity = torch.einsum("vfc,tc->vft", seen.frame_embeddings, unit).mean(1)
-    batch = text.shape[0]
+    batch, videos = text.shape[0], seen.tokens.shape[0]
     match = model.match(
-        text.repeat(batch, 1, 1),
-        inputs["attention_mask"].repeat(batch, 1),
+        text.repeat(videos, 1, 1),
+        inputs["attention_mask"].repeat(videos, 1),
         seen.tokens.repeat_interleave(batch, 0),
-    )[:, 1].view(batch, batch)
-    taught = teacher(video, model.vision_encoder.config.align_layers)
-    masked = model.encode_pixels(video, mask=_with_cls(mask, model.vision_encoder))
-    assert masked.aligned is not None
-    known = taught.layers if model.vision_encoder.prefix else taught.layers[:, :, 1:]
-    visible = _visible(known, mask)
-    mlm = model.text_encoder.encode_text(wanted["mlm_input_ids"], inputs["attention_mask"])
+    )[:, 1].view(videos, batch)
     result = {
         "vision_embeds": seen.tokens,
         "pooled_vision_embeds": seen.pooled,
-        "image_embeds": still.tokens,
-        "pooled_image_embeds": still.pooled,
         "text_embeds": text,
         "pooled_text_embeds": text[:, 0],
         "vision_proj": model.vision_proj(seen.pooled),
@@ -187,47 +177,61 @@ def _multimodal_outputs(file: ParityFile) -> dict[str, Tensor]:
         "sim_v2t": similarity,
         "sim_t2v": similarity.T,
         "match_score_video_by_text": match,
-        "teacher_tokens": known,
-        "teacher_attention": taught.attention,
-        "teacher_visible": visible,
-        "masked_vision_embeds": masked.tokens,
-        "masked_pooled": masked.pooled,
-        "student_tokens": masked.aligned,
-        "loss_uta": alignment_loss(masked.aligned, visible),
     }
-    result["loss_vtc"] = contrastive_loss(seen.frame_embeddings, unit, inputs["idx"], model.temp)
-    fused = model.text_encoder.fuse(mlm, inputs["attention_mask"], seen.tokens)
-    result["mlm_logits"] = model.text_encoder.mlm_logits(fused)
-    result["loss_mlm"] = language_loss(result["mlm_logits"], wanted["mlm_labels"])
-    _gradients(result["loss_vtc"] + result["loss_uta"], model, result, wanted)
+    if "image" in inputs:
+        still = model.encode_pixels(inputs["image"])
+        result |= {"image_embeds": still.tokens, "pooled_image_embeds": still.pooled}
+    if "mask" in wanted:
+        result |= _masked_outputs(file, model.vision_encoder, inputs["video"], wanted["mask"])
+    losses = [result["loss_uta"]] if "loss_uta" in result else []
+    if "idx" in inputs:
+        result["loss_vtc"] = contrastive_loss(seen.frame_embeddings, unit, inputs["idx"], model.temp)
+        losses.append(result["loss_vtc"])
+    if "mlm_input_ids" in wanted:
+        words = model.text_encoder.encode_text(wanted["mlm_input_ids"], inputs["attention_mask"])
+        fused = model.text_encoder.fuse(words, inputs["attention_mask"], seen.tokens)
+        result["mlm_logits"] = model.text_encoder.mlm_logits(fused)
+        result["loss_mlm"] = language_loss(result["mlm_logits"], wanted["mlm_labels"])
+    if losses:
+        _gradients(sum(losses[1:], losses[0]), model, result, wanted)
+    return result
+
+
+def _masked_outputs(file: ParityFile, encoder: VideoEncoder, pixels: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What an encoder makes of visible tokens, and beside it the teacher's, where the file has one."""
+    out = encoder(pixels, _with_cls(mask, encoder))
+    result = {"masked_vision_embeds": out.tokens, "masked_pooled": out.pooled}
+    if out.aligned is not None:
+        result["student_tokens"] = out.aligned
+    teacher = _teacher(file)
+    if teacher is not None:
+        taught = teacher(pixels, encoder.config.align_layers)
+        known = taught.layers if encoder.prefix else taught.layers[:, :, 1:]
+        visible = known[:, ~mask].view(known.shape[0], mask.shape[0], -1, known.shape[-1])
+        result |= {"teacher_tokens": known, "teacher_attention": taught.attention, "teacher_visible": visible}
+        if out.aligned is not None:
+            result["loss_uta"] = alignment_loss(out.aligned, visible)
     return result
 
 
 def _umt_encoder_outputs(file: ParityFile) -> dict[str, Tensor]:
-    """UMT's encoder by itself: a video, or a masked image with its teacher."""
+    """UMT's encoder by itself: videos and images, whole or masked, with or without its teacher."""
     state, inputs, wanted = file.part("state"), file.part("input"), file.part("output")
     encoder = ViT(vit_config(state, file.sizes)).eval()
     own = "vision_encoder."
     load_official(encoder, {k[len(own) :]: v for k, v in state.items() if k.startswith(own)}, str(file.path))
-    if "mask" not in wanted:
-        out = encoder(inputs["video"], keep_temporal=True)
-        return {"vision_embeds": out.tokens, "pooled_vision_embeds": out.pooled}
-    images = inputs["image"] if "image" in inputs else inputs["video"]
-    out = encoder(images, _with_cls(wanted["mask"], encoder))
-    assert out.aligned is not None
-    taught = _teacher(file)(images, encoder.config.align_layers)
-    known = taught.layers[:, :, 1:]
-    visible = _visible(known, wanted["mask"])
-    result = {
-        "masked_vision_embeds": out.tokens,
-        "masked_pooled": out.pooled,
-        "student_tokens": out.aligned,
-        "teacher_tokens": known,
-        "teacher_attention": taught.attention,
-        "teacher_visible": visible,
-        "loss_uta": alignment_loss(out.aligned, visible),
-    }
-    _gradients(result["loss_uta"], encoder, result, wanted, own)
+    result: dict[str, Tensor] = {}
+    for name, word in (("video", "vision"), ("image", "image")):
+        if name in inputs and f"{word}_embeds" in wanted:
+            out = encoder(inputs[name], keep_temporal=True)
+            result |= {f"{word}_embeds": out.tokens, f"pooled_{word}_embeds": out.pooled}
+    if "mask" in wanted:
+        mask = wanted["mask"]
+        tokens = {name: x.shape[1] for name, x in inputs.items() if name in ("video", "image")}
+        masked = next(n for n, t in tokens.items() if mask.shape[1] == encoder.grid(t)[0] * encoder.grid(t)[1] ** 2)
+        result |= _masked_outputs(file, encoder, inputs[masked], mask)
+    if "loss_uta" in result:
+        _gradients(result["loss_uta"], encoder, result, wanted, own)
     return result
 
 
@@ -235,23 +239,20 @@ def _is_umt(file: ParityFile) -> bool:
     return file.sizes.get("vision") == "umt_vit"
 
 
-def _teacher(file: ParityFile) -> ClipTeacher:
+def _teacher(file: ParityFile) -> ClipTeacher | None:
     prefix = "clip_teacher."
     clip = {k[len(prefix) :]: v for k, v in file.part("state").items() if k.startswith(prefix)}
+    if not clip:
+        return None
     sizes, umt = file.sizes, _is_umt(file)
-    return ClipTeacher.from_official(
-        clip, sizes["clip_heads"], post_norm=umt, image_size=sizes["clip_img"] if umt else 0
-    )
+    heads = sizes.get("clip_heads") or clip["proj"].shape[0] // 64
+    side = sizes.get("clip_img", 0) if umt else 0
+    return ClipTeacher.from_official(clip, heads, post_norm=umt, image_size=side)
 
 
 def _with_cls(mask: Tensor, encoder: VideoEncoder) -> Tensor:
     """Our masks have a column for CLS, whether or not the encoder has one."""
     return mask if encoder.prefix else F.pad(mask, (1, 0), value=False)
-
-
-def _visible(layers: Tensor, mask: Tensor) -> Tensor:
-    """The teacher's tokens (K, B, Lv, C) that a mask (B, L) leaves."""
-    return layers[:, ~mask].view(layers.shape[0], mask.shape[0], -1, layers.shape[-1])
 
 
 def _gradients(
@@ -264,9 +265,9 @@ def _gradients(
     loss.backward()
     parameters = dict(module.named_parameters())
     for name in names:
-        gradient = parameters[name[5:].removeprefix(prefix).replace("norm_f.", "norm.")].grad
-        assert gradient is not None
-        result[name] = gradient
+        own = next(iter(to_ours({name[5:]: wanted[name]})), "").removeprefix(prefix)
+        gradient = parameters[own].grad
+        result[name] = torch.zeros_like(parameters[own]) if gradient is None else gradient
 
 
 _GIVEN = ("mask", "mlm_input_ids", "mlm_labels")  # drawn at random there: inputs to us
@@ -283,7 +284,7 @@ def compare(path: Path) -> dict[str, float]:
     build: Callable[[ParityFile], dict[str, Tensor]] = _multimodal_outputs if "embed" in file.sizes else alone
     try:
         ours = build(file)
-    except (KeyError, RuntimeError, AssertionError) as error:
+    except (KeyError, RuntimeError, StopIteration, ValueError) as error:
         raise VtrError(
             f"{path}: the model it describes cannot be built ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error

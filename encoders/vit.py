@@ -35,8 +35,8 @@ class ViTConfig(EncoderConfig):
 
 
 VIT_SIZES = {
-    "umt_base": ViTConfig(dim=768, depth=12, num_frames=4, pool="avg"),
-    "umt_large": ViTConfig(dim=1024, depth=24, num_frames=4, pool="avg"),
+    "umt_base": ViTConfig(dim=768, depth=12, num_frames=4, pool="avg", align_layers=6),
+    "umt_large": ViTConfig(dim=1024, depth=24, num_frames=4, pool="avg", align_layers=6),
 }
 
 

@@ -23,6 +23,7 @@ from vtr.eval.report import Figures, Result
 from vtr.eval.rerank import match_pairs, wanted_pairs
 from vtr.eval.retrieval import chance_words, choice_rows, class_rows, direction_pairs, retrieval_rows
 from vtr.models.base import VideoTextEncoder
+from vtr.models.registry import release_protocol
 from vtr.ranks import Ranks
 
 COMPAT = {
@@ -76,10 +77,12 @@ def evaluate(
     options, ranks = options or Options(), ranks or Ranks()
     protocol = benchmark.protocol
     top = options.rerank if model.reranks and protocol.captions != "class" else 0
+    release = release_protocol(model.registered)
+    words = release.text_tokens.get(benchmark.name) if release is not None else None
     settings = EncodeSettings(
         frames=options.frames or model.config.video.num_frames,
         antialias=model.config.antialias or "antialias" in options.compat,
-        max_text_tokens=model.text_limit(protocol.max_text_tokens),
+        max_text_tokens=model.text_limit(words or protocol.max_text_tokens),
         trim_seconds=protocol.trim_seconds,
         bf16=options.bf16,
         tokens=top > 0,
@@ -147,7 +150,7 @@ class _Job:
         else:
             figures = self._figures(features, part, texts, kept)
         pairs = self._direction_pairs()
-        why_not = _differences(benchmark, self.options, settings.frames, len(kept), problems)
+        why_not = _differences(benchmark, self.options, settings.frames, len(kept), problems, self.model.registered)
         return Result(
             benchmark=benchmark.name,
             protocol=benchmark.protocol_hash,
@@ -215,15 +218,21 @@ class _Job:
         )
 
 
-def _differences(benchmark: Benchmark, options: Options, frames: int, used: int, problems: list[str]) -> list[str]:
+def _differences(
+    benchmark: Benchmark, options: Options, frames: int, used: int, problems: list[str], registered: str | None
+) -> list[str]:
     """Why this result is not comparable with published ones."""
     protocol, out = benchmark.protocol, []
     if problems:
         out.append(f"{used} of {benchmark.total} videos")
     if protocol.paper_videos and benchmark.total != protocol.paper_videos:
         out.append(f"the annotation has {benchmark.total} videos, the paper {protocol.paper_videos}")
-    if protocol.published and frames != protocol.frames:
-        out.append(f"{frames} frames, the protocol has {protocol.frames}")
+    release = release_protocol(registered)
+    wanted = protocol.frames if release is None else release.frames
+    if protocol.published and frames != wanted:
+        out.append(f"{frames} frames, the protocol has {wanted}")
+    if protocol.published and release is not None and options.rerank < min(release.rerank, used):
+        out.append(f"{options.rerank} candidates re-ranked, the protocol has {release.rerank}")
     if options.compat and (protocol.published or protocol.paper_videos):
         out.append("with " + ", ".join(sorted(options.compat)))
     return out

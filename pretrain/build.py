@@ -21,6 +21,8 @@ from vtr.pretrain.recipes import Recipe
 from vtr.ranks import Ranks
 
 TEXTS = ("bert", "scratch")
+_SMALL_WIDTH = 64  # channels of the demo's teacher
+_JOINT = {"umt_large": 768}  # dimensions that video and text share, where they are not 512
 
 
 def check_names(size: str | None, text: str) -> None:
@@ -46,12 +48,15 @@ def prepare_corpus(
     return load_corpus(name, data_root)
 
 
-def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text: str = "bert") -> VideoTextModel:
+def build_model(
+    size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text: str = "bert", *, align_dim: int | None = None
+) -> VideoTextModel:
     """An untrained `VideoTextModel` of a named size, with its tokenizer.
 
     Args:
         size: One of the paper's, or `demo`: what two CPU cores train in minutes, 64 pixels, text side from scratch.
         text: `bert`: start from bert-base-uncased; OWNER/NAME: from that BERT of the hub; `scratch`: six layers of 384, for machines without it.
+        align_dim: Channels of the teacher's tokens; default: those of the demo's small one, or of OpenAI's ViT-B/16.
     """
     check_names(size, text)
     video: EncoderConfig
@@ -65,7 +70,7 @@ def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text
             depth=4,
             pool="cls+avg",
             pool_norm=True,
-            align_dim=64,
+            align_dim=align_dim or _SMALL_WIDTH,
             align_layers=recipe.align_layers,
             init="official",  # measured: at this size and length the two initialisations train alike
         )
@@ -91,12 +96,12 @@ def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text
             memory="patches+pooled",
         )
         return VideoTextModel(config, tokenizer)
-    width = find_encoder(size).dim
+    width, joint = find_encoder(size).dim, _JOINT.get(size, 512)
     video = replace(
         find_encoder(size),
         pool="cls+avg",
         pool_norm=True,
-        align_dim=64 if corpus.name == "demo" else 512,  # the teacher's width
+        align_dim=align_dim or (_SMALL_WIDTH if corpus.name == "demo" else 512),
         align_layers=recipe.align_layers,
         num_classes=0,
         init=recipe.init,
@@ -113,9 +118,9 @@ def build_model(size: str, corpus: Corpus, data_root: Path, recipe: Recipe, text
             max_positions=64,
             vision_width=width,
         )
-        return VideoTextModel(ModelConfig(video=video, text=bert), tokenizer)
+        return VideoTextModel(ModelConfig(video=video, text=bert, embed_dim=joint), tokenizer)
     found = pretrained_text(text, vision_width=width)
-    model = VideoTextModel(ModelConfig(video=video, text=found.config), found.tokenizer)
+    model = VideoTextModel(ModelConfig(video=video, text=found.config, embed_dim=joint), found.tokenizer)
     found.load_into(model.text_encoder)
     return model
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import vtr.settings
+from vtr.encoders.registry import named_encoders
 from vtr.errors import UsageError
 from vtr.pretrain.build import check_names
 from vtr.pretrain.join import check_joining
@@ -25,6 +26,9 @@ def resolve(settings: RunSettings) -> tuple[Recipe, tuple[str, ...]]:
     check_joining(settings)
     check_names(settings.model, settings.text)
     chosen = recipe(settings.recipe, settings.corpus)
+    size = named_encoders().get(settings.model or "")
+    if size is not None:  # UMT's students are aligned in six layers
+        chosen = dataclasses.replace(chosen, align_layers=size.align_layers)
     for text in settings.set:
         # A key without a stage (optim.lr) goes to every stage.
         names = [f.name for f in dataclasses.fields(Stage)]

@@ -20,7 +20,7 @@ class RunSettings:
     """Only this stage: masked, multimodal, unmasked, or beyond a recipe's own: refine (unmasked, with look-alikes in a
     batch), matching (cross-modal decoder and matching head alone, the encoders frozen; with --init on any finished model)."""
     model: str | None = None
-    """tiny, small, middle (default; the paper's), base, or demo: 64 pixels, text side from scratch."""
+    """tiny, small, middle (default; the paper's), base; UMT's umt_base, umt_large; or demo: 64 pixels, text side from scratch."""
     text: str = "bert"
     """Text side of tiny to base: bert (bert-base-uncased), any other BERT of the hub (OWNER/NAME) or in a folder, or
     scratch (six layers of 384, words of the corpus)."""
@@ -35,8 +35,9 @@ class RunSettings:
     init_vision: str | None = None
     """Start the video side alone from this model, as the released recipe does from a masked Kinetics-400 run."""
     teacher: str | None = None
-    """CLIP teacher as open_clip ARCHITECTURE/PRETRAINED (default ViT-B-16/openai; the demo trains a small one), or none:
-    the multimodal stage then runs without token alignment and masks, and there is no masked stage."""
+    """Teacher as open_clip ARCHITECTURE/PRETRAINED (default ViT-B-16/openai; the demo trains a small one; PE-Core-B-16/meta
+    is a modern one, any vision transformer of CLIP, SigLIP 2, PE-Core or EVA will do), or none: the multimodal stage then
+    runs without token alignment and masks, and there is no masked stage."""
     resume: str | None = None
     """`latest`, `best`, or a checkpoint file of this run; any number of ranks and workers may continue it."""
     accept_changes: bool = False

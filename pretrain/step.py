@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vtr.data.text import TokenBatch
 from vtr.encoders import draws
+from vtr.encoders.clip_teacher import FrameTeacher
 from vtr.encoders.masking import make_mask
 from vtr.models.base import TextFeatures
 from vtr.models.video_text import VideoTextModel
@@ -40,7 +41,6 @@ from vtr.pretrain.objectives.base import (
 )
 from vtr.pretrain.recipes import Stage
 from vtr.pretrain.sharding import sum_gradients
-from vtr.pretrain.teacher import Teacher
 from vtr.ranks import all_rows, world_size
 
 Meta = Mapping[str, object]  # what a shard says of a sample beside its caption
@@ -115,7 +115,7 @@ class PretrainStep:
         captions: Sequence[str],
         ids: Tensor,
         meta: Sequence[Meta],
-        teacher: Teacher | None,
+        teacher: FrameTeacher | None,
         step: int,
         waiting: Collection[str] = (),
     ) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ class PretrainStep:
         losses["loss"] = sum((getattr(self.stage, k) * value for k, value in losses.items()), torch.zeros(()))
         return losses
 
-    def _own(self, teacher: Teacher | None, waiting: Collection[str], device: torch.device) -> dict[str, Tensor]:
+    def _own(self, teacher: FrameTeacher | None, waiting: Collection[str], device: torch.device) -> dict[str, Tensor]:
         """Room for this rank's shares of the losses that are not computed for the global batch at once."""
         return {
             name: torch.zeros((), device=device)
@@ -182,7 +182,7 @@ class PretrainStep:
             and not (objective.needs_teacher and teacher is None)
         }
 
-    def _piece(self, frames: Tensor, rows: slice, seeds: Tensor, teacher: Teacher | None) -> Piece:
+    def _piece(self, frames: Tensor, rows: slice, seeds: Tensor, teacher: FrameTeacher | None) -> Piece:
         part, stage = frames[rows], self.stage
         if teacher is None or not any(o.needs_teacher for o in self.objectives.values()):
             return Piece(rows, part, None, None)
@@ -194,7 +194,8 @@ class PretrainStep:
         if stage.mask == "none":
             return Piece(rows, part, None, out.layers[:, :, own:])
         ratio = stage.video_mask_ratio if times > 1 else stage.image_mask_ratio
-        attention = out.attention.float().cpu().unflatten(0, (count, times))
+        drawn = stage.mask == "attention"
+        attention = out.attention.float().cpu().unflatten(0, (count, times)) if drawn else [None] * count
         masks = [
             make_mask(
                 stage.mask,

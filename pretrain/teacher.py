@@ -1,13 +1,12 @@
-"""The CLIP teacher: OpenAI ViT-B/16 through open_clip for real corpora, a small one trained on the spot for the demo."""
+"""The teacher: an image tower of open_clip for real corpora (OpenAI's ViT-B/16), a small CLIP trained on the spot for the demo."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import open_clip
 import torch
@@ -15,45 +14,39 @@ import torch.nn.functional as F
 from huggingface_hub import constants
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import get_pretrained_cfg
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from vtr.data.manifests import Corpus
 from vtr.data.stream import Batch, Stream, StreamSettings
-from vtr.encoders.clip_teacher import ClipTeacher, TeacherOutput
+from vtr.encoders.clip_teacher import ClipTeacher, FrameTeacher
+from vtr.encoders.tower_teacher import TowerTeacher
 from vtr.errors import UsageError, VtrError
 from vtr.models import hub
 from vtr.models.open_clip import quick_gelu_needed, quiet
 from vtr.models.video_text import VideoTextModel
-from vtr.pretrain.recipes import Recipe
+from vtr.pretrain.recipes import Recipe, Stage
 from vtr.pretrain.settings import RunSettings
 from vtr.ranks import Ranks
 
 DEFAULT = "ViT-B-16/openai"
+MODERN = "PE-Core-B-16/meta"  # an option of the recipe `clean` (vtr.pretrain.recipes.DIFFERENCES)
 NONE = "none"  # --teacher: train without one
+_TOWER = ("blocks", "norm", "num_prefix_tokens", "forward_features", "set_input_size")  # what timm's ViTs have
+_CLIP_PARTS = ("class_embedding", "positional_embedding", "proj", "conv1", "ln_pre", "ln_post", "transformer")
 _WEIGHTS = "open_clip_model.safetensors"
 
 # The demo's teacher: what a laptop trains in half a minute on the demo's own frames and captions.
 _SMALL = {"embed_dim": 64, "width": 96, "layers": 3, "head_width": 32, "text_width": 64, "text_layers": 2}
 
 
-class Teacher(Protocol):
-    """What guides a student: a frozen image model read frame by frame."""
-
-    width: int  # channels of its tokens
-    depth: int  # layers that can be aligned with
-
-    def __call__(self, frames: Tensor, layers: int = 1) -> TeacherOutput:
-        """Encode normalised frames (B, T, 3, H, W); keep the tokens of the last `layers` blocks."""
-        ...
-
-
-def load_teacher(name: str) -> ClipTeacher:
+def load_teacher(name: str) -> FrameTeacher:
     """Load `ARCHITECTURE/PRETRAINED` (open_clip names, e.g. `ViT-B-16/openai`) or a folder with the demo's teacher.
 
     Raises:
-        UsageError: No such architecture or weights.
+        UsageError: No such architecture or weights, or its image tower is no vision transformer.
         VtrError: The weights are not here; the message names the file, where it goes, and the way without it.
     """
     if Path(name, "teacher.safetensors").is_file():
@@ -80,7 +73,30 @@ def load_teacher(name: str) -> ClipTeacher:
             f"teacher {name!r} cannot be loaded: {text}; expected an open_clip name such as {DEFAULT} that is in the "
             "cache or downloadable"
         ) from error
-    return ClipTeacher.from_open_clip(model)
+    return teacher_of(model, name)
+
+
+def teacher_of(model: nn.Module, name: str) -> FrameTeacher:
+    """The image tower of an open_clip model as a teacher.
+
+    Raises:
+        UsageError: It is no vision transformer, or one whose patches are pooled inside.
+    """
+    visual = model.get_submodule("visual")
+    tower = getattr(visual, "trunk", None)
+    if isinstance(tower, nn.Module) and all(hasattr(tower, part) for part in _TOWER):
+        pixels = open_clip.get_model_preprocess_cfg(model)
+        patch = tower.get_submodule("patch_embed").get_submodule("proj").get_parameter("weight").shape[-1]
+        return TowerTeacher(tower, patch, pixels["mean"], pixels["std"])
+    if isinstance(visual, VisionTransformer):
+        known = all(k.split(".")[0] in _CLIP_PARTS and ".ls_" not in k for k in visual.state_dict())
+        if known and type(visual.transformer.resblocks[0]) is ResidualAttentionBlock:
+            return ClipTeacher.from_open_clip(model)
+    kind = type(tower if isinstance(tower, nn.Module) else visual).__name__
+    raise UsageError(
+        f"--teacher {name}: its image tower ({kind}) gives no patch tokens in a shared space; expected a vision "
+        f"transformer of CLIP, SigLIP 2, PE-Core or EVA, as in {DEFAULT} or {MODERN}"
+    )
 
 
 def small_clip(image_size: int, patch_size: int, vocab_size: int, context: int, pad_id: int) -> nn.Module:
@@ -180,27 +196,32 @@ def made_on_the_spot(settings: RunSettings) -> bool:
 
 def demo_teacher(
     settings: RunSettings, chosen: Recipe, model: VideoTextModel, corpus: Corpus, ranks: Ranks
-) -> ClipTeacher:
+) -> FrameTeacher:
     """The demo's teacher for a student; trained first where it is not there, by one rank while the others wait."""
     folder = Path(teacher_name(settings, model.config.video.image_size))
     ranks.main_only(lambda: _make_demo_teacher(folder, settings, chosen, model, corpus))
     return load_teacher(str(folder))
 
 
-def check_teacher(teacher: ClipTeacher, name: str, chosen: Recipe, model: VideoTextModel) -> None:
+def check_teacher(teacher: FrameTeacher, name: str, stages: Sequence[Stage], model: VideoTextModel) -> None:
     """Refuse a teacher that the student can't be aligned with.
 
     Raises:
-        UsageError: It has too few layers, or tokens of another width.
+        UsageError: It has too few layers, tokens of another width, or no attention to draw masks from.
     """
-    config, wanted = model.config.video, chosen.align_layers
-    if wanted > min(teacher.depth, config.depth):
+    config = model.config.video
+    if config.align_layers > min(teacher.depth, config.depth):
         raise UsageError(
-            f"align_layers {wanted}: the teacher has {teacher.depth} layers, the model {config.depth} (--set align_layers=…)"
+            f"align_layers {config.align_layers}: the teacher has {teacher.depth} layers, the model {config.depth} "
+            "(--set align_layers=…)"
         )
     if teacher.width != config.align_dim:
         raise UsageError(
             f"--teacher {name}: its tokens have {teacher.width} channels, this model is made for {config.align_dim}"
+        )
+    if not teacher.attends and any(stage.uta > 0 and stage.mask == "attention" for stage in stages):
+        raise UsageError(
+            f"--teacher {name}: it has no attention that masks could be drawn from; draw them without (--set mask=tube)"
         )
 
 

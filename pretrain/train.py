@@ -19,7 +19,7 @@ from vtr.data.manifests import Corpus
 from vtr.data.shard_reader import FILES
 from vtr.data.stream import Batch, Positions, Stream, StreamSettings, check_bad, merge_positions
 from vtr.encoders.base import EncoderConfig
-from vtr.encoders.clip_teacher import ClipTeacher
+from vtr.encoders.clip_teacher import FrameTeacher
 from vtr.errors import UsageError, VtrError
 from vtr.models.base import load_strictly
 from vtr.models.bert import locate_text
@@ -105,7 +105,7 @@ class Run:
 
     corpus: Corpus
     model: VideoTextModel
-    teacher: ClipTeacher | None = None
+    teacher: FrameTeacher | None = None
     validation: Validation | None = None
 
     def __init__(
@@ -196,7 +196,14 @@ class Run:
         ranks.together(lambda: self._find_weights(left))
         set_seed(self.recipe.seed)
         own = initial_model(settings.init) if settings.init and settings.model is None else None
-        self.model = own or build.build_model(self._size(), self.corpus, settings.data_root, self.recipe, settings.text)
+        self.model = own or build.build_model(
+            self._size(),
+            self.corpus,
+            settings.data_root,
+            self.recipe,
+            settings.text,
+            align_dim=self._align_dim(found[1] if found else None),
+        )
         if found is not None:
             check_same_run(*found, self.identity, ranks, accept_changes=settings.accept_changes)
         self._load_initial(own is not None)
@@ -214,6 +221,12 @@ class Run:
 
     def _size(self) -> str:
         return self.settings.model or ("demo" if self.settings.corpus == "demo" else "middle")
+
+    def _align_dim(self, state: State | None) -> int | None:
+        """Width of the tokens that the model is aligned with: the teacher's, or where it is not needed any more, as before."""
+        if self.teacher is not None:
+            return self.teacher.width
+        return None if state is None else state["identity"]["model"]["video"]["align_dim"]
 
     def _left(self, state: State | None) -> list[Stage]:
         """The stages that are still to run."""
@@ -264,7 +277,9 @@ class Run:
                 self.teacher = demo_teacher(settings, self.recipe, self.model, self.corpus, ranks)
             assert self.teacher is not None
             name = teacher_name(settings, self.model.config.video.image_size)
-            check_teacher(self.teacher, name, self.recipe, self.model)
+            check_teacher(self.teacher, name, left, self.model)
+            config = self.model.config
+            self.teacher.fit(config.video, config.pixel_mean, config.pixel_std)
             self.teacher.to(ranks.device)
             said.append(f"teacher: {name}")
         if settings.validate_every and any(stage.vtc > 0 for stage in left):

@@ -243,8 +243,17 @@ class SearchSettings:
     """Instead of hits: how well this video of the library fits the query from moment to moment, as JSON."""
     curve_out: Path | None = None
     """Write the curve to this file, .png or .json."""
+    by: Literal["picture", "words", "both"] | None = None
+    """What answers: pictures, words that are said (subtitles), or both, their ranks fused (default: both where there are
+    subtitles); hits say why."""
     html: Path | None = None
     """Write a page with thumbnails."""
+    clips: Path | None = None
+    """Cut the hits into this folder: copies from the key frame before each, made in no time."""
+    exact: bool = False
+    """Clips from the very frame: encoded again (H.264, AAC)."""
+    export: Path | None = None
+    """Write the hits for other programs: FILE.edl, .fcpxml, .csv, .srt or .json."""
     json: bool = False
     """One JSON object a line; `match` is the number between 0 and 1, `score` the raw one that `measure` names."""
     model: str | None = None

@@ -444,12 +444,15 @@ class Library(StoredSearcher):
     def info(self) -> Info:
         """Counts, settings, the files that could not be read with their reasons, and those that are cut off."""
         videos, seconds = self.read(self.store.totals)
+        spoken, problems = self.store.spoken()
         counted = {
             "videos": videos,
             "segments": self.store.segments(),
             "seconds": seconds,
             "unreadable": [shown(reason) for reason in self.store.reasons()],
             "cut_off": [shown(line) for line in self.store.cut_off()],
+            "spoken": spoken,
+            "subtitles": [shown(line) for line in problems],
         }
         return cast(Info, {"path": str(self.path), **self.settings.as_json(), **counted})
 

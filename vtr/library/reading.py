@@ -19,9 +19,9 @@ from vtr.library.curve import Curve, curve_of, cuts_of, refined
 from vtr.library.files import full_name
 from vtr.library.found import Found, Hit
 from vtr.library.frame_vectors import unpacked
+from vtr.library.hearing import Hearing
 from vtr.library.index_types import Description
 from vtr.library.rows import SegmentRow, Span
-from vtr.library.search import Searcher
 from vtr.library.store import MissingVectors, Store, is_damage
 from vtr.library.wanted import Wanted
 from vtr.library.where import Node, to_sql
@@ -35,7 +35,7 @@ _REACH = 4  # windows before and after a hit that are looked at for its ends
 _FILTERS = 8  # filters whose segments are remembered until the library changes
 
 
-class StoredSearcher(Searcher):
+class StoredSearcher(Hearing):
     """What a library's folder adds to searching. May be used from several threads at once.
 
     Args:
@@ -211,6 +211,8 @@ class StoredSearcher(Searcher):
             return hits
         reach = _REACH * self.settings.window
         for place, hit in enumerate(hits):
+            if "words" in hit.by:
+                continue  # it lasts as long as what is said
             others = [h for i, h in enumerate(hits) if i != place and h.path == hit.path]
             between = Span(
                 max((h.end for h in others if h.end <= hit.start), default=0.0),
@@ -259,7 +261,10 @@ class StoredSearcher(Searcher):
         if not len(scores):
             return hits
         scores, length = np.sort(scores), float(np.linalg.norm(wanted.words)) or 1.0
-        return [replace(hit, confidence=confidence(hit.similarity / length, scores)) for hit in hits]
+        return [
+            hit if "words" in hit.by else replace(hit, confidence=confidence(hit.similarity / length, scores))
+            for hit in hits
+        ]
 
     def _copies(self, contents: Collection[str]) -> dict[str, list[str]]:
         return self.read(lambda: self.store.copies(contents))

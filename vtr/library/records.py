@@ -115,8 +115,8 @@ class Records:
         metadata: Mapping[str, Value] | None = None,
         origin: str | None = None,
         lacking: str = "",
-    ) -> None:
-        """Put in a video and its segments, whose vectors begin at `first_row`, within `change`."""
+    ) -> int:
+        """Put in a video and its segments, whose vectors begin at `first_row`, within `change`; returns its id."""
         length = max((s.end for s in spans), default=0.0) if duration is None else duration
         reason, kind = (None, None) if failure is None else (failure.reason, failure.kind)
         cursor = self.db.execute(
@@ -131,6 +131,7 @@ class Records:
         )
         if metadata:
             self.set_metadata(cursor.lastrowid, metadata)
+        return cursor.lastrowid
 
     def update_file(self, number: int, path: str, facts: Facts) -> None:
         """Write down where a video lies now, and its size and time, within `change` or alone."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from vtr.data.subtitles import Track
 
 Value = str | int | float
 Metadata = dict[str, Value]
@@ -34,7 +36,7 @@ class Embedded:
 
     `lacking` says what the file promises and does not hold; "" where it is whole. `sha256` is its content's hash; None
     where it was not read whole. `frames` are the rows of its frames' vectors (`vtr.library.frame_vectors`), where they are
-    kept.
+    kept. `tracks` are the text tracks inside it; None where it was not looked for them.
     """
 
     spans: list[Span]
@@ -43,6 +45,7 @@ class Embedded:
     lacking: str = ""
     sha256: str | None = None
     frames: np.ndarray | None = None
+    tracks: Sequence[Track] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

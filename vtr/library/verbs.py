@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 from vtr.data.uri import Access, is_uri
 from vtr.errors import UsageError, VtrError
 from vtr.files import install_command
+from vtr.library.clips import write_clips
 from vtr.library.commands import (
     AddSettings,
     BuildSettings,
@@ -30,13 +31,14 @@ from vtr.library.commands import (
     WorkSettings,
 )
 from vtr.library.files import read_metadata
-from vtr.library.found import hit_dict, hit_lines
+from vtr.library.found import Hits, hit_dict, hit_lines
 from vtr.library.index import parse_size
 from vtr.library.library import Library
 from vtr.library.rows import Metadata
 from vtr.library.scan import find_media
 from vtr.library.search import Searcher
 from vtr.library.settings import Work, check_windows
+from vtr.library.timeline import check_ending, write_timeline
 
 if TYPE_CHECKING:
     from vtr.library.ingest import AddReport
@@ -260,6 +262,7 @@ def info(settings: InfoSettings) -> int:
         **({"precision": _precision(values)} if values.get("precision", "fp32") != "fp32" else {}),
         "index": f"{index['type']}, recall@10 {index['recall_at_10']:g}" if index else "not made yet",
         **({"left out": ", ".join(values["exclude"])} if "exclude" in values else {}),
+        **({"subtitles": f"of {values['spoken']} videos"} if values["spoken"] else {}),
         "unreadable": len(values["unreadable"]),
     }
     for key, value in rows.items():
@@ -269,6 +272,8 @@ def info(settings: InfoSettings) -> int:
     if values["cut_off"]:
         print(f"{'cut off':<12}{len(values['cut_off'])}, indexed as far as they go")
     for line in values["cut_off"]:
+        print(f"  {line}")
+    for line in values["subtitles"]:
         print(f"  {line}")
     return 0
 
@@ -282,8 +287,13 @@ def search(settings: SearchSettings) -> int:
     """`vtr search`."""
     if not (settings.text or settings.like or settings.more is not None):
         raise UsageError("an empty query: ask with a text, --like FILE or --more SEGMENT")
-    if settings.html is not None and not settings.html.absolute().parent.is_dir():
-        raise VtrError(f"--html {settings.html}: the folder {settings.html.parent} does not exist")
+    for name, path in (("html", settings.html), ("export", settings.export)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise VtrError(f"--{name} {path}: the folder {path.parent} does not exist")
+    if settings.export is not None:
+        check_ending(settings.export.suffix.lower())
+    if settings.exact and settings.clips is None:
+        raise UsageError("--exact is about clips: say where with --clips FOLDER")
     for file in settings.like:
         if not file.is_file():
             raise VtrError(f"--like {file}: no such file")
@@ -306,6 +316,7 @@ def search(settings: SearchSettings) -> int:
         then=settings.then,
         before=settings.before,
         within=_seconds(settings.within),
+        by=settings.by,
     )
     for note in hits.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -314,15 +325,36 @@ def search(settings: SearchSettings) -> int:
 
         write_contact_sheet(settings.html, [(_title(settings), hits)], library)
         print(f"page: {settings.html}", file=sys.stderr)
+    lost = _handed_out(settings, hits)
     if settings.json:
         for hit in hits:
             print(json.dumps(hit_dict(hit)))
-        return 0
+        return lost
     for line in hit_lines(hits):
         print(line)
     if not hits:
         print("nothing found", file=sys.stderr)
-    return 0
+    return lost
+
+
+def _handed_out(settings: SearchSettings, hits: Hits) -> int:
+    """Hits for other programs; 1 where some could not be cut."""
+    if settings.export is not None:
+        for note in write_timeline(settings.export, hits, _title(settings)):
+            print(f"note: {note}", file=sys.stderr)
+        print(f"list: {settings.export}", file=sys.stderr)
+    if settings.clips is None:
+        return 0
+    report = write_clips(hits, settings.clips, exact=settings.exact)
+    for line in report.failed:
+        print(f"not cut: {line}", file=sys.stderr)
+    for line in report.notes:
+        print(f"note: {line}", file=sys.stderr)
+    print(
+        f"{settings.clips}: {len(report.made)} clips cut, {len(report.there)} were there, {len(report.failed)} not cut",
+        file=sys.stderr,
+    )
+    return 1 if report.failed else 0
 
 
 def _curve(settings: SearchSettings, library: Searcher) -> int:
@@ -419,7 +451,12 @@ def _report(report: AddReport, library: Library) -> int:
         print(f"note: {line}", file=sys.stderr)
     if report.skipped:
         print(report.skipped, file=sys.stderr)
-    more = {"moved": report.moved, "removed": report.removed, "cut off": len(report.cut_off)}
+    more = {
+        "moved": report.moved,
+        "removed": report.removed,
+        "with new subtitles": report.spoken,
+        "cut off": len(report.cut_off),
+    }
     copies = f"; {report.known} are copies of other files" if report.known else ""
     print(
         f"{library.path}: {report.added} added ({report.segments} segments{copies}), {report.unchanged} unchanged, "

@@ -11,13 +11,14 @@ import tyro
 
 from vtr.errors import UsageError, unknown_name
 from vtr.files import manifest_names, read_manifest
-from vtr.models.registry import Checkpoint, cache_folder, registry, source_of, table
+from vtr.models.registry import Checkpoint, cache_folder, known_defect, registry, source_of
 
 _TASKS = {
     "image": "image classification",
     "video": "action recognition",
     "masked": "masked pretraining",
     "retrieval": "text-video retrieval",
+    "qa": "question answering",
 }
 
 
@@ -27,11 +28,10 @@ def _known_results(name: str) -> list[str]:
     for benchmark in manifest_names("benchmarks"):
         for row in read_manifest("benchmarks", benchmark).get("published", []):
             if row["model"] == name:
-                figures = ["/".join(f"{v:g}" for v in row.get(d, ())) for d in ("t2v", "v2t")]
-                lines.append(
-                    f"{benchmark}: text to video {figures[0]}, video to text {figures[1]}"
-                    + (f" ({row['note']})" if "note" in row else "")
-                )
+                ways = {"text to video": row.get("t2v"), "video to text": row.get("v2t")}
+                figures = [f"{way} {'/'.join(f'{v:g}' for v in found)}" for way, found in ways.items() if found]
+                note = f" ({row['note']})" if "note" in row else ""
+                lines.append(f"{benchmark}: {', '.join(figures)}{note}")
     return lines
 
 
@@ -65,7 +65,11 @@ def models(settings: ModelsSettings) -> int:
     if settings.names and settings.names[0].startswith("open_clip"):
         return _baselines(settings)
     known = registry()
-    chosen = {n: c for n, c in known.items() if not settings.names or any(word in n for word in settings.names)}
+    exact = {n: known[n] for n in settings.names if n in known}  # a whole name may be the beginning of others
+    if len(exact) == len(settings.names) == 1:
+        chosen = exact
+    else:
+        chosen = {n: c for n, c in known.items() if not settings.names or any(word in n for word in settings.names)}
     if not chosen:
         raise unknown_name("model", settings.names[0], known)
     if settings.json:
@@ -107,17 +111,23 @@ def _details(c: Checkpoint) -> str:
         "task": f"{_TASKS[c.task]}, {c.data}"
         + (f", {c.classes} classes" if c.classes else "")
         + (f", from {c.init}" if c.init else ""),
-        "model": f"VideoMamba {c.size}, {c.image_size} px, {c.frames} frame{'s' * (c.frames > 1)}",
+        "model": f"{c.model} {c.size.removeprefix('umt_')}, {c.image_size} px, {c.frames} frame{'s' * (c.frames > 1)}",
         "source": f"{c.repository}, {c.file}",
         "here": str(cache_folder() / c.name)
         if source_of(cache_folder() / c.name)
         else "no (vtr models NAME --get [--file FILE])",
     }
     if c.top1:
-        rows["known"] = f"top-1 {c.top1:.1f} %" + (f", {c.views}" if c.views else "")
+        rows["known"] = f"{'accuracy' if c.task == 'qa' else 'top-1'} {c.top1:.1f} %" + (
+            f", {c.views}" if c.views else ""
+        )
+    if c.protocol is not None:
+        words = ", ".join(f"{name} {count}" for name, count in c.protocol.text_tokens.items())
+        how = f"made with {c.protocol.frames} frames, {c.protocol.rerank} candidates re-ranked; text tokens: {words}"
+        rows["figures"] = how
     lines = [c.name] + [f"  {key:<8}{value}" for key, value in rows.items()]
     lines += [f"  known   {line}" for line in _known_results(c.name)]
-    lines += [f"  defect  {d}: {table()['defects'][d]}" for d in c.defects]
+    lines += [f"  defect  {d}: {known_defect(c, d)}" for d in c.defects]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,26 +14,31 @@ from typing import TypeAlias
 import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download
-from torch import Tensor
+from huggingface_hub.errors import EntryNotFoundError
+from torch import Tensor, nn
 
 from vtr.data.text import Tokenizer
 from vtr.encoders.base import EncoderConfig
-from vtr.encoders.bert import BertConfig
+from vtr.encoders.bert import Bert, BertConfig
 from vtr.encoders.official import describe, load_official, read_checkpoint, to_ours
-from vtr.encoders.videomamba import VIDEOMAMBA_SIZES
+from vtr.encoders.registry import find_encoder
+from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import VtrError
 from vtr.files import write_atomically
 from vtr.models.bert import DEFAULT, names_of
 from vtr.models.hub import cached, reach_hub
 from vtr.models.recognition import RecognitionConfig, RecognitionModel
-from vtr.models.registry import Checkpoint, cache_folder, find, source_of, table
+from vtr.models.registry import Checkpoint, cache_folder, find, known_defect, source_of
 from vtr.models.video_text import ModelConfig, VideoTextModel
 
 OfficialModel: TypeAlias = "VideoTextModel | RecognitionModel"
 
 _VOCABULARY = DEFAULT  # the text tower's words; on the hub
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "bert-base-uncased_tokenizer.json", "bert-base-uncased_vocab.txt")
-_ALIGN_DIM = 512  # of the CLIP teacher that masked and multimodal files are aligned with
+# Of masked and multimodal files: the width of the CLIP teacher's tokens, and the layers that are aligned with it.
+_ALIGNED = {"VideoMamba": (512, 1), "umt_base": (512, 6), "umt_large": (768, 6)}
+_TASK_WORDS = {"qa": "question answering"}
+_LARGE = 1024  # width of the encoder that is released with BERT-large
 
 
 def load_checkpoint(
@@ -90,10 +96,12 @@ def convert(checkpoint: Checkpoint, path: Path, folder: Path, vocabulary: str | 
     with torch.random.fork_rng(devices=[]):
         # What a file lacks (the language head, say) gets the same values in every conversion: one fingerprint.
         torch.manual_seed(0)
-        model, optional = _built(checkpoint, state, vocabulary)
-    load_official(model.encoder if isinstance(model, RecognitionModel) else model, state, str(path), optional)
+        model, whole, optional = _built(checkpoint, state, vocabulary)
+    if checkpoint.task == "qa":  # a text decoder has no place in any model of ours
+        state = {k: v for k, v in state.items() if not k.startswith("text_decoder.")}
+    load_official(whole, state, str(path), optional)
     for defect in checkpoint.defects:
-        print(f"{checkpoint.name}: {defect}: {table()['defects'][defect]}", file=sys.stderr)
+        print(f"{checkpoint.name}: {defect}: {known_defect(checkpoint, defect)}", file=sys.stderr)
     (folder / "source.json").unlink(missing_ok=True)  # until the new one is whole
     model.save_pretrained(folder)
     source = {
@@ -112,19 +120,22 @@ def convert(checkpoint: Checkpoint, path: Path, folder: Path, vocabulary: str | 
 
 def _compare(checkpoint: Checkpoint, path: Path, found: dict[str, object]) -> None:
     if not found:
-        raise VtrError(
-            f"{path} is no VideoMamba: it has no patch_embed.proj.weight and pos_embed of the expected shape"
+        first = (
+            "encoder.patch_embed.proj.weight" if checkpoint.model == "UMT" else "patch_embed.proj.weight and pos_embed"
         )
-    size = VIDEOMAMBA_SIZES[checkpoint.size]
-    promised = {
-        "task": checkpoint.task,
+        raise VtrError(f"{path} is no {checkpoint.model}: it has no {first} of the expected shape{_hints(checkpoint)}")
+    size = find_encoder(checkpoint.size)
+    promised: dict[str, object] = {
+        "model": checkpoint.model,
+        "task": _TASK_WORDS.get(checkpoint.task, checkpoint.task),
         "width": size.dim,
         "layers": size.depth,
         "image size": checkpoint.image_size,
-        "frames": 32 if "temporal-32" in checkpoint.defects and found["frames"] == 32 else checkpoint.frames,
+        "frames": 32 if "temporal-32" in checkpoint.defects and found.get("frames") == 32 else checkpoint.frames,
         "classes": checkpoint.classes,
     }
-    differs = [f"{k} is {found[k]}, expected {v}" for k, v in promised.items() if found[k] != v]
+    # UMT's files say nothing of image size and frames: their positions are not in them.
+    differs = [f"{k} is {found[k]}, expected {v}" for k, v in promised.items() if k in found and found[k] != v]
     if differs:
         raise VtrError(
             f"{path} is not the file of {checkpoint.name} ({checkpoint.file}): {'; '.join(differs)}{_hints(checkpoint)}"
@@ -133,33 +144,47 @@ def _compare(checkpoint: Checkpoint, path: Path, found: dict[str, object]) -> No
 
 def _built(
     checkpoint: Checkpoint, state: dict[str, Tensor], vocabulary: str | Path | None
-) -> tuple[OfficialModel, tuple[str, ...]]:
-    """A model of the promised sizes, and what its file may lack."""
+) -> tuple[OfficialModel, nn.Module, tuple[str, ...]]:
+    """A model of the promised sizes, the module that holds what the file does, and what the file may lack."""
+    size = find_encoder(checkpoint.size)
+    aligned = any("clip_decoder." in k for k in state) or (checkpoint.model == "UMT" and checkpoint.task == "masked")
+    width, layers = _ALIGNED.get(checkpoint.size, _ALIGNED["VideoMamba"])
     video = dataclasses.replace(
-        VIDEOMAMBA_SIZES[checkpoint.size],
+        size,
         image_size=checkpoint.image_size,
         num_frames=checkpoint.frames,
         num_classes=checkpoint.classes,
-        temporal=checkpoint.task != "image",
         pool="cls+avg",
-        pool_norm=checkpoint.task == "retrieval",
-        align_dim=_ALIGN_DIM if any("clip_decoder." in k for k in state) else 0,
+        pool_norm=checkpoint.task in ("retrieval", "qa"),
+        align_dim=width if aligned else 0,
+        align_layers=layers if aligned else 1,
         init="official",
     )
+    if isinstance(video, VideoMambaConfig):
+        video = dataclasses.replace(video, temporal=checkpoint.task != "image")
     if checkpoint.task != "retrieval":
-        return RecognitionModel(RecognitionConfig(video=video)), ()
+        model = RecognitionModel(RecognitionConfig(video=video))
+        if checkpoint.task != "qa":
+            return model, model.encoder, ()
+        # The text encoder is held against what it should be, and left out.
+        text = Bert(_retrieval_config(video).text)
+        return model, nn.ModuleDict({"vision_encoder": model.encoder, "text_encoder": text}), ("text_encoder.cls.",)
     tokenizer = _tokenizer(checkpoint, vocabulary)
     config = _retrieval_config(video)
     if tokenizer.vocab_size != config.text.vocab_size:
         raise VtrError(
             f"{checkpoint.name}: the vocabulary has {tokenizer.vocab_size} words, bert-base-uncased's {config.text.vocab_size}"
         )
-    return VideoTextModel(config, tokenizer), ("text_encoder.cls.",)
+    built = VideoTextModel(config, tokenizer)
+    return built, built, ("text_encoder.cls.",)
 
 
 def _retrieval_config(video: EncoderConfig) -> ModelConfig:
-    """The released retrieval models: BERT-base with three cross-modal layers, 512 joint dimensions."""
-    return ModelConfig(video=video, text=BertConfig(vision_width=video.dim))
+    """The released retrieval models: BERT-base with three cross-modal layers and 512 joint dimensions, or UMT-L's."""
+    if video.dim != _LARGE:
+        return ModelConfig(video=video, text=BertConfig(vision_width=video.dim))
+    large = BertConfig(hidden=1024, layers=24, fusion_layer=19, heads=16, intermediate=4096, vision_width=video.dim)
+    return ModelConfig(video=video, text=large, embed_dim=768)
 
 
 def _tokenizer(checkpoint: Checkpoint, vocabulary: str | Path | None) -> Tokenizer:
@@ -171,8 +196,8 @@ def _tokenizer(checkpoint: Checkpoint, vocabulary: str | Path | None) -> Tokeniz
 
 def _hints(checkpoint: Checkpoint) -> str:
     """What is known of a row whose file is hard to get right."""
-    known = [d for d in checkpoint.defects if d in ("wrong-link", "name-by-analogy")]
-    return "".join(f"; known of this row: {table()['defects'][d]}" for d in known)
+    known = [d for d in checkpoint.defects if d in ("wrong-link", "name-by-analogy", "once-vqa")]
+    return "".join(f"; known of this row: {known_defect(checkpoint, d)}" for d in known)
 
 
 def _fetched(repository: str, file: str, checkpoint: Checkpoint) -> Path:
@@ -180,17 +205,23 @@ def _fetched(repository: str, file: str, checkpoint: Checkpoint) -> Path:
     by_hand = cache_folder() / file
     if by_hand.is_file():
         return by_hand
-    for name in names_of(repository) if repository == _VOCABULARY else (repository,):
-        found = cached(name, file)
-        if found is not None:
-            return found
+    words = repository == _VOCABULARY
+    places = [f"{folder}/{file}".lstrip("/") for folder in (("",) if words else checkpoint.folders)]
+    for name in names_of(repository) if words else (repository,):
+        for place in places:
+            found = cached(name, place)
+            if found is not None:
+                return found
     try:
         reach_hub()  # the library would try for half a minute
-        return Path(hf_hub_download(repository, file, etag_timeout=10))
+        for place in places[:-1]:
+            with contextlib.suppress(EntryNotFoundError):
+                return Path(hf_hub_download(repository, place, etag_timeout=10))
+        return Path(hf_hub_download(repository, places[-1], etag_timeout=10))
     except Exception as error:  # no network, gated, renamed: many kinds
         raise VtrError(
             f"{checkpoint.name}: {file} of {repository} cannot be downloaded ({type(error).__name__}); "
-            f"fetch https://huggingface.co/{repository}/resolve/main/{file} elsewhere and put it at "
+            f"fetch https://huggingface.co/{repository}/resolve/main/{places[0]} elsewhere and put it at "
             f"{by_hand}{_hints(checkpoint)}"
         ) from error
 

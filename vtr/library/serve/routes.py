@@ -34,6 +34,7 @@ from vtr.library.serve.schema import (
     UPLOAD_PATH,
     AllMoments,
     Answer,
+    By,
     CurveAnswer,
     Health,
     Id,
@@ -101,10 +102,11 @@ def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions
         ] = None,
         before: Annotated[str | None, Query(max_length=MAX_QUERY, description="what happened before it")] = None,
         within: Within = 60.0,
+        by: By = None,
     ) -> Answer:
         """Moments for a text, or for several; of one text also what others come after or before."""
         lane = engine.slow if rerank else engine.quick
-        options = {"rerank": rerank, "minus": minus, **_common(where, all_moments, moments, unmerged)}
+        options = {"rerank": rerank, "minus": minus, "by": by, **_common(where, all_moments, moments, unmerged)}
         options |= {"min_score": min_score or None, "then": then or None, "before": before or None, "within": within}
         shown_query = " \u2192 ".join(t for t in (before, " + ".join(q), then) if t)
         shown_query += "".join(f" \u2212 {text}" for text in minus)
