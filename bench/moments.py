@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.command import RESULTS, machine, parsed, save, table
+from bench.indexing import film as smooth_film
+from vtr.data.decode import read_windows
 from vtr.data.demo.captions import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Scene, Thing, Wording, write
 from vtr.data.demo.render import FPS, encode_clip, render
 from vtr.errors import reports_errors
@@ -269,6 +271,33 @@ def orders(place: Path, model: VideoTextEncoder, pairs: int, seed: int = 0) -> t
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """CPU seconds a minute of film that cutting it takes, without encoding."""
+
+    film: str
+    windows: float
+    shots: float
+    every: float  # fixed windows, every frame decoded
+
+
+def costs(seconds: int) -> list[Cost]:
+    """Of films of smooth motion, as `bench.indexing` makes them; frames of 224 pixels, one thread."""
+    out = []
+    for lines, codec in ((360, "h264"), (720, "h264"), (720, "hevc"), (1080, "h264")):
+        data = smooth_film(lines, codec, seconds)
+
+        def cpu(data: bytes = data, **how: object) -> float:
+            before = time.process_time()
+            cut = {"window": 8.0, "stride": 4.0, "frames": 8, "size": 224, "threads": 1}
+            for _ in read_windows(data, **cut, **how):  # type: ignore[arg-type]
+                pass
+            return (time.process_time() - before) / seconds * 60
+
+        out.append(Cost(film=f"{lines}p {codec}", windows=cpu(), shots=cpu(segments="shots"), every=cpu(thorough=True)))
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What is measured with."""
 
@@ -281,6 +310,8 @@ class Settings:
     films: int = 30
     seconds: float = 12.0
     """Mean length of a film, without what its last shot goes on."""
+    cost_seconds: int = 30
+    """Length of the films whose cutting is timed."""
     pairs: int = 60
     """Films of two shots, each there and back."""
     seeds: int = 3
@@ -306,9 +337,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [_mean(every[how]) for how in WAYS]
         sure = sureness(settings.corpus, Path(scratch), model, settings.captions)
         order = orders(Path(scratch), model, settings.pairs)
-    text = _report(settings, rows, sure, order, minutes / settings.seeds, events)
+    cost = costs(settings.cost_seconds)
+    text = _report(settings, rows, cost, sure, order, minutes / settings.seeds, events)
     values = {
         "moments": [asdict(r) for r in rows],
+        "cutting": [asdict(c) for c in cost],
         "sure": [{**asdict(s), "precision": s.precision} for s in sure],
         "order": {"right": order[0], "first_of_all": order[1], "queries": order[2]},
         "machine": machine(),
@@ -328,6 +361,7 @@ def _mean(rows: Sequence[Row]) -> Row:
 def _report(
     settings: Settings,
     rows: Sequence[Row],
+    cost: Sequence[Cost],
     sure: Sequence[Sure],
     order: tuple[float, float, int],
     minutes: float,
@@ -354,6 +388,11 @@ def _report(
         table(
             ["cut into", "segments", "right film first", "IoU ≥ 0.5", "mean IoU", "CPU s a minute", "bytes a minute"],
             moments,
+        ),
+        "## What finding cuts costs\n\nCPU seconds a minute of film, decoding and resizing alone, of one thread.",
+        table(
+            ["film", "fixed windows", "shots", "fixed windows, every frame decoded"],
+            [(c.film, *(f"{v:.1f}" for v in (c.windows, c.shots, c.every))) for c in cost],
         ),
         "## Whether there is anything like it\n\nHalf of the demo benchmark is indexed. Queries that keep a hit at a least "
         "confidence: with an answer (and the answer is that hit), without one, and captions of real clips.",
