@@ -120,7 +120,7 @@ def test_several_texts_unwanted_ones_and_moments_of_a_video_are_asked_for_as_in_
 
 
 def test_things_in_order_sure_hits_and_curves_are_asked_for_as_in_the_library(client: TestClient, made: Path) -> None:
-    with Library.open(made, small_model()) as library:
+    with Library.open(made / "lib", small_model()) as library:
         expected = library.search("a dog", k=2, then="a red car")
         curve = library.curve(expected[0].path, "a dog")
     answer = client.get("/api/search", params={"q": "a dog", "then": "a red car", "k": 2}).json()

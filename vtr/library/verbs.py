@@ -257,7 +257,10 @@ def info(settings: InfoSettings) -> int:
         "model": f"{values['model'] or 'not stored'} ({values['fingerprint'][:12]})",
         "videos": f"{values['videos']}, {values['seconds'] / 60:.1f} minutes",
         "segments": f"{values['segments']}, {values['window']:g} s every {values['stride']:g} s, "
-        f"{values['frames']} frames each",
+        f"{values['frames']} frames each"
+        + {"shots": ", along shots", "auto": ", along shots in films over two minutes"}.get(
+            values.get("cutting", ""), ""
+        ),
         **({"frames": "key frames only: a quick look"} if values.get("keyframes") else {}),
         **({"precision": _precision(values)} if values.get("precision", "fp32") != "fp32" else {}),
         "index": f"{index['type']}, recall@10 {index['recall_at_10']:g}" if index else "not made yet",
