@@ -48,6 +48,7 @@ def add_addresses(
             for job, found in machine.run(_jobs(library, list(dict.fromkeys(uris)), access, report)):
                 _record(library, job, found, report)
         library.update_index()
+        library.calibrate()
     return report
 
 

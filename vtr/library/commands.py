@@ -115,6 +115,22 @@ class SyncSettings(WorkSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchSettings(WorkSettings):
+    """Keep a library up to date with folders as they change, until Ctrl-C; it can be searched and served meanwhile."""
+
+    library: tyro.conf.Positional[Path]
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders."""
+    model: str | None = None
+    """The library's model, where it has moved since."""
+    poll: bool = False
+    """Look again and again instead of being told by the system; done by itself where a file system tells nothing (NFS,
+    SMB, FUSE)."""
+    rest: float = 2.0
+    """Seconds for which a file must not have changed before it is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemoveSettings:
     """Forget videos; the files themselves stay."""
 
@@ -281,6 +297,19 @@ class ServeSettings:
     """The library's model, where it has moved since."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class McpSettings:
+    """Give an agent a library as tools (Model Context Protocol, over stdin and stdout): search, look at frames, cut clips."""
+
+    library: tyro.conf.Positional[Path]
+    model: str | None = None
+    """The library's model, where it has moved since."""
+    clips: Path | None = None
+    """Folder that clips are written to (default: they are handed over, up to 8 MB)."""
+    follow_links: bool = False
+    """Also show symbolic links that lead out of their folder."""
+
+
 def _late(name: str) -> Callable[[object], int]:
     """The function of a verb, in vtr.library.verbs: what it needs is heavy, and `--help` needs none of it."""
 
@@ -294,6 +323,7 @@ COMMANDS = {
     "index build": (BuildSettings, _late("build")),
     "index add": (AddSettings, _late("add")),
     "index sync": (SyncSettings, _late("sync")),
+    "index watch": (WatchSettings, _late("watch")),
     "index remove": (RemoveSettings, _late("remove")),
     "index info": (InfoSettings, _late("info")),
     "index verify": (VerifySettings, _late("verify")),
@@ -303,4 +333,5 @@ COMMANDS = {
     "embed": (EmbedSettings, _late("embed")),
     "search": (SearchSettings, _late("search")),
     "serve": (ServeSettings, _late("serve")),
+    "mcp": (McpSettings, _late("mcp")),
 }

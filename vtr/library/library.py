@@ -23,11 +23,13 @@ from vtr.library.files import full_name, shown
 from vtr.library.found import Hit, Hits, hit_dict
 from vtr.library.index_types import Description
 from vtr.library.reading import StoredSearcher
+from vtr.library.scan import below, no_folder, unmounted
 from vtr.library.settings import ALL, Compacted, Info, LibrarySettings, Work, check_windows
 from vtr.library.store import Store
 from vtr.library.tokens import TokenCache
 
 if TYPE_CHECKING:
+    from vtr.data.uri import Access
     from vtr.library.ingest import AddReport, Ingest, Listing
     from vtr.library.pipeline import Pipeline
     from vtr.models.base import VideoTextEncoder
@@ -226,15 +228,16 @@ class Library(StoredSearcher):
         include_hidden: bool | None = None,
         keyframes: bool | None = None,
         work: Work = ALL,
+        access: Access | None = None,
     ) -> AddReport:
-        """Index files and folders; unchanged files are skipped, changed ones done again.
+        """Index files, folders and addresses; what is unchanged is skipped, what changed done again.
 
         Each video is committed by itself, in their order: a killed call loses the videos under way, and the next goes on.
         Files that cannot be read are remembered with their reason and returned. A file whose content is in the library
         under another name is not encoded again.
 
         Args:
-            paths: Folders (searched for media files), and files of any name.
+            paths: Folders (searched for media files), files of any name, addresses (https://, s3:// …) of single videos.
             window, stride: Seconds; those of the library unless it is still empty.
             metadata: {path: {column: number or text}}; replaces what a video had.
             exclude: Patterns of files and folders to leave out, see `vtr.library.scan.find_media`. Written down.
@@ -242,16 +245,22 @@ class Library(StoredSearcher):
             keyframes: A quick look: only key frames are decoded, and hits say so; that of the library unless it is
                 still empty.
             work: Decoding processes, devices, precision.
+            access: What may be fetched; by default nothing of this machine and private networks.
         """
+        from vtr.data.uri import is_uri
+        from vtr.library.addresses import add_addresses
+
+        named = [paths] if isinstance(paths, str | Path) else list(paths)
+        uris = [p for p in named if isinstance(p, str) and is_uri(p)]
         self._choose(exclude, include_hidden)
         ingest = self._ingest(metadata, work)
-        files = ingest.find([paths] if isinstance(paths, str | Path) else paths)
+        files = ingest.find([p for p in named if p not in uris])
         with self.store.writing():
             self.set_windows(window, stride, keyframes)
             ingest.add(files)
             self.update_index()
             self.calibrate()
-        return ingest.report
+        return add_addresses(self, uris, access=access, report=ingest.report, work=work) if uris else ingest.report
 
     def sync(
         self,
@@ -259,6 +268,7 @@ class Library(StoredSearcher):
         *,
         quick: bool = False,
         may_be_empty: bool = False,
+        leave: Collection[str] = (),
         metadata: Listing | None = None,
         exclude: Sequence[str] | None = None,
         include_hidden: bool | None = None,
@@ -273,6 +283,7 @@ class Library(StoredSearcher):
             paths: Folders.
             quick: Trust size and time stamp instead of reading every file.
             may_be_empty: A folder without any media file is meant: all its videos are forgotten.
+            leave: Full paths of files that stay as they are in the library, whatever they are now.
             work: As in `add`.
             metadata, exclude, include_hidden: As in `add`; files that are left out now are forgotten.
 
@@ -282,19 +293,20 @@ class Library(StoredSearcher):
         folders = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
         for folder in folders:
             if not folder.is_dir():
-                raise _no_folder(folder)
+                raise no_folder(folder)
         self._choose(exclude, include_hidden)
         ingest = self._ingest(metadata, work)
         files = [f for f in ingest.find(folders, may_be_empty=True) if f.exists()]
-        there = {os.path.abspath(f) for f in files}
+        there = {*leave, *(os.path.abspath(f) for f in files)}
+        files = [f for f in files if os.path.abspath(f) not in leave]
         with self.store.writing():
             self.set_windows(None, None)
             gone: list[str] = []
             for folder in folders:
                 known = self.store.paths_below(os.path.abspath(folder))
-                if not may_be_empty and known and not any(f in there for f in known) and not _within(there, folder):
-                    raise _unmounted(folder, len(known), self.path)
-                gone += [f for f in known if f not in there and not any(_below(f, u) for u in ingest.unlisted)]
+                if known and not may_be_empty and not any(below(f, folder) for f in there):
+                    raise unmounted(folder, len(known), self.path)
+                gone += [f for f in known if f not in there and not any(below(f, u) for u in ingest.unlisted)]
             ingest.add(files, hashed=not quick, gone=gone)
             ingest.forget(gone)
             self.update_index()
@@ -455,24 +467,3 @@ class Library(StoredSearcher):
             "subtitles": [shown(line) for line in problems],
         }
         return cast(Info, {"path": str(self.path), **self.settings.as_json(), **counted})
-
-
-def _no_folder(folder: Path) -> VtrError:
-    return VtrError(lambda say: f"{folder}: no such folder; to forget what was in it: {say.call('index remove')}")
-
-
-def _unmounted(folder: Path, count: int, library: Path) -> VtrError:
-    return VtrError(
-        lambda say: (
-            f"{folder}: no media files, but {count} of them are in {library}; is a disk not mounted? "
-            f"{say.name('may_be_empty')} forgets them"
-        )
-    )
-
-
-def _below(path: str, folder: str | Path) -> bool:
-    return path.startswith(os.path.abspath(folder).rstrip(os.sep) + os.sep)
-
-
-def _within(paths: Iterable[str], folder: Path) -> bool:
-    return any(_below(p, folder) for p in paths)

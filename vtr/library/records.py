@@ -72,6 +72,15 @@ class Records:
         """Videos that are files of their own and could be read, by path."""
         return list(self._videos("reason IS NULL AND origin IS NULL ORDER BY path"))
 
+    def listed(self, condition: str, values: Sequence[object], first: int, count: int) -> tuple[int, list[VideoRow]]:
+        """How many readable videos a condition over `segments` and `videos` allows, and some of them, by path."""
+        inside = (
+            "reason IS NULL AND id IN (SELECT videos.id FROM segments JOIN videos ON videos.id = segments.video "
+            f"WHERE {condition})"
+        )
+        total = int(self.db.execute(f"SELECT COUNT(*) FROM videos WHERE {inside}", values).fetchone()[0])
+        return total, list(self._videos(f"{inside} ORDER BY path LIMIT ? OFFSET ?", (*values, count, first)))
+
     def of_content(self, sha256: str, but: str = "") -> list[VideoRow]:
         """Readable files of this content, except the one at the path `but`."""
         return list(self._videos("sha256 = ? AND reason IS NULL AND path != ? AND origin IS NULL", (sha256, but)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -22,12 +24,14 @@ from vtr.library.commands import (
     EmbedSettings,
     ExportSettings,
     InfoSettings,
+    McpSettings,
     PushSettings,
     RemoveSettings,
     SearchSettings,
     ServeSettings,
     SyncSettings,
     VerifySettings,
+    WatchSettings,
     WorkSettings,
 )
 from vtr.library.files import read_metadata
@@ -59,7 +63,7 @@ def build(settings: BuildSettings) -> int:
     _need(settings.paths)
     if settings.model is None:
         raise UsageError("--model is missing: name a run, a model folder or a hub id")
-    paths, _ = _split(settings.paths)
+    paths = [p for p in settings.paths if not is_uri(p)]
     find_media(
         paths, exclude=settings.exclude, include_hidden=settings.include_hidden
     )  # a wrong path is said before the model is loaded
@@ -87,27 +91,17 @@ def add(settings: AddSettings) -> int:
     return _report(_taken_in(library, settings, metadata), library)
 
 
-def _split(named: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Paths, and addresses."""
-    return [n for n in named if not is_uri(n)], [n for n in named if is_uri(n)]
-
-
 def _taken_in(
     library: Library, settings: BuildSettings | AddSettings, metadata: dict[str, Metadata] | None
 ) -> AddReport:
-    from vtr.library.addresses import add_addresses
-    from vtr.library.ingest import AddReport
-
-    paths, uris = _split(settings.paths)
-    report, work = AddReport(), _work(settings)
-    keyframes = None if settings.frames is None else settings.frames == "keyframes"
-    if paths:
-        report = library.add(paths, metadata=metadata, keyframes=keyframes, work=work, **_chosen(settings))
-    if uris:
-        add_addresses(
-            library, uris, access=Access(private=settings.allow_private), report=report, keyframes=keyframes, work=work
-        )
-    return report
+    return library.add(
+        settings.paths,
+        metadata=metadata,
+        keyframes=None if settings.frames is None else settings.frames == "keyframes",
+        work=_work(settings),
+        access=Access(private=settings.allow_private),
+        **_chosen(settings),
+    )
 
 
 def sync(settings: SyncSettings) -> int:
@@ -124,6 +118,30 @@ def sync(settings: SyncSettings) -> int:
         **_chosen(settings),
     )
     return _report(report, library)
+
+
+def watch(settings: WatchSettings) -> int:
+    """`vtr index watch`."""
+    from vtr.library.watch import watch as follow
+
+    _need(settings.paths)
+    if not 0 < settings.rest < 3600:
+        raise UsageError(f"--rest {settings.rest:g}: expected seconds, more than 0")
+    library, stop = Library.open(settings.library, settings.model), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+    def problem(line: str) -> None:
+        print(f"waiting: {line}", file=sys.stderr)
+
+    poll, work = settings.poll or None, _work(settings)
+    try:
+        for report in follow(
+            library, settings.paths, poll=poll, rest=settings.rest, stop=stop, problem=problem, work=work
+        ):
+            _report(report, library)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    return 0
 
 
 def verify(settings: VerifySettings) -> int:
@@ -394,6 +412,16 @@ def serve(settings: ServeSettings) -> int:
         allow_hosts=settings.allow_host,
         max_upload=settings.max_upload,
     )
+
+
+def mcp(settings: McpSettings) -> int:
+    """`vtr mcp`."""
+    try:
+        from vtr.library.agents import make_server
+    except ModuleNotFoundError as error:
+        raise VtrError(f"vtr mcp needs {error.name}: {install_command('mcp')}") from error
+    make_server(settings.library, settings.model, clips=settings.clips, follow_links=settings.follow_links).run()
+    return 0
 
 
 def open_any(place: Path | str, model: str | None = None) -> Searcher:
