@@ -21,7 +21,10 @@ def test_the_faster_encoder_gets_the_seconds_of_the_slower_one_and_trainings_are
 
     def trial(encoder: str, seed: int, steps: int) -> dict[str, float]:
         asked.append((encoder, seed, steps))
-        return {"training CPU s": steps * (2.0 if encoder == "ViT" else 1.0), "accuracy": 60.0 + (encoder == "ViT") + seed}
+        return {
+            "training CPU s": steps * (2.0 if encoder == "ViT" else 1.0),
+            "accuracy": 60.0 + (encoder == "ViT") + seed,
+        }
 
     settings = EncoderSettings(seeds=(0, 1), out=tmp_path)
     rows = part_rows("task", 10, settings, trial)
