@@ -277,7 +277,7 @@ def _against_raw(out: Path, count: int, cluster: int, repeats: int) -> dict[str,
     described = snapshot.base.description
     raw = faiss.read_index(str(library.path / "index.faiss"))
     raw.nprobe, raw.parallel_mode = described["nprobe"], 1
-    if described["type"] == "ivf-pq":  # FAISS's own re-scoring; ids of generated segments are their rows + 1
+    if described["type"] != "ivf-flat":  # FAISS's own re-scoring; ids of generated segments are their rows + 1
         flat = faiss.IndexFlat(library.settings.width, faiss.METRIC_INNER_PRODUCT)
         flat.add(np.ascontiguousarray(library.store.vectors()))
         raw = _Refined(raw, flat, described["refine"])

@@ -72,6 +72,7 @@ def recall(index: indexes.Index, vectors: np.ndarray, pairs: np.ndarray) -> floa
     [
         (1000, 1 << 20, "flat"),
         (1_000_000, 8 << 30, "ivf-flat"),
+        (1_000_000, 2 << 30, "ivf-int8"),
         (1_000_000, 1 << 30, "ivf-pq"),
         (10_000_000, 8 << 30, "ivf-pq"),
     ],
@@ -117,7 +118,7 @@ def test_exact_search_takes_rows_in_any_order_and_fewer_than_asked_for() -> None
     assert (np.diff(scores[0]) <= 0).all()
 
 
-@pytest.mark.parametrize(("memory", "kind"), [(FLAT_MEMORY, "ivf-flat"), (1 << 19, "ivf-pq")])
+@pytest.mark.parametrize(("memory", "kind"), [(FLAT_MEMORY, "ivf-flat"), (1 << 20, "ivf-int8"), (1 << 19, "ivf-pq")])
 def test_an_index_reaches_the_recall_it_writes_down(tmp_path: Path, memory: int, kind: str) -> None:
     vectors, pairs = clustered(6000), pairs_of(6000)
     index = indexes.build(vectors, pairs, max_memory=memory)

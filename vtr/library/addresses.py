@@ -82,7 +82,7 @@ def _record(library: Library, key: Key, found: Embedded | Failure | None, report
     spans = [] if isinstance(found, Failure) else found.spans
     with store.change():
         store.delete_path(uri)
-        store.insert_video(
+        number = store.insert_video(
             uri,
             facts,
             spans,
@@ -93,6 +93,8 @@ def _record(library: Library, key: Key, found: Embedded | Failure | None, report
             origin=ORIGIN,
             lacking="" if isinstance(found, Failure) else found.lacking,
         )
+        if isinstance(found, Embedded) and found.tracks is not None:
+            store.set_tracks(number, [(track, None) for track in found.tracks], beside=False)
     if failure is None:
         report.added += 1
         report.segments += len(spans)

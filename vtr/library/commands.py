@@ -111,6 +111,22 @@ class SyncSettings(WorkSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchSettings(WorkSettings):
+    """Keep a library up to date with folders as they change, until Ctrl-C; it can be searched and served meanwhile."""
+
+    library: tyro.conf.Positional[Path]
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders."""
+    model: str | None = None
+    """The library's model, where it has moved since."""
+    poll: bool = False
+    """Look again and again instead of being told by the system; done by itself where a file system tells nothing (NFS,
+    SMB, FUSE)."""
+    rest: float = 2.0
+    """Seconds for which a file must not have changed before it is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemoveSettings:
     """Forget videos; the files themselves stay."""
 
@@ -222,8 +238,17 @@ class SearchSettings:
     """Up to so many moments of a video, together; the best video first."""
     unmerged: bool = False
     """Every window and every copy of a file on its own: no overlapping windows and no equal files made one."""
+    by: Literal["picture", "words", "both"] | None = None
+    """What answers: pictures, words that are said (subtitles), or both, their ranks fused (default: both where there are
+    subtitles); hits say why."""
     html: Path | None = None
     """Write a page with thumbnails."""
+    clips: Path | None = None
+    """Cut the hits into this folder: copies from the key frame before each, made in no time."""
+    exact: bool = False
+    """Clips from the very frame: encoded again (H.264, AAC)."""
+    export: Path | None = None
+    """Write the hits for other programs: FILE.edl, .fcpxml, .csv, .srt or .json."""
     json: bool = False
     """One JSON object a line; `match` is the number between 0 and 1, `score` the raw one that `measure` names."""
     model: str | None = None
@@ -251,6 +276,19 @@ class ServeSettings:
     """The library's model, where it has moved since."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class McpSettings:
+    """Give an agent a library as tools (Model Context Protocol, over stdin and stdout): search, look at frames, cut clips."""
+
+    library: tyro.conf.Positional[Path]
+    model: str | None = None
+    """The library's model, where it has moved since."""
+    clips: Path | None = None
+    """Folder that clips are written to (default: they are handed over, up to 8 MB)."""
+    follow_links: bool = False
+    """Also show symbolic links that lead out of their folder."""
+
+
 def _late(name: str) -> Callable[[object], int]:
     """The function of a verb, in vtr.library.verbs: what it needs is heavy, and `--help` needs none of it."""
 
@@ -264,6 +302,7 @@ COMMANDS = {
     "index build": (BuildSettings, _late("build")),
     "index add": (AddSettings, _late("add")),
     "index sync": (SyncSettings, _late("sync")),
+    "index watch": (WatchSettings, _late("watch")),
     "index remove": (RemoveSettings, _late("remove")),
     "index info": (InfoSettings, _late("info")),
     "index verify": (VerifySettings, _late("verify")),
@@ -273,4 +312,5 @@ COMMANDS = {
     "embed": (EmbedSettings, _late("embed")),
     "search": (SearchSettings, _late("search")),
     "serve": (ServeSettings, _late("serve")),
+    "mcp": (McpSettings, _late("mcp")),
 }

@@ -26,7 +26,9 @@ import numpy as np
 import torch
 
 from vtr.data.decode import DecodeError, TimeLimit, Windows
+from vtr.data.decode.tracks import read_tracks
 from vtr.data.decode.types import Deadline, Source
+from vtr.data.subtitles import Cue
 from vtr.data.whole import cut_off
 from vtr.errors import VtrError
 from vtr.library.encode import Cut
@@ -54,6 +56,7 @@ class Message(TypedDict, total=False):
     duration: float
     lacking: str
     sha256: str
+    tracks: list[tuple[str, list[Cue], str]]
     reason: str
     kind: str
     again: bool
@@ -198,6 +201,8 @@ def told(cut: Cut, source: Source | Opener, name: str, *, alone: bool) -> Iterat
         end: Message = {"duration": windows.duration, "lacking": ""}
         if isinstance(media, str | Path):
             end["lacking"], end["sha256"] = cut_off(media, thorough=False), sha256(Path(media))
+        tracks = read_tracks(media) if windows.duration else []
+        end["tracks"] = [(track.name, list(track.cues), track.problem) for track in tracks]
         yield end, None
     except Exception as error:
         found = failure_of(error, name)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from vtr.data.subtitles import Cue
 from vtr.library.files import shown
 from vtr.library.rows import Metadata
-from vtr.library.wanted import Measure
+from vtr.library.wanted import FUSE_AFTER, Measure
 
 CLOSE = 0.005  # similarities that differ by less are one moment's, where windows overlap
+
+
+Way = Literal["picture", "words"]
 
 
 class Found(NamedTuple):
@@ -27,6 +32,9 @@ class Found(NamedTuple):
     duration: float
     metadata: Metadata
     content: str | None  # SHA-256 of the file, where it is known
+    by: tuple[Way, ...] = ("picture",)
+    words: float = 0.0  # share of the query's words that are said
+    measure: Measure | None = None  # what the score is; None: what the query's is
 
     @property
     def what(self) -> str:
@@ -48,6 +56,27 @@ def distinct(found: Iterable[Found]) -> list[Found]:
     for item in found:
         seen.setdefault((item.what, item.start, item.end), item)
     return list(seen.values())
+
+
+def fused(pictures: Sequence[Found], words: Sequence[Found]) -> list[Found]:
+    """What was found by pictures and by words in one order: reciprocal rank fusion (Cormack et al. 2009).
+
+    A segment's rank in a list counts the videos before it, and the segments of its own: a long video whose every window
+    is alike pushes nothing down.
+    """
+    scores: dict[int, float] = {}
+    items: dict[int, Found] = {}
+    for found in (words, pictures):
+        before: Counter[str] = Counter()
+        for item in found:
+            if item.what not in before:
+                before[item.what] = len(before)
+            before[item.what] += 1
+            scores[item.segment] = scores.get(item.segment, 0.0) + 1 / (FUSE_AFTER + before[item.what])
+            there = items.get(item.segment)
+            items[item.segment] = item if there is None else item._replace(by=(*item.by, *there.by), words=there.words)
+    ordered = sorted(items.values(), key=lambda f: -scores[f.segment])  # stable: what is said before what is seen
+    return [f._replace(score=scores[f.segment], measure="fused") for f in ordered]
 
 
 def moments_of(found: Sequence[Found]) -> list[Moment]:
@@ -86,8 +115,12 @@ class Hit:
         moment: 1 for the best moment of a video.
         measure: "similarity" (mean cosine of text and frames; of several texts their mean, less what is not wanted),
             "likeness" (cosine of two moments), "mixed" (the mean of both), or "combined" (re-ranked: the similarity over
-            the model's temperature plus the decoder's log-odds).
+            the model's temperature plus the decoder's log-odds), "words" (share of the query's words that are said,
+            weighted by how rare they are), "fused" (the sum of 1 / (60 + rank) by pictures and by words).
         match: The score between 0 and 1.
+        by: What it was found by: "picture", "words", or both.
+        words: Share of the query's words that are said there, weighted by how rare they are.
+        said: The subtitles in which they are, as (start, end, text).
         copies: Other files of the same content.
         keyframes: Only key frames of the video were looked at when it was indexed: a quick look.
         metadata: The video's metadata.
@@ -105,6 +138,9 @@ class Hit:
     moment: int = 1
     measure: Measure = "similarity"
     match: float = 0.0
+    by: tuple[Way, ...] = ("picture",)
+    words: float = 0.0
+    said: tuple[Cue, ...] = ()
     copies: tuple[str, ...] = ()
     keyframes: bool = False
     metadata: Metadata = field(default_factory=dict, hash=False)
@@ -141,7 +177,7 @@ def when(hit: Hit) -> str:
 
 def hit_dict(hit: Hit) -> dict[str, object]:
     """A hit as plain values for JSON."""
-    values = {**asdict(hit), "copies": list(hit.copies)}
+    values = {**asdict(hit), "copies": list(hit.copies), "by": list(hit.by), "said": [c._asdict() for c in hit.said]}
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
 
 
@@ -151,10 +187,19 @@ def hit_lines(hits: Sequence[Hit]) -> list[str]:
     width, named = max(map(len, times), default=0), max((len(h.measure) for h in hits), default=0)
     return [
         f"{hit.measure:>{named}} {match_text(hit):>5}  {time:>{width}}  #{hit.segment:<6} "
-        f"{'  ' if hit.moment > 1 else ''}{shown(hit.path)}{_copies(hit)}"
+        f"{'  ' if hit.moment > 1 else ''}{shown(hit.path)}{_copies(hit)}{why(hit)}"
         + ("  (key frames only)" if hit.keyframes else "")
         for hit, time in zip(hits, times)
     ]
+
+
+def why(hit: Hit) -> str:
+    """What a hit was found by, where words come into it: what is said and when; "" where they do not."""
+    if "words" not in hit.by:
+        return "  (picture)" if hit.measure == "fused" else ""
+    first = hit.said[0] if hit.said else None
+    said = "" if first is None else f" at {first.start:.1f} s: {shown(first.text[:80])!r}"
+    return f"  ({' and '.join(hit.by)}{said})"
 
 
 def _copies(hit: Hit) -> str:

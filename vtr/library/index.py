@@ -1,4 +1,4 @@
-"""Nearest segments of a library: exact while it is small, IVF-flat or IVF-PQ in index.faiss above, recall measured.
+"""Nearest segments of a library: exact while it is small, IVF-flat, -int8 or -PQ in index.faiss above, recall measured.
 
 index.faiss holds the segments up to an id (`last`); later ones, its tail, are searched exactly from the file of
 vectors, so that a library can be searched at any moment of an `add`. The description of the index (JSON) stands behind
@@ -35,7 +35,7 @@ TAIL_UP_TO = 25_000  # segments behind an index before they are put into it
 RECALL = 0.95  # recall@10 against exact search that nprobe and the re-scoring are raised to
 SAMPLE_OF_LIST = 64  # vectors of the training sample for each list
 ITERATIONS = 10  # of k-means: more gives no measurable recall
-_REFINES = (1, 2, 4, 8, 16, 32, 64)  # candidates for each hit that IVF-PQ has re-scored exactly
+_REFINES = (1, 2, 4, 8, 16, 32, 64)  # candidates for each hit that are re-scored exactly, where the index holds codes
 _QUERIES = 256  # half of them to choose by, half to measure with
 _BLOCK = 32 << 20  # bytes of vectors that are handled at a time
 _OLDER = 16  # candidates of an example for each hit, where an older index holds vectors of other lengths than 1

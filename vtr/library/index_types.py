@@ -83,6 +83,25 @@ class IvfFlat(IndexType):
         return faiss.IndexIVFFlat(coarse, width, description["lists"], faiss.METRIC_INNER_PRODUCT)
 
 
+class IvfInt8(IndexType):
+    """A byte for each number of a vector, in a third of the memory at most; hits are re-scored from the vectors."""
+
+    name = "ivf-int8"
+    exact = False
+
+    def sizes(self, count: int, width: int, max_memory: int) -> Description | None:
+        return {"type": self.name, "code_bytes": width} if self.least(count, width) <= max_memory else None
+
+    def least(self, count: int, width: int) -> int:
+        return 3 * count * (width + 8)
+
+    def make(self, coarse: faiss.Index, width: int, description: Description) -> faiss.IndexIVF:
+        import faiss
+
+        kind = faiss.ScalarQuantizer.QT_8bit
+        return faiss.IndexIVFScalarQuantizer(coarse, width, description["lists"], kind, faiss.METRIC_INNER_PRODUCT)
+
+
 class IvfPq(IndexType):
     """Codes of the largest size that takes no more than a third of the memory; hits are re-scored from the vectors."""
 
@@ -111,7 +130,7 @@ class IvfPq(IndexType):
 
 
 # In order of preference: the first that fits into the memory is taken.
-TYPES: dict[str, IndexType] = {t.name: t for t in (IvfFlat(), IvfPq())}
+TYPES: dict[str, IndexType] = {t.name: t for t in (IvfFlat(), IvfInt8(), IvfPq())}
 
 
 def index_type(name: str) -> IndexType:

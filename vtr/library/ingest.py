@@ -22,6 +22,7 @@ from vtr.library.progress import Progress, size_of
 from vtr.library.rows import Embedded, Facts, Failure, Metadata, Value, VideoRow
 from vtr.library.scan import Scan, find_media
 from vtr.library.store import Store, checksum
+from vtr.library.subtitles import SubtitleFiles
 from vtr.library.where import BUILT_IN
 
 _HASHING = 2  # threads
@@ -35,7 +36,7 @@ class AddReport:
     """What an `add` or `sync` did; `failed` holds one line for each file that could not be read, `cut_off` one for
     each that is shorter than it says and was indexed as far as it goes.
 
-    `moved` files were found again under another name, `known` ones of the added have the content of another file:
+    `spoken` counts unchanged files whose subtitles were read again. `moved` files were found again under another name, `known` ones of the added have the content of another file:
     neither is encoded again. `skipped` counts what was left out of the folders, and why; `notes` say what was done
     otherwise than one might expect.
     """
@@ -46,6 +47,7 @@ class AddReport:
     moved: int = 0
     known: int = 0
     removed: int = 0
+    spoken: int = 0
     skipped: str = ""
     failed: list[str] = field(default_factory=list)
     cut_off: list[str] = field(default_factory=list)
@@ -102,6 +104,8 @@ class Ingest:
         self.report = AddReport()
         self.exclude, self.include_hidden = exclude, include_hidden
         self.wanted = {os.path.abspath(n): clean_metadata(v, "metadata") for n, v in (metadata or {}).items()}
+        self.words = SubtitleFiles(store, self.report.notes)
+        self._hashed = False
         self._vanished: set[str] = set()
         self._under_way: dict[int, list[_Look]] = {}  # files that are being embedded, by size
         self._failures: dict[str, tuple[str, Failure]] = {}  # by content: the file that failed in this call, and why
@@ -123,7 +127,7 @@ class Ingest:
             hashed: Compare an unchanged file's content and not only its size and time.
             gone: Paths of files that are no longer there: one of their content is such a file, moved.
         """
-        self._vanished = set(gone)
+        self._vanished, self._hashed = set(gone), hashed
         with contextlib.closing(self._jobs(files, hashed)) as jobs, Progress(files) as progress:
             for act, found in self._embedded(jobs, progress):
                 act(found)
@@ -310,6 +314,7 @@ class Ingest:
                 if (metadata := self.wanted.get(name)) is not None:
                     self.store.set_metadata(moved.id, metadata)
             self._vanished.discard(moved.path)
+            self.words.refresh(moved.id, name, hashed=self._hashed)
             self.report.moved += 1
             return True
         if not others:
@@ -318,11 +323,13 @@ class Ingest:
         spans, rows = self.store.spans_of(other.id)
         vectors = self.store.vectors()[rows]
         same = Embedded(spans=spans, vectors=vectors, duration=other.duration, lacking=other.lacking)
-        self._record(name, known, seen, same)
+        self._record(name, known, seen, same, other)
         self.report.known += 1
         return True
 
-    def _record(self, name: str, known: VideoRow | None, seen: Facts, found: Embedded | Failure) -> None:
+    def _record(
+        self, name: str, known: VideoRow | None, seen: Facts, found: Embedded | Failure, twin: VideoRow | None = None
+    ) -> None:
         metadata: Metadata | None = self.wanted.get(name)
         if metadata is None and known:
             metadata = known.metadata
@@ -334,7 +341,7 @@ class Ingest:
             if known:
                 self.store.delete_video(known.id)
             first = self.store.append(vectors) if len(vectors) else 0
-            self.store.insert_video(
+            number = self.store.insert_video(
                 name,
                 seen,
                 spans,
@@ -345,6 +352,10 @@ class Ingest:
                 metadata=metadata,
                 lacking=found.lacking,
             )
+            if failure is None:
+                if twin is not None:
+                    self.store.copy_inner_tracks(number, twin.id)
+                self.words.take(number, name, found.tracks)
         if failure is None:
             self.report.added += 1
             self.report.segments += len(spans)
@@ -360,6 +371,8 @@ class Ingest:
         if known.failure:
             self.report.failed.append(shown(known.failure.reason))
         else:
+            if self.words.refresh(known.id, name, hashed=self._hashed):
+                self.report.spoken += 1
             self.report.unchanged += 1
             self._note_lacking(name, known.lacking)
 

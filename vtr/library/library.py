@@ -23,9 +23,9 @@ from vtr.errors import VtrError
 from vtr.library import index as indexes
 from vtr.library.files import full_name, shown
 from vtr.library.found import Found, Hit, Hits, hit_dict
+from vtr.library.hearing import Hearing
 from vtr.library.index_types import Description
 from vtr.library.rows import SegmentRow
-from vtr.library.search import Searcher
 from vtr.library.settings import ALL, Compacted, Info, LibrarySettings, Work, check_windows
 from vtr.library.store import MissingVectors, Store, is_damage
 from vtr.library.tokens import TokenCache
@@ -44,7 +44,7 @@ _FILTERS = 8  # filters whose segments are remembered until the library changes
 _OWN = ("library.db", "library.db-wal", "library.db-shm", "lock")
 
 
-class Library(Searcher):
+class Library(Hearing):
     """A search library on disk; use `create` or `open`.
 
     Any number of processes may search while one writes. An object may be used from several threads at once.
@@ -243,6 +243,7 @@ class Library(Searcher):
         *,
         quick: bool = False,
         may_be_empty: bool = False,
+        leave: Collection[str] = (),
         metadata: Listing | None = None,
         exclude: Sequence[str] | None = None,
         include_hidden: bool | None = None,
@@ -257,6 +258,7 @@ class Library(Searcher):
             paths: Folders.
             quick: Trust size and time stamp instead of reading every file.
             may_be_empty: A folder without any media file is meant: all its videos are forgotten.
+            leave: Full paths of files that stay as they are in the library, whatever they are now.
             work: As in `add`.
             metadata, exclude, include_hidden: As in `add`; files that are left out now are forgotten.
 
@@ -270,7 +272,8 @@ class Library(Searcher):
         self._choose(exclude, include_hidden)
         ingest = self._ingest(metadata, work)
         files = [f for f in ingest.find(folders, may_be_empty=True) if f.exists()]
-        there = {os.path.abspath(f) for f in files}
+        there = {*leave, *(os.path.abspath(f) for f in files)}
+        files = [f for f in files if os.path.abspath(f) not in leave]
         with self.store.writing():
             self.set_windows(None, None)
             gone: list[str] = []
@@ -555,12 +558,15 @@ class Library(Searcher):
     def info(self) -> Info:
         """Counts, settings, the files that could not be read with their reasons, and those that are cut off."""
         videos, seconds = self.read(self.store.totals)
+        spoken, problems = self.store.spoken()
         counted = {
             "videos": videos,
             "segments": self.store.segments(),
             "seconds": seconds,
             "unreadable": [shown(reason) for reason in self.store.reasons()],
             "cut_off": [shown(line) for line in self.store.cut_off()],
+            "spoken": spoken,
+            "subtitles": [shown(line) for line in problems],
         }
         return cast(Info, {"path": str(self.path), **self.settings.as_json(), **counted})
 

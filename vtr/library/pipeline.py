@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from vtr.data.decode.types import Source
+from vtr.data.subtitles import Cue, Track
 from vtr.library.decoders import Decoder, Decoders, Message, Opener, default_workers, forkable, told
 from vtr.library.devices import Encoders
 from vtr.library.encode import cut_of
@@ -64,7 +65,7 @@ class _Item:
         self.spans: list[Span] = []
         self.vectors: dict[int, np.ndarray] = {}
         self.attempt = 0
-        self.end: tuple[float, str, str | None] | None = None  # duration, what is lacking, hash: once all is decoded
+        self.end: Message | None = None  # duration, what is lacking, hash, what is said: once all is decoded
         self.result: Embedded | Failure | None = None
         self.ready = job.source is None
         self.share = 0.0  # of it that is decoded
@@ -94,7 +95,15 @@ class _Item:
             return self.fail(Failure(reason=f"{self.name or 'upload'}: no frames"))
         vectors = np.stack([self.vectors[place] for place in range(len(self.spans))])
         self.result = Embedded(
-            spans=self.spans, vectors=vectors, duration=self.end[0], lacking=self.end[1], sha256=self.end[2]
+            spans=self.spans,
+            vectors=vectors,
+            duration=self.end["duration"],
+            lacking=self.end["lacking"],
+            sha256=self.end.get("sha256"),
+            tracks=[
+                Track(name=name, cues=[Cue(*cue) for cue in cues], problem=problem)
+                for name, cues, problem in self.end["tracks"]
+            ],
         )
         self.vectors, self.ready = {}, True
 
@@ -307,7 +316,7 @@ class Pipeline:
             self._forget(item)
             item.fail(Failure(reason=message["reason"], kind=message["kind"]))
         else:
-            item.end = message["duration"], message["lacking"], message.get("sha256")
+            item.end = message
             item.settle()
 
     def _forget(self, item: _Item) -> None:

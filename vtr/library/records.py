@@ -71,6 +71,15 @@ class Records:
         """Videos that are files of their own and could be read, by path."""
         return list(self._videos("reason IS NULL AND origin IS NULL ORDER BY path"))
 
+    def listed(self, condition: str, values: Sequence[object], first: int, count: int) -> tuple[int, list[VideoRow]]:
+        """How many readable videos a condition over `segments` and `videos` allows, and some of them, by path."""
+        inside = (
+            "reason IS NULL AND id IN (SELECT videos.id FROM segments JOIN videos ON videos.id = segments.video "
+            f"WHERE {condition})"
+        )
+        total = int(self.db.execute(f"SELECT COUNT(*) FROM videos WHERE {inside}", values).fetchone()[0])
+        return total, list(self._videos(f"{inside} ORDER BY path LIMIT ? OFFSET ?", (*values, count, first)))
+
     def of_content(self, sha256: str, but: str = "") -> list[VideoRow]:
         """Readable files of this content, except the one at the path `but`."""
         return list(self._videos("sha256 = ? AND reason IS NULL AND path != ? AND origin IS NULL", (sha256, but)))
@@ -114,8 +123,8 @@ class Records:
         metadata: Mapping[str, Value] | None = None,
         origin: str | None = None,
         lacking: str = "",
-    ) -> None:
-        """Put in a video and its segments, whose vectors begin at `first_row`, within `change`."""
+    ) -> int:
+        """Put in a video and its segments, whose vectors begin at `first_row`, within `change`; returns its id."""
         length = max((s.end for s in spans), default=0.0) if duration is None else duration
         reason, kind = (None, None) if failure is None else (failure.reason, failure.kind)
         cursor = self.db.execute(
@@ -130,6 +139,7 @@ class Records:
         )
         if metadata:
             self.set_metadata(cursor.lastrowid, metadata)
+        return cursor.lastrowid
 
     def update_file(self, number: int, path: str, facts: Facts) -> None:
         """Write down where a video lies now, and its size and time, within `change` or alone."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from vtr.data.subtitles import Track
 
 Value = str | int | float
 Metadata = dict[str, Value]
@@ -33,7 +35,7 @@ class Embedded:
     """A file as the model saw it: its segments, their vectors (n, w), and its length in seconds.
 
     `lacking` says what the file promises and does not hold; "" where it is whole. `sha256` is its content's hash; None
-    where it was not read whole.
+    where it was not read whole. `tracks` are the text tracks inside it; None where it was not looked for them.
     """
 
     spans: list[Span]
@@ -41,6 +43,7 @@ class Embedded:
     duration: float
     lacking: str = ""
     sha256: str | None = None
+    tracks: Sequence[Track] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

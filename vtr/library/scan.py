@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vtr.data import subtitles
 from vtr.data.media import MEDIA
 from vtr.errors import VtrError
 from vtr.library.files import shown
@@ -131,7 +132,10 @@ def _inside(folder: Path, scan: Scan, exclude: Sequence[str], include_hidden: bo
                 kept.append(name)
         folders[:] = sorted(kept)
         beside = set(names)
+        said = {name for files in subtitles.beside(names).values() for name in files}
         for name in names:
+            if name in said:
+                continue
             why = _excluded(name, below, exclude) or _file_left_out(name, beside, include_hidden)
             if why:
                 scan.left_out[why] += 1

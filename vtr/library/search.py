@@ -8,14 +8,15 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 
 from vtr.errors import UsageError, VtrError
 from vtr.library.files import shown
-from vtr.library.found import Found, Hit, Hits, Moment, distinct, moments_of
+from vtr.library.found import Found, Hit, Hits, Moment, distinct, fused, moments_of
 from vtr.library.settings import LibrarySettings
 from vtr.library.tokens import TokenCache
 from vtr.library.wanted import MINUS, Wanted, match
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 
     Example = str | Path | bytes | Tensor | np.ndarray
 
+Nearest = Callable[[int], tuple[list[Found], bool]]  # the best so many segments, and whether there are no more
 _LOADING = threading.RLock()  # threads that share a searcher load its model once
+_FUSED = 100  # hits that are ranked by pictures and by words before their ranks are fused
+WAYS = ("picture", "words", "both")
+By = Literal["picture", "words", "both"]
 _MOST = 1000  # hits of one query; more is an export
 
 
@@ -156,6 +161,7 @@ class Searcher(ABC):
         more: int | None = None,
         moments: int = 1,
         unmerged: bool = False,
+        by: By | None = None,
     ) -> Hits:
         """The best moments for a query, best first; one moment a video unless asked for more.
 
@@ -176,6 +182,9 @@ class Searcher(ABC):
             more: A hit's `segment`: more like that one; its own video is left out (with `all_moments` only itself).
             moments: Up to so many moments of a video, together; the video whose best moment is best comes first.
             unmerged: Every window and every copy of a file on its own, as they are stored.
+            by: "picture", "words" (what is said: subtitles and text tracks) or "both", the ranks by each fused. Default:
+                both where the library has subtitles and something is asked for in words. By words, no model is needed,
+                and a hit is as long as what is said.
 
         Raises:
             UsageError: An empty query, a number out of range, a filter that does not parse.
@@ -185,40 +194,73 @@ class Searcher(ABC):
         if texts == [""] and (likes or more is not None):
             texts = []
         _check(texts, likes, more, k=k, rerank=rerank, moments=moments, all_moments=all_moments)
+        by = self._way(by, texts, bool(likes) or more is not None, rerank)
+        said = (texts, against)  # as they were given: quotes make a phrase
         texts, against = [_words(t) for t in texts], [_words(t) for t in against]
-        if rerank and not self.model.reranks:
+        if rerank:
+            self._check_reranks(rerank)
+        notes: list[str] = []
+        condition = self._condition(where, notes)
+        if self._nothing():
+            return Hits(notes=notes)
+        if by == "words":
+            query, own = Query(Wanted(), None, []), None
+        else:
+            query, own = self._query(texts, against, likes, more, notes)
+
+        def arranged(found: Sequence[Found]) -> list[list[Moment]]:
+            return _arranged(found, all_moments=all_moments, unmerged=unmerged)
+
+        left = _others(own, all_moments=all_moments, unmerged=unmerged)
+        enough = partial(self._enough, left=left, arranged=arranged, unmerged=unmerged)
+        found = self._answers(by, query, said, k, rerank, condition, enough, notes)
+        groups = arranged(found)[:k]
+        if moments > 1 and groups:
+            groups = self._grouped(query.wanted, found, groups, condition, unmerged)
+        return Hits(self._with_said(self._hits(groups, moments, query, unmerged), said[0]), notes)
+
+    def _check_reranks(self, rerank: int) -> None:
+        if not self.model.reranks:
             raise UsageError(
                 lambda say: (
                     f"{say.given('rerank', rerank)}: {self._model_path} has no cross-modal decoder; leave it out"
                 )
             )
-        notes: list[str] = []
-        condition = None
-        if where is not None:
-            columns = self.columns()
-            condition = parse(where, columns)
-            notes += shadowed(condition, columns)
-        if self._nothing():
-            return Hits(notes=notes)
-        query, own = self._query(texts, against, likes, more, notes)
 
-        def left(item: Found) -> bool:
-            if own is None:
-                return True
-            if not all_moments:
-                return item.path != own.path and (unmerged or item.what != own.what)
-            return item.segment != own.segment and (unmerged or _place(item) != _place(own))
+    def _condition(self, where: str | None, notes: list[str]) -> Node | None:
+        if where is None:
+            return None
+        columns = self.columns()
+        condition = parse(where, columns)
+        notes += shadowed(condition, columns)
+        return condition
 
-        def arranged(found: Sequence[Found]) -> list[list[Moment]]:
-            return _arranged(found, all_moments=all_moments, unmerged=unmerged)
+    def _answers(
+        self,
+        by: By,
+        query: Query,
+        said: tuple[list[str], list[str]],
+        k: int,
+        rerank: int,
+        condition: Node | None,
+        enough: Callable[[Nearest, int, int], list[Found]],
+        notes: list[str],
+    ) -> list[Found]:
+        """Segments by pictures, by words, or by both, best first; `said` are the texts, and those that are not wanted."""
 
-        found = self._enough(query.wanted, k, rerank, condition, left, arranged, unmerged)
+        def heard(count: int) -> tuple[list[Found], bool]:
+            return self._heard(*said, None if by == "words" else query.wanted, count, condition)
+
+        def nearest(count: int) -> tuple[list[Found], bool]:
+            return self._nearest(query.wanted, count, condition)
+
+        if by == "words":
+            return enough(heard, k, 0)
+        least = k if by == "picture" else max(k, _FUSED)
+        found = enough(nearest, least, rerank)
         if rerank:
             found = self._reranked(query, found, rerank, notes)
-        groups = arranged(found)[:k]
-        if moments > 1 and groups:
-            groups = self._grouped(query.wanted, found, groups, condition, unmerged)
-        return Hits(self._hits(groups, moments, query, unmerged), notes)
+        return fused(found, enough(heard, least, 0)) if by == "both" else found
 
     def _hits(self, groups: list[list[Moment]], moments: int, query: Query, unmerged: bool) -> list[Hit]:
         contents = {group[0].best.content for group in groups} - {None}
@@ -230,7 +272,7 @@ class Searcher(ABC):
         for rank, group in enumerate(groups, 1):
             for number, moment in enumerate(group[:moments], 1):
                 best = moment.best
-                measure = "combined" if best.reranked else query.wanted.measure
+                measure = best.measure or ("combined" if best.reranked else query.wanted.measure)
                 hits.append(
                     Hit(
                         score=best.score,
@@ -245,6 +287,8 @@ class Searcher(ABC):
                         moment=number,
                         measure=measure,
                         match=match(best.score, measure, temperature),
+                        by=best.by,
+                        words=best.words,
                         copies=tuple(p for p in copies.get(best.content or "", ()) if p != best.path),
                         keyframes=self.settings.keyframes,
                         metadata=best.metadata,
@@ -254,6 +298,53 @@ class Searcher(ABC):
 
     def _nothing(self) -> bool:
         return False
+
+    # -- what is said -------------------------------------------------------------------------------------------------
+
+    def has_words(self) -> bool:
+        """Whether there is something that is said: subtitles, text tracks."""
+        return False
+
+    def _heard(
+        self, texts: Sequence[str], minus: Sequence[str], wanted: Wanted | None, count: int, where: Node | None
+    ) -> tuple[list[Found], bool]:
+        """The best `count` segments in which the texts' words are said, and whether there are no more.
+
+        Args:
+            wanted: What is looked for in pictures, so that each has its similarity; None: nothing, and each is as long
+                as what is said.
+        """
+        return [], True
+
+    def _with_said(self, hits: list[Hit], texts: Sequence[str]) -> list[Hit]:
+        """Hits with the subtitles that hold the texts' words."""
+        return hits
+
+    def _way(self, by: By | None, texts: list[str], example: bool, rerank: int) -> By:
+        """What a query is answered by."""
+        if by not in (None, *WAYS):
+            raise UsageError(lambda say: f"{say.given('by', repr(by))}: expected {', '.join(WAYS)}")
+        if by in (None, "picture"):
+            return "picture" if by or not any(map(str.strip, texts)) or not self.has_words() else "both"
+        if not texts or (by == "words" and (example or rerank)):
+            raise UsageError(
+                lambda say: (
+                    f"{say.given('by', by)} needs a text"
+                    + (
+                        f", and neither {say.name('like')}, {say.name('more')} nor {say.name('rerank')}"
+                        if texts
+                        else ""
+                    )
+                )
+            )
+        if not self.has_words():
+            raise UsageError(
+                lambda say: (
+                    f"{say.given('by', by)}: no subtitles in {self.path}; put them beside the videos (film.srt, "
+                    f"film.en.vtt) and call {say.call('index sync')}"
+                )
+            )
+        return cast(By, by)
 
     def _query(
         self, texts: list[str], against: list[str], likes: list[Example], more: int | None, notes: list[str]
@@ -283,10 +374,9 @@ class Searcher(ABC):
 
     def _enough(
         self,
-        wanted: Wanted,
+        nearest: Nearest,
         k: int,
         rerank: int,
-        where: Node | None,
         left: Callable[[Found], bool],
         arranged: Callable[[Sequence[Found]], list[list[Moment]]],
         unmerged: bool,
@@ -294,7 +384,7 @@ class Searcher(ABC):
         """Nearest segments, enough of them for k hits."""
         count = max(4 * k, rerank) + 1
         while True:
-            found, over = self._nearest(wanted, count, where)
+            found, over = nearest(count)
             found = [f for f in (found if unmerged else distinct(found)) if left(f)]
             if over or (len(found) >= rerank and len(arranged(found)) >= k):
                 return found
@@ -310,12 +400,13 @@ class Searcher(ABC):
     ) -> list[list[Moment]]:
         """All moments of each video: those re-ranked first."""
         every: dict[str, list[Found]] = {}
-        for item in self._moments(wanted, [group[0].best.path for group in groups], where):
+        everything = found if wanted.empty else self._moments(wanted, [g[0].best.path for g in groups], where)
+        for item in everything:
             every.setdefault(item.path, []).append(item)
         out = []
         for group in groups:
             path = group[0].best.path
-            again = [f for f in found if f.path == path and f.reranked] or [group[0].best]
+            again = [f for f in found if f.path == path and (f.reranked or f.measure)] or [group[0].best]
             known = {f.segment for f in again}
             items = [*again, *(f for f in every.get(path, []) if f.segment not in known)]
             out.append([Moment(f, f.start, f.end) for f in items] if unmerged else moments_of(items))
@@ -334,6 +425,19 @@ class Searcher(ABC):
                 f"({shown(again.failed[0])})"
             )
         return ordered
+
+
+def _others(own: Found | None, *, all_moments: bool, unmerged: bool) -> Callable[[Found], bool]:
+    """Whether a segment is another one than that of `more`; of another video unless moments of one are wanted."""
+
+    def left(item: Found) -> bool:
+        if own is None:
+            return True
+        if not all_moments:
+            return item.path != own.path and (unmerged or item.what != own.what)
+        return item.segment != own.segment and (unmerged or _place(item) != _place(own))
+
+    return left
 
 
 def _place(item: Found) -> tuple[str, float, float]:

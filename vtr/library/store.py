@@ -22,6 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from vtr.errors import VtrError
+from vtr.library import words
 from vtr.library.records import LATER, SCHEMA, Records
 
 try:
@@ -51,7 +52,7 @@ class _Connection:
         self.db.close()
 
 
-class Store(Records):
+class Store(Records, words.Words):
     """The files of one library folder. Each thread has a connection of its own; one thread at a time writes.
 
     Args:
@@ -144,7 +145,7 @@ class Store(Records):
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA foreign_keys=ON")
         _migrate(db)
-        db.executescript(SCHEMA)
+        db.executescript(SCHEMA + words.SCHEMA)
         return _prepared(db, frozen=False)
 
     def _open_read_only(self) -> _Connection:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 from vtr.data.uri import Access, is_uri
 from vtr.errors import UsageError, VtrError
 from vtr.files import install_command
+from vtr.library.clips import write_clips
 from vtr.library.commands import (
     AddSettings,
     BuildSettings,
@@ -21,22 +24,25 @@ from vtr.library.commands import (
     EmbedSettings,
     ExportSettings,
     InfoSettings,
+    McpSettings,
     PushSettings,
     RemoveSettings,
     SearchSettings,
     ServeSettings,
     SyncSettings,
     VerifySettings,
+    WatchSettings,
     WorkSettings,
 )
 from vtr.library.files import read_metadata
-from vtr.library.found import hit_dict, hit_lines
+from vtr.library.found import Hits, hit_dict, hit_lines
 from vtr.library.index import parse_size
 from vtr.library.library import Library
 from vtr.library.rows import Metadata
 from vtr.library.scan import find_media
 from vtr.library.search import Searcher
 from vtr.library.settings import Work, check_windows
+from vtr.library.timeline import check_ending, write_timeline
 
 if TYPE_CHECKING:
     from vtr.library.ingest import AddReport
@@ -120,6 +126,30 @@ def sync(settings: SyncSettings) -> int:
         **_chosen(settings),
     )
     return _report(report, library)
+
+
+def watch(settings: WatchSettings) -> int:
+    """`vtr index watch`."""
+    from vtr.library.watch import watch as follow
+
+    _need(settings.paths)
+    if not 0 < settings.rest < 3600:
+        raise UsageError(f"--rest {settings.rest:g}: expected seconds, more than 0")
+    library, stop = Library.open(settings.library, settings.model), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+    def problem(line: str) -> None:
+        print(f"waiting: {line}", file=sys.stderr)
+
+    poll, work = settings.poll or None, _work(settings)
+    try:
+        for report in follow(
+            library, settings.paths, poll=poll, rest=settings.rest, stop=stop, problem=problem, work=work
+        ):
+            _report(report, library)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    return 0
 
 
 def verify(settings: VerifySettings) -> int:
@@ -257,6 +287,7 @@ def info(settings: InfoSettings) -> int:
         **({"precision": _precision(values)} if values.get("precision", "fp32") != "fp32" else {}),
         "index": f"{index['type']}, recall@10 {index['recall_at_10']:g}" if index else "not made yet",
         **({"left out": ", ".join(values["exclude"])} if "exclude" in values else {}),
+        **({"subtitles": f"of {values['spoken']} videos"} if values["spoken"] else {}),
         "unreadable": len(values["unreadable"]),
     }
     for key, value in rows.items():
@@ -266,6 +297,8 @@ def info(settings: InfoSettings) -> int:
     if values["cut_off"]:
         print(f"{'cut off':<12}{len(values['cut_off'])}, indexed as far as they go")
     for line in values["cut_off"]:
+        print(f"  {line}")
+    for line in values["subtitles"]:
         print(f"  {line}")
     return 0
 
@@ -279,8 +312,13 @@ def search(settings: SearchSettings) -> int:
     """`vtr search`."""
     if not (settings.text or settings.like or settings.more is not None):
         raise UsageError("an empty query: ask with a text, --like FILE or --more SEGMENT")
-    if settings.html is not None and not settings.html.absolute().parent.is_dir():
-        raise VtrError(f"--html {settings.html}: the folder {settings.html.parent} does not exist")
+    for name, path in (("html", settings.html), ("export", settings.export)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise VtrError(f"--{name} {path}: the folder {path.parent} does not exist")
+    if settings.export is not None:
+        check_ending(settings.export.suffix.lower())
+    if settings.exact and settings.clips is None:
+        raise UsageError("--exact is about clips: say where with --clips FOLDER")
     for file in settings.like:
         if not file.is_file():
             raise VtrError(f"--like {file}: no such file")
@@ -296,6 +334,7 @@ def search(settings: SearchSettings) -> int:
         more=settings.more,
         moments=settings.moments,
         unmerged=settings.unmerged,
+        by=settings.by,
     )
     for note in hits.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -304,15 +343,36 @@ def search(settings: SearchSettings) -> int:
 
         write_contact_sheet(settings.html, [(_title(settings), hits)], library)
         print(f"page: {settings.html}", file=sys.stderr)
+    lost = _handed_out(settings, hits)
     if settings.json:
         for hit in hits:
             print(json.dumps(hit_dict(hit)))
-        return 0
+        return lost
     for line in hit_lines(hits):
         print(line)
     if not hits:
         print("nothing found", file=sys.stderr)
-    return 0
+    return lost
+
+
+def _handed_out(settings: SearchSettings, hits: Hits) -> int:
+    """Hits for other programs; 1 where some could not be cut."""
+    if settings.export is not None:
+        for note in write_timeline(settings.export, hits, _title(settings)):
+            print(f"note: {note}", file=sys.stderr)
+        print(f"list: {settings.export}", file=sys.stderr)
+    if settings.clips is None:
+        return 0
+    report = write_clips(hits, settings.clips, exact=settings.exact)
+    for line in report.failed:
+        print(f"not cut: {line}", file=sys.stderr)
+    for line in report.notes:
+        print(f"note: {line}", file=sys.stderr)
+    print(
+        f"{settings.clips}: {len(report.made)} clips cut, {len(report.there)} were there, {len(report.failed)} not cut",
+        file=sys.stderr,
+    )
+    return 1 if report.failed else 0
 
 
 def serve(settings: ServeSettings) -> int:
@@ -332,6 +392,16 @@ def serve(settings: ServeSettings) -> int:
         allow_hosts=settings.allow_host,
         max_upload=settings.max_upload,
     )
+
+
+def mcp(settings: McpSettings) -> int:
+    """`vtr mcp`."""
+    try:
+        from vtr.library.agents import make_server
+    except ModuleNotFoundError as error:
+        raise VtrError(f"vtr mcp needs {error.name}: {install_command('mcp')}") from error
+    make_server(settings.library, settings.model, clips=settings.clips, follow_links=settings.follow_links).run()
+    return 0
 
 
 def open_any(place: Path | str, model: str | None = None) -> Searcher:
@@ -382,7 +452,12 @@ def _report(report: AddReport, library: Library) -> int:
         print(f"note: {line}", file=sys.stderr)
     if report.skipped:
         print(report.skipped, file=sys.stderr)
-    more = {"moved": report.moved, "removed": report.removed, "cut off": len(report.cut_off)}
+    more = {
+        "moved": report.moved,
+        "removed": report.removed,
+        "with new subtitles": report.spoken,
+        "cut off": len(report.cut_off),
+    }
     copies = f"; {report.known} are copies of other files" if report.known else ""
     print(
         f"{library.path}: {report.added} added ({report.segments} segments{copies}), {report.unchanged} unchanged, "

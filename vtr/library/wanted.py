@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-Measure = Literal["similarity", "likeness", "mixed", "combined"]
+Measure = Literal["similarity", "likeness", "mixed", "combined", "words", "fused"]
+FUSE_AFTER = 60  # of reciprocal rank fusion: the weight of rank r is 1 / (FUSE_AFTER + r)
 MINUS = 0.5  # weight of what is not wanted: with 1 little but the difference would be left
 
 
@@ -64,6 +65,11 @@ class Wanted:
         return np.ascontiguousarray(np.concatenate([*parts, *self.examples]), np.float32)
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing is looked for in pictures."""
+        return self.words is None and not self.examples
+
+    @property
     def plain(self) -> bool:
         """Whether a score is the inner product with the one direction, of the vectors as they are or of unit ones."""
         return len(self.directions) == 1
@@ -92,9 +98,11 @@ def lengths(vectors: np.ndarray) -> np.ndarray:
 def match(score: float, measure: Measure, temperature: float = 1.0) -> float:
     """A score between 0 and 1, by which hits of any kind may be shown; it grows with the score.
 
-    Cosines as they are. A combined score is a cosine over the temperature plus log-odds: brought back to the scale of
+    Cosines and shares of words as they are; a rank fusion as a share of the best there is. A combined score is a cosine over the temperature plus log-odds: brought back to the scale of
     cosines, and bent so that it stays between 0 and 1.
     """
+    if measure == "fused":
+        score *= (FUSE_AFTER + 1) / 2
     if measure != "combined":
         return float(np.clip(score, 0.0, 1.0))
     return float(1 / (1 + np.exp(-4 * (np.clip(score * temperature, -20, 20) - 0.5))))

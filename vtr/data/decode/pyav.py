@@ -96,7 +96,7 @@ class VideoReader:
     """One video stream of one file: `scan` lists the times of its frames, `play` decodes them.
 
     Attributes:
-        fps: Mean frames a second, as the container says.
+        fps, index: Mean frames a second, as the container says; the stream's number in it.
         begin, picture_end, end: Where frames begin, where they end, and where frames and sound end, in seconds on the
             timeline, once the file was scanned or played.
         regular: Whether the stamps seen so far can be believed as they stand, so that a moment is found by them.
@@ -206,7 +206,7 @@ class VideoReader:
         return next((s for s in videos if seen[s.index] > 1), videos[0])
 
     def _describe(self, stream: VideoStream) -> None:
-        self._stream = stream
+        self._stream, self.index = stream, stream.index
         context = stream.codec_context
         if context is None or getattr(context, "codec", None) is None:
             raise DecodeError(self.name, "its video is in a codec that this FFmpeg cannot decode")

@@ -282,7 +282,7 @@ def read_moment(
     deadline = Deadline(source_name(source), timeout)
     with open_media(source, deadline, threads=threads, least=least) as reader:
         if isinstance(reader, VideoReader):
-            return _moment(reader, count, start, _video_end(reader, source_bytes(source), start, end, lasts))
+            return _moment(reader, count, start, video_end(reader, source_bytes(source), start, end, lasts))
         pictures = sum(1 for _ in reader.play()) if reader.frames > 1 else 1
         if pictures == 1:
             return Clip(frames=stack([next(reader.play())[1].pixels()] * count, reader.name), times=np.zeros(count))
@@ -312,7 +312,7 @@ def read_moments(
         yield read_moment(source, count, start=start, end=end, lasts=lasts, least=least, timeout=timeout)
 
 
-def _video_end(reader: VideoReader, size: int, start: float | None, end: float | None, lasts: float | None) -> float:
+def video_end(reader: VideoReader, size: int, start: float | None, end: float | None, lasts: float | None) -> float:
     """Where a moment ends; small files are read whole first, so that no stamp misleads."""
     if size <= SCAN_BYTES or (end is None and not reader.claimed_end):
         if len(reader.scan()) and not reader.regular and end is None:

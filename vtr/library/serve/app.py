@@ -27,6 +27,7 @@ from vtr.library.serve.guard import FAULT, OPEN, Guard
 from vtr.library.serve.media import Refused
 from vtr.library.serve.routes import add_login, add_media, add_moments, add_queries, only_known
 from vtr.library.serve.schema import UPLOAD_PATH
+from vtr.library.serve.taking import add_taking
 
 if TYPE_CHECKING:
     from vtr.models.base import VideoTextEncoder
@@ -67,6 +68,7 @@ def make_app(
     add_queries(app, engine, path, options)
     add_moments(app, engine)
     add_media(app, engine)
+    add_taking(app, engine)
     add_login(app, options.token)
     if options.token is not None:
         _document_token(app)

@@ -33,6 +33,7 @@ from vtr.library.serve.schema import (
     UPLOAD_PATH,
     AllMoments,
     Answer,
+    By,
     Health,
     Id,
     Info,
@@ -91,10 +92,11 @@ def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions
         all_moments: AllMoments = False,
         moments: Moments = 1,
         unmerged: Unmerged = False,
+        by: By = None,
     ) -> Answer:
         """Moments for a text, or for several."""
         lane = engine.slow if rerank else engine.quick
-        options = {"rerank": rerank, "minus": minus, **_common(where, all_moments, moments, unmerged)}
+        options = {"rerank": rerank, "minus": minus, "by": by, **_common(where, all_moments, moments, unmerged)}
         shown_query = " + ".join(q) + "".join(f" \u2212 {text}" for text in minus)
         return await _answer(shown_query, lambda: lane.ask(queries.search, q, k, **options))
 

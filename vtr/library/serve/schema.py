@@ -19,6 +19,14 @@ UPLOAD_PATH = "/api/search/clip"
 Responses: TypeAlias = dict[int | str, dict[str, object]]
 
 
+class Said(BaseModel):
+    """A subtitle, in seconds of the video."""
+
+    start: float
+    end: float
+    text: str
+
+
 class Moment(BaseModel):
     """One hit: a moment of a video."""
 
@@ -35,10 +43,15 @@ class Moment(BaseModel):
     duration: float
     moment: Annotated[int, Field(description="1 for the best moment of its video")]
     measure: Annotated[
-        Literal["similarity", "likeness", "mixed", "combined"],
-        Field(description="what the score is: of a text, of a clip (cosine), of both, or re-ranked"),
+        Literal["similarity", "likeness", "mixed", "combined", "words", "fused"],
+        Field(
+            description="what the score is: of a text, of a clip (cosine), of both, re-ranked, of what is said, or fused"
+        ),
     ]
     match: Annotated[float, Field(ge=0, le=1, description="the score between 0 and 1")]
+    by: Annotated[list[Literal["picture", "words"]], Field(description="what it was found by")]
+    words: Annotated[float, Field(ge=0, le=1, description="share of the query's words that are said")]
+    said: Annotated[list[Said], Field(description="the subtitles in which they are")]
     copies: Annotated[list[str], Field(description="other files of the same content")]
     keyframes: Annotated[bool, Field(description="only key frames were looked at when it was indexed: a quick look")]
     metadata: dict[str, str | int | float | bool]
@@ -108,6 +121,10 @@ Where = Annotated[str, Query(max_length=MAX_WHERE, description='filter, as in: d
 AllMoments = Annotated[bool, Query(description="several moments of one video, each with a rank of its own")]
 Moments = Annotated[int, Query(ge=1, le=MAX_MOMENTS, description="up to so many moments of a video, together")]
 Unmerged = Annotated[bool, Query(description="every window and every copy of a file on its own")]
+By = Annotated[
+    Literal["picture", "words", "both"] | None,
+    Query(description="what answers: pictures, words that are said, or both (default where there are subtitles)"),
+]
 Of = Annotated[
     str | None,
     Query(

@@ -1,0 +1,182 @@
+"""Hits that leave the library: clips, edit lists, tables, subtitles."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from PIL import Image
+
+from tests.data.test_cut import MADE, numbered, numbers
+from tests.helpers import small_model
+from vtr.data.subtitles import Cue, parsed
+from vtr.errors import UsageError
+from vtr.library.clips import write_clips
+from vtr.library.found import Hit
+from vtr.library.timeline import _frames_of, _usual, write_timeline
+
+otio = pytest.importorskip("opentimelineio", reason="pip install -e '.[dev]'")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    return [numbered(folder / name, *codecs) for name, codecs in MADE.items()]
+
+
+def hit(path: Path, start: float = 1.2, end: float = 2.4, rank: int = 1, **more: Any) -> Hit:
+    return Hit(
+        score=0.5, path=str(path), start=start, end=end, duration=4.0, segment=rank, rank=rank, match=0.5, **more
+    )
+
+
+@pytest.fixture
+def hits(films: list[Path]) -> list[Hit]:
+    said = (Cue(1.2, 1.9, 'he says <"hello"> & goes'),)
+    return [hit(films[0], rank=1, said=said), hit(films[1], 0.4, 1.0, rank=2), hit(films[0], 3.0, 3.6, rank=3)]
+
+
+def frames(clip: Any) -> tuple[int, int]:
+    """First frame and number of frames, of a clip that was read back."""
+    span = clip.source_range
+    return round(span.start_time.to_seconds() * 25), round(span.duration.to_seconds() * 25)
+
+
+@pytest.mark.parametrize(("ending", "adapter"), [(".edl", "cmx_3600"), (".fcpxml", "fcpx_xml")])
+def test_an_edit_list_is_read_back_with_the_same_frames_of_the_same_files(
+    hits: list[Hit], tmp_path: Path, ending: str, adapter: str
+) -> None:
+    write_timeline(tmp_path / f"hits{ending}", hits, 'a "dog" & <cat>')
+    options = {"rate": 25} if ending == ".edl" else {}
+    read = otio.adapters.read_from_file(str(tmp_path / f"hits{ending}"), adapter, **options)
+    timeline = read if hasattr(read, "tracks") else read[0]
+    clips = list(timeline.find_clips())
+    assert [frames(clip) for clip in clips] == [(30, 30), (10, 15), (75, 15)]
+    assert [clip.name for clip in clips] == ["a.mp4", "a.mkv", "a.mp4"]
+    places = [clip.range_in_parent().start_time.to_seconds() for clip in clips]
+    assert [round(25 * (p - places[0])) for p in places] == [0, 30, 45]
+    if ending == ".fcpxml":
+        assert {clip.media_reference.target_url for clip in clips} == {Path(h.path).as_uri() for h in hits}
+
+
+def test_rates_are_the_usual_ones_and_timecodes_are_counted_from() -> None:
+    assert _usual(Fraction(2997, 100)) == Fraction(30000, 1001)
+    assert _usual(Fraction(25001, 1000)) == 25
+    assert _usual(Fraction(37, 2)) == Fraction(37, 2)
+    assert _frames_of("01:00:00:00", Fraction(25)) == 90_000
+    assert _frames_of("00:10:00;00", Fraction(30000, 1001)) == 17_982  # what drop-frame time is for
+    assert _frames_of("none", Fraction(25)) == 0
+
+
+def test_a_sources_own_timecode_is_where_its_frames_are_counted_from(films: list[Path], tmp_path: Path) -> None:
+    with av.open(films[0]) as source, av.open(tmp_path / "code.mov", "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        stream.metadata["timecode"] = "10:00:00:00"
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    write_timeline(tmp_path / "hits.edl", [hit(tmp_path / "code.mov")], "")
+    assert "C        10:00:01:05 10:00:02:10 01:00:00:00 01:00:01:05" in (tmp_path / "hits.edl").read_text()
+
+
+def test_tables_hold_what_hits_say(hits: list[Hit], tmp_path: Path) -> None:
+    write_timeline(tmp_path / "hits.csv", hits)
+    rows = list(csv.DictReader((tmp_path / "hits.csv").open()))
+    assert [float(row["end"]) for row in rows] == [2.4, 1.0, 3.6]
+    assert (rows[0]["path"], rows[0]["said"]) == (hits[0].path, 'he says <"hello"> & goes')
+    write_timeline(tmp_path / "hits.json", hits, "a dog")
+    values = json.loads((tmp_path / "hits.json").read_text())
+    assert (values["query"], [h["end"] for h in values["hits"]]) == ("a dog", [2.4, 1.0, 3.6])
+
+
+def test_subtitles_are_on_the_clock_of_one_video_or_of_the_hits_in_a_row(hits: list[Hit], tmp_path: Path) -> None:
+    [note] = write_timeline(tmp_path / "one.srt", [hits[2], hits[0]])
+    cues, problem = parsed((tmp_path / "one.srt").read_text())
+    assert ([(c.start, c.end) for c in cues], problem) == ([(1.2, 2.4), (3.0, 3.6)], "")
+    assert note.startswith("times are those of the video")
+    [note] = write_timeline(tmp_path / "all.srt", hits)
+    cues, _ = parsed((tmp_path / "all.srt").read_text())
+    assert [(c.start, c.end) for c in cues] == [(0.0, 1.2), (1.2, 1.8), (1.8, 2.4)]
+    assert "of several videos" in note
+
+
+def test_no_hits_and_images_alone_make_lists_without_clips(tmp_path: Path) -> None:
+    for ending in (".edl", ".fcpxml", ".csv", ".srt", ".json"):
+        write_timeline(tmp_path / f"none{ending}", [])
+    assert write_timeline(tmp_path / "still.edl", [hit(tmp_path / "a.jpg", 0, 0)]) == [
+        "1 images are no clips and left out"
+    ]
+
+
+def test_an_unknown_format_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"export=\.xls: expected \.edl, \.fcpxml, \.csv, \.srt, \.json"):
+        write_timeline(tmp_path / "hits.xls", [])
+
+
+def test_hits_become_clips_once(films: list[Path], tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    wanted = [hit(films[0]), hit(films[0].with_name("gone.mp4"), rank=2), hit(tmp_path / "a.png", 0, 0, rank=3)]
+    report = write_clips(wanted, tmp_path / "out", exact=True)
+    assert [Path(m.path).suffix for m in report.made] == [".mp4", ".png"]
+    assert (len(report.failed), "gone.mp4" in report.failed[0]) == (1, True)
+    assert numbers(report.made[0].path) == list(range(30, 60))
+    again = write_clips(wanted, tmp_path / "out", exact=True)
+    assert (again.made, again.there) == ([], [m.path for m in report.made])
+    assert not write_clips(wanted[:1], tmp_path / "out").there  # a copy is another clip
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_clips_of_every_container_play_in_a_browser(
+    films: list[Path], tmp_path: Path, browser: Any, exact: bool
+) -> None:
+    report = write_clips([hit(film, rank=n) for n, film in enumerate(films, 1)], tmp_path / "out", exact=exact)
+    assert report.failed == []
+    (tmp_path / "page.html").write_text("<video muted></video>")
+    page = browser.new_page()
+    for clip in report.made:
+        shutil.copyfile(clip.path, tmp_path / f"clip{clip.path.suffix}")
+        page.goto((tmp_path / "page.html").as_uri())
+        shown = page.evaluate(
+            """name => new Promise(done => {
+                const video = document.querySelector('video')
+                video.onended = () => done([video.videoWidth, video.duration, video.error])
+                video.onerror = () => done(['error', video.error.message])
+                video.src = name; video.playbackRate = 4; video.play()
+            })""",
+            f"clip{clip.path.suffix}",
+        )
+        assert (shown[0], shown[2]) == (64, None)
+        assert shown[1] == pytest.approx(clip.end - clip.start, abs=0.1)
+    page.close()
+
+
+def test_the_server_cuts_moments_it_knows_and_hands_out_lists(films: list[Path], tmp_path: Path) -> None:
+    import httpx
+
+    from tests.library.serving import make_library, running
+    from vtr.library.serve import make_app
+
+    library = make_library(tmp_path, 2)
+    with running(make_app(library, small_model())) as at, httpx.Client(base_url=at, timeout=60) as client:
+        [first, _] = client.get("/api/search", params={"q": "a dog"}).json()["hits"]
+        place = f"/api/segments/{first['segment']}/clip"
+        for exact in (False, True):
+            answer = client.get(place, params={"exact": exact})
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
+            (tmp_path / "got.mp4").write_bytes(answer.content)
+            with av.open(tmp_path / "got.mp4") as clip:
+                assert clip.duration / 1e6 == pytest.approx(2.0, abs=1.9 if not exact else 0.05)
+        assert client.get("/api/segments/999/clip").status_code == 404
+        assert client.get(place, params={"path": "/etc/passwd"}).status_code == 400
+        listed = client.get("/api/export", params={"q": "a dog", "format": "edl", "k": 1})
+        assert (listed.status_code, listed.text.startswith("TITLE: a dog")) == (200, True)
+        assert "attachment" in listed.headers["content-disposition"]
+        Path(first["path"]).write_bytes(b"changed")
+        assert client.get(place).status_code == 409

@@ -1,0 +1,108 @@
+"""Routes by which moments leave the server: clips and lists."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import FastAPI, Query, Response
+
+from vtr.data.decode.cut import cut
+from vtr.library.serve import queries
+from vtr.library.serve.engine import Engine
+from vtr.library.serve.media import TYPES, Files, Moment, Refused, identity
+from vtr.library.serve.schema import FILE, MAX_TEXTS, By, Id, K, Of, Where, Words, problems
+from vtr.library.timeline import timeline
+
+MOST_SECONDS = 300.0  # of a clip
+MOST_BYTES = 256 << 20
+_DECODE = 30.0  # seconds without progress after which a clip is given up
+
+Format = Literal["edl", "fcpxml", "csv", "srt", "json"]
+
+
+def clip_of(files: Files, moment: Moment, exact: bool) -> tuple[bytes, str]:
+    """A moment as a file of its own, and its media type.
+
+    Raises:
+        Refused: Its video is gone or has changed, is an image, or the moment is too long.
+        DecodeError: It gives no frames.
+    """
+    if moment.end <= moment.start:
+        raise Refused(400, f"{moment.video.name} is an image: there is nothing to cut")
+    if moment.end - moment.start > MOST_SECONDS:
+        raise Refused(413, f"the moment is longer than the {MOST_SECONDS:.0f} s of a clip")
+    opened = files.open(moment.video)
+    try:
+        before = identity(opened.fd)
+        source = opened.whole() if opened.first else Path(moment.video.path)
+        with tempfile.TemporaryDirectory(prefix="vtr-clip-") as folder:
+            try:
+                made = cut(
+                    source,
+                    moment.start,
+                    moment.end,
+                    Path(folder) / "clip",
+                    exact=exact,
+                    lasts=moment.lasts,
+                    timeout=_DECODE,
+                )
+            except OSError as error:
+                raise Refused(503, f"the clip cannot be written ({error.strerror})") from error
+            if made.path.stat().st_size > MOST_BYTES:
+                raise Refused(413, f"the clip has more than {MOST_BYTES >> 20} MB; with `exact` it is smaller")
+            data = made.path.read_bytes()
+    finally:
+        opened.close()
+    # It was cut by its path: that must still be the file that was checked.
+    again = files.open(moment.video)
+    try:
+        if identity(again.fd) != before:
+            raise Refused(409, f"{moment.video.name} is changing; try again")
+    finally:
+        again.close()
+    return data, TYPES[made.path.suffix]
+
+
+def add_taking(app: FastAPI, engine: Engine) -> None:
+    @app.get(
+        "/api/segments/{segment}/clip",
+        response_class=Response,
+        responses={**problems(404, 409, 410, 503), 200: FILE[200]},
+        operation_id="clip",
+    )
+    async def clip(
+        segment: Id,
+        exact: Annotated[
+            bool, Query(description="from the very frame: encoded again; else from a key frame on")
+        ] = False,
+        of: Of = None,
+    ) -> Response:
+        """A moment as a file of its own: a copy from the key frame before it, or exact."""
+        moment = await engine.lookup.ask(queries.moment_of, segment, of)
+        data, kind = await engine.uploads.run(clip_of, engine.files, moment, exact)
+        name = f"clip_{segment}.{kind.rpartition('/')[2].removeprefix('x-').replace('matroska', 'mkv')}"
+        return Response(data, media_type=kind, headers={"content-disposition": f'attachment; filename="{name}"'})
+
+    @app.get(
+        "/api/export",
+        response_class=Response,
+        responses={**problems(503), 200: FILE[200]},
+        operation_id="export",
+    )
+    async def export(
+        q: Annotated[list[Words], Query(max_length=MAX_TEXTS, description="what to look for", examples=[["a dog"]])],
+        format: Annotated[Format, Query(description="of the list")],
+        k: K = 24,
+        where: Where = "",
+        by: By = None,
+    ) -> Response:
+        """The hits of a query for other programs: an edit list, a table, or subtitles."""
+        options = {"where": where if where.strip() else None, "by": by}
+        answered = await engine.quick.ask(queries.search, q, k, **options)
+        hits = [hit for hit, _ in answered.pairs]
+        text, _ = await engine.opening.run(timeline, f".{format}", hits, " + ".join(q))
+        kinds = {"csv": "text/csv", "json": "application/json", "fcpxml": "application/xml"}
+        named = {"content-disposition": f'attachment; filename="hits.{format}"'}
+        return Response(text.encode("utf-8", "replace"), media_type=kinds.get(format, "text/plain"), headers=named)

@@ -1,0 +1,110 @@
+"""Subtitle files beside the videos of a library: which there are, and whether they have changed since they were read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vtr.data.decode.tracks import read_tracks
+from vtr.data.subtitles import Track, beside, read_file
+from vtr.library.files import shown
+from vtr.library.store import Store
+from vtr.library.words import Beside, problem_line
+
+
+class SubtitleFiles:
+    """What is said in the files of one `add` or `sync`.
+
+    Args:
+        store: Of the library.
+        notes: Get a line for what could not be taken as it stands.
+    """
+
+    def __init__(self, store: Store, notes: list[str]) -> None:
+        self.store, self.notes = store, notes
+        self._folders: dict[str, dict[str, list[str]]] = {}  # by folder and media file
+
+    def take(self, video: int, path: str, tracks: Sequence[Track] | None) -> None:
+        """Note what is said in a video that was taken in: in it and beside it. Within `change`."""
+        if tracks is not None:
+            self.store.set_tracks(video, [(track, None) for track in tracks], beside=False)
+            self._note(path, tracks)
+        self._read(video, path)
+
+    def refresh(self, video: int, path: str, *, hashed: bool) -> bool:
+        """Read the subtitles of a video again where they have changed; returns whether they had.
+
+        Args:
+            hashed: Compare their content and not only their size and time.
+        """
+        changed = self._changed(video, path, hashed)
+        if not self.store.was_heard(video) and any(span.end > span.start for span in self.store.spans_of(video)[0]):
+            tracks = read_tracks(Path(path))  # of what an older vtr took in
+            with self.store.change():
+                self.store.set_tracks(video, [(track, None) for track in tracks], beside=False)
+            self._note(path, tracks)
+        if changed:
+            with self.store.change():
+                self._read(video, path)
+        return changed
+
+    def _changed(self, video: int, path: str, hashed: bool) -> bool:
+        known = self.store.files_beside(video)
+        names = self._names(path)
+        if sorted(known) != names:
+            return True
+        for name in names:
+            file = Path(path).parent / name
+            before = known[name]
+            try:
+                facts = file.stat()
+                now = Beside(bytes=facts.st_size, modified=facts.st_mtime, sha256=before.sha256)
+                if now == before and not hashed:
+                    continue
+                if hashlib.sha256(read_file(file)[1]).hexdigest() != before.sha256:
+                    return True
+                if now != before:
+                    with self.store.db:
+                        self.store.touch_track(video, name, now)
+            except OSError:
+                if before.sha256 is not None:
+                    return True
+        return False
+
+    def _names(self, path: str) -> list[str]:
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            try:
+                self._folders[folder] = beside(os.listdir(folder))
+            except OSError:
+                self._folders[folder] = {}
+        return sorted(self._folders[folder].get(name, []))
+
+    def _read(self, video: int, path: str) -> None:
+        found: list[tuple[Track, Beside | None]] = []
+        for name in self._names(path):
+            file = Path(path).parent / name
+            try:
+                facts = file.stat()
+                track, data = read_file(file)
+                state = Beside(bytes=facts.st_size, modified=facts.st_mtime, sha256=hashlib.sha256(data).hexdigest())
+            except OSError as error:
+                track = Track(name=name, cues=[], problem=f"cannot be read ({error.strerror})")
+                state = Beside(bytes=None, modified=None, sha256=None)
+            found.append((self._bounded(video, track), state))
+        self.store.set_tracks(video, found, beside=True)
+        self._note(path, [track for track, _ in found])
+
+    def _bounded(self, video: int, track: Track) -> Track:
+        """The same track, saying so where it goes on after the video's end."""
+        known = self.store.video(video)
+        late = [cue for cue in track.cues if known is not None and cue.start >= max(known.duration, 0.001)]
+        if not late or known is None or known.duration == 0:
+            return track
+        line = f"{len(late)} cues come after the end ({late[0].start:.1f} s of {known.duration:.1f} s)"
+        return Track(name=track.name, cues=track.cues, problem="; ".join(filter(None, (track.problem, line))))
+
+    def _note(self, path: str, tracks: Sequence[Track]) -> None:
+        self.notes += [shown(problem_line(path, t.name, t.problem)) for t in tracks if t.problem]
