@@ -28,7 +28,7 @@ types: $(STAMP)
 	$(BIN)/mypy --config-file pyproject.toml --no-error-summary build/types/vtr
 
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The sdist and the wheel, checked, installed beside the project and tried from another folder.
 wheel: $(STAMP)

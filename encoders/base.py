@@ -19,6 +19,7 @@ class EncoderConfig:
 
     image_size: int = 224
     patch_size: int = 16
+    stem: int = 0  # channels of a first convolution over quarters of a patch's side; 0 = pixels go straight to tokens
     num_frames: int = 8
     tubelet: int = 1  # frames of one token
     dim: int = 192

@@ -175,15 +175,29 @@ class AlignHead(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping tubes of tubelet x patch x patch pixels."""
+    """Non-overlapping tubes of tubelet x patch x patch pixels.
+
+    With `stem` channels each patch is first cut into 4 x 4 pieces, and a non-linearity stands between: small models see
+    shapes with it (early convolutions, 2106.14881). Nothing is read beyond the patch, so that masks hide what they should.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        size = (config.tubelet, config.patch_size, config.patch_size)
-        self.proj = nn.Conv3d(3, config.dim, size, stride=size)
+        side, channels = config.patch_size, 3
+        if config.stem:
+            if side % 4:
+                raise UsageError(f"patch_size {side} with a stem: expected a multiple of 4")
+            self.stem: nn.Module | None = nn.Sequential(nn.Conv2d(3, config.stem, side // 4, side // 4), nn.GELU())
+            side, channels = 4, config.stem
+        else:
+            self.stem = None
+        size = (config.tubelet, side, side)
+        self.proj = nn.Conv3d(channels, config.dim, size, stride=size)
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, T, 3, H, W) -> (B, T', D, h, w)."""
+        if self.stem is not None:
+            video = self.stem(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         if self.proj.kernel_size[0] == 1:
             # One frame a token: a 2-D convolution over B*T images is several times faster on a CPU.
             flat = video.flatten(0, 1)

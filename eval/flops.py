@@ -44,7 +44,7 @@ def cost(config: VideoMambaConfig, frames: int, size: int = 224) -> Cost:
     tokens, inner = 1 + patches, config.expand * config.dim
     rank, depth, state = math.ceil(config.dim / 16), config.depth, config.d_state
     return Cost(
-        embed=patches * config.dim * 3 * config.tubelet * config.patch_size**2 / 1e9,
+        embed=patches * config.tubelet * _patch_cost(config) / 1e9,
         projections=depth * tokens * 3 * config.dim * inner / 1e9,
         norms=(depth + 1) * tokens * config.dim * 5 / 1e9,
         selection=depth * tokens * 2 * inner * (2 * rank + 2 * state) / 1e9,
@@ -52,6 +52,12 @@ def cost(config: VideoMambaConfig, frames: int, size: int = 224) -> Cost:
         scan=depth * tokens * 2 * 9 * inner * state / 1e9,
         gate=depth * tokens * inner / 1e9,
     )
+
+
+def _patch_cost(config: VideoMambaConfig) -> int:
+    """Multiply-adds of one frame of a patch."""
+    pixels = 3 * config.patch_size**2
+    return config.stem * (pixels + 16 * config.dim) if config.stem else pixels * config.dim
 
 
 def attention_cost(dim: int, depth: int, frames: int, size: int = 224, patch: int = 16) -> float:

@@ -65,6 +65,7 @@ def build_model(
         video = VideoMambaConfig(
             image_size=64,
             patch_size=16,
+            stem=32,
             num_frames=8,
             dim=96,
             depth=4,

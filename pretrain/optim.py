@@ -31,12 +31,14 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict]:
 
 def build_optimizer(module: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of `module`."""
+    sharded = any_sharded(module)  # shares and whole tensors cannot go through one call
     return torch.optim.AdamW(
         parameter_groups(module, optim),
         lr=optim.lr,
         betas=optim.betas,
         eps=optim.eps,
-        foreach=False if any_sharded(module) else None,  # shares and whole tensors cannot go through one call
+        foreach=False if sharded else None,
+        fused=None if sharded else True,
     )
 
 

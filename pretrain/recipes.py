@@ -294,21 +294,21 @@ def _demo(base: Recipe) -> Recipe:
     common: _Common = {"batch_size": 32, "block": 2, "optim": optim}
     unmasked = Stage(
         **common,
-        steps=1200,
-        video_share=0.9,
+        steps=1400,
+        video_share=0.6,  # stills show every colour in every shape: without them unseen combinations stay strange
         vtc=1.0,
         vtm=1.0,
         mlm=0.5,
         mlm_share=0.5,
         text=0.3,
-        vtm_from=0.45,
+        vtm_from=0.6,
         sibling_negatives=True,
         keep_temporal=True,
         match_negatives=3,
         match_loss="list",
     )  # choices in both recipes: it is what the demo is there to show
     # Batches of look-alikes from the start would unteach colours.
-    refine = replace(unmasked, steps=700, vtm_from=0.0, block=4, optim=replace(optim, lr=1e-3))
+    refine = replace(unmasked, steps=800, video_share=0.7, vtm_from=0.0, block=4, optim=replace(optim, lr=1e-3))
     return replace(
         base,
         masked=Stage(**common, steps=60, video_share=1.0, mask="attention", uta=1.0),
@@ -327,7 +327,7 @@ def _demo(base: Recipe) -> Recipe:
         ),
         unmasked=unmasked,
         refine=refine,
-        matching=replace(_choices(_head_only(refine), 7), steps=1000),
+        matching=replace(_choices(_head_only(refine), 7), steps=300, video_share=0.9),
         stages=STAGES,
         warmup=TextWarmup(steps=140),
         streams=8,

@@ -130,7 +130,7 @@ def _load_small(folder: Path) -> ClipTeacher:
 
 
 def ensure_demo_teacher(
-    folder: Path, stream: Iterator[Batch], model: VideoTextModel, *, steps: int = 150, lr: float = 1e-3, seed: int = 0
+    folder: Path, stream: Iterator[Batch], model: VideoTextModel, *, steps: int = 100, lr: float = 1e-3, seed: int = 0
 ) -> None:
     """Train the demo's teacher once and keep it in `folder` (teacher.json, teacher.safetensors).
 

@@ -66,6 +66,18 @@ def test_pooling_by_frame_and_by_clip() -> None:
     assert encoder(video).pooled.shape == (2, 1, 32)
 
 
+def test_a_stem_makes_each_token_of_its_own_patch_alone() -> None:
+    torch.manual_seed(0)
+    model = VideoMamba(replace(SMALL, stem=8))
+    video = torch.randn(1, 2, 3, 32, 32)
+    other = video.clone()
+    other[:, :, :, 16:, :16] += 1
+    changed = (model.patch_embed(video) != model.patch_embed(other)).any(2)[0]  # (T, h, w)
+    assert changed.tolist() == [[[False, False], [True, False]]] * 2
+    with pytest.raises(UsageError, match="multiple of 4"):
+        VideoMamba(replace(SMALL, stem=8, patch_size=14))
+
+
 def test_other_sizes_frame_counts_and_images_are_accepted() -> None:
     encoder = VideoMamba(SMALL).eval()
     for frames, h, w in ((1, 32, 32), (7, 32, 32), (4, 48, 64), (2, 64, 16)):

@@ -13,7 +13,6 @@ from tests.web import Web, web
 from vtr.cli import main
 from vtr.data.uri import Access
 from vtr.library import Library
-from vtr.library.addresses import add_addresses
 from vtr.library.embed import embed
 from vtr.library.imports import build_from
 from vtr.library.verify import verify
@@ -36,7 +35,7 @@ def test_addresses_are_indexed_as_files_are_whatever_their_server_is_like(server
     begun = time.monotonic()
     with Library.create(tmp_path / "lib", small_model(), window=1.0, stride=1.0) as library:
         library.add(clips)
-        report = add_addresses(library, [*good, *bad], access=HERE)
+        report = library.add([*good, *bad], access=HERE)
         assert (report.added, len(report.failed)) == (4, 3)
         assert all(line.startswith(server.url) and "\n" not in line for line in report.failed)
         hits = library.search("a dog", k=20, all_moments=True, unmerged=True)
@@ -45,7 +44,7 @@ def test_addresses_are_indexed_as_files_are_whatever_their_server_is_like(server
         for uri in good:
             assert [(s, scores[uri, s]) for s, _ in own] == [(s, pytest.approx(x, abs=1e-5)) for s, x in own]
         assert verify(library) == []
-        again = add_addresses(library, [*good, *bad], access=HERE)
+        again = library.add([*good, *bad], access=HERE)
         assert (again.added, again.unchanged) == (0, 4)
         reranked = library.search("a dog", k=20, rerank=20)
         assert "not for a search" in " ".join(reranked.notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.data.media import film, plain, remuxed
 from tests.helpers import small_model
 from tests.library.serving import running
 from vtr.library import Library
+from vtr.library.html import write_contact_sheet
 
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 
@@ -46,6 +48,16 @@ PLAY = """async ([source, start]) => {
   video.remove();
   return frames;
 }"""
+
+# What a media file shows that is opened by itself: the stamps of the frames on display.
+OPENED = """new MutationObserver((_, me) => {
+  const video = document.querySelector("video");
+  if (!video) return;
+  me.disconnect();
+  window.stamps = [];
+  const shown = (_, about) => { window.stamps.push(about.mediaTime); video.requestVideoFrameCallback(shown); };
+  video.requestVideoFrameCallback(shown);
+}).observe(document, {childList: true, subtree: true});"""
 
 
 def grey(count: int) -> list[np.ndarray]:
@@ -121,3 +133,27 @@ def test_what_stands_in_for_a_film_that_no_browser_plays_begins_with_the_thumbna
         thumbnail = np.asarray(picture(address, hit["segment"]), int).mean()
         assert abs(thumbnail - moment[0]) < 8
         assert min(abs(first - level) for level in moment) < 8, (first, moment)
+
+
+def test_a_link_of_the_contact_sheet_opens_at_the_picture_of_the_start(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    # Without an edit list Chromium enters two frames late, at whatever time it is given.
+    late = {name: 2 / 12 if name.startswith("no_edit_list") else 0.0 for name in films() if not name.endswith(".ts")}
+    for name in late:
+        (tmp_path / "films" / name).write_bytes(films()[name])
+    with Library.create(tmp_path / "lib", small_model(), window=2.0, stride=1.0) as library:
+        library.add(tmp_path / "films")
+        hits = library.search("a", k=100)
+        write_contact_sheet(tmp_path / "hits.html", [("a", hits)], library)
+    context = browser.new_context()
+    context.add_init_script(OPENED)
+    page = context.new_page()
+    page.goto(f"file://{tmp_path}/hits.html")
+    links = page.eval_on_selector_all("a", "all => all.map(a => a.href)")
+    assert len(links) == len(hits) == len(late)
+    for hit, link in zip(hits, links):
+        page.goto(link)
+        page.wait_for_function("() => window.stamps && window.stamps.length > 0")
+        name = Path(hit.path).name
+        assert -0.0005 <= page.evaluate("() => window.stamps[0]") - hit.start <= late[name] + 0.001, name
+    context.close()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_KEPT = 65_536  # texts whose ids are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class Tokenizer:
         self._engine = engine
         self._engine.no_padding()
         self._engine.no_truncation()
+        self._seen: dict[str, list[int]] = {}
         missing = [t for t in _SPECIAL if engine.token_to_id(t) is None]
         if missing:
             raise VtrError(f"{origin}: the vocabulary lacks {', '.join(missing)}; a BERT vocabulary is expected")
@@ -166,10 +168,7 @@ class Tokenizer:
             raise TypeError("expected a list of texts, got one string")
         if max_length < 2:
             raise ValueError(f"max_length {max_length} has no room for [CLS] and [SEP]: at least 2")
-        rows = [
-            [self.cls_id, *encoding.ids[: max_length - 2], self.sep_id]
-            for encoding in self._engine.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        rows = [[self.cls_id, *ids[: max_length - 2], self.sep_id] for ids in self._ids(texts)]
         longest = max((len(row) for row in rows), default=2)
         length = longest if pad_to is None else pad_to
         if length < longest:
@@ -180,6 +179,16 @@ class Tokenizer:
             ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
             mask[index, : len(row)] = 1
         return TokenBatch(ids=ids, mask=mask)
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts; those of the last ones are kept: training meets the same captions again and again."""
+        seen = self._seen
+        if len(seen) > _KEPT:
+            seen = self._seen = {}
+        new = list(dict.fromkeys(text for text in texts if text not in seen))
+        for text, encoding in zip(new, self._engine.encode_batch(new, add_special_tokens=False)):
+            seen[text] = encoding.ids
+        return [seen[text] for text in texts]
 
     def tokens(self, text: str) -> list[str]:
         """The word pieces of one text, without [CLS] and [SEP]."""

@@ -179,3 +179,23 @@ def _file_left_out(name: str, beside: set[str], include_hidden: bool) -> str | N
     if ending[1:] in MEDIA:
         return None
     return ending or "no ending"
+
+
+def below(path: str, folder: str | Path) -> bool:
+    """Whether a path lies in a folder, by their names."""
+    return path.startswith(os.path.abspath(folder).rstrip(os.sep) + os.sep)
+
+
+def no_folder(folder: Path) -> VtrError:
+    """What is said of a folder that is to be looked at again and is not there."""
+    return VtrError(lambda say: f"{folder}: no such folder; to forget what was in it: {say.call('index remove')}")
+
+
+def unmounted(folder: Path, count: int, library: Path) -> VtrError:
+    """What is said of a folder whose `count` files of the library are all gone."""
+    return VtrError(
+        lambda say: (
+            f"{folder}: no media files, but {count} of them are in {library}; is a disk not mounted? "
+            f"{say.name('may_be_empty')} forgets them"
+        )
+    )
