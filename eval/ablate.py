@@ -453,7 +453,7 @@ def run(settings: AblateSettings) -> int:
             raise unknown_name("table", name, (*TABLES, "encoder", "all"))
     if "encoder" in names and (code := _encoder(settings)):
         return code
-    names = [name for name in names if name != "encoder"]
+    names = tuple(name for name in names if name != "encoder")
     import torch
 
     from vtr.data.motion import CLASSES

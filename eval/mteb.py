@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -33,13 +33,16 @@ from vtr.settings import parsed
 try:
     import datasets
     import mteb
+    from mteb.abstasks.abstask import AbsTask
     from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models.model_meta import ModelMeta
 except ImportError as error:
     raise VtrError(f"MTEB is not installed ({error}): {install_command('mteb')}") from error
 
 if TYPE_CHECKING:
+    from mteb.models.models_protocols import EncoderProtocol
     from mteb.types import PromptType
 
 _BATCH = 16
@@ -156,7 +159,7 @@ def local_task(benchmark: Benchmark) -> AbsTaskRetrieval:
         modalities=["text", "video"],
     )
 
-    class Local(AbsTaskRetrieval):  # type: ignore[misc]
+    class Local(AbsTaskRetrieval):
         metadata = facts
 
         def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
@@ -166,12 +169,9 @@ def local_task(benchmark: Benchmark) -> AbsTaskRetrieval:
             corpus = datasets.Dataset.from_dict({"id": names, "video": videos}).cast_column("video", datasets.Video())
             asked = {"id": [f"q{i}" for i in range(len(benchmark.captions))], "text": list(benchmark.captions)}
             right = {f"q{i}": {str(v): 1 for v in own} for i, own in enumerate(benchmark.text_truth)}
-            split = {
-                "corpus": corpus,
-                "queries": datasets.Dataset.from_dict(asked),
-                "relevant_docs": right,
-                "top_ranked": None,
-            }
+            split = RetrievalSplitData(
+                corpus=corpus, queries=datasets.Dataset.from_dict(asked), relevant_docs=right, top_ranked=None
+            )
             self.dataset = {"default": {"test": split}}
             self.data_loaded = True
 
@@ -194,9 +194,15 @@ class MtebSettings:
     """Print the scores as JSON."""
 
 
-def scores(model: MtebModel, tasks: Sequence[AbsTaskRetrieval]) -> dict[str, dict[str, float]]:
+def scores(model: MtebModel, tasks: Sequence[AbsTask]) -> dict[str, dict[str, float]]:
     """Main score and recalls of each task, in percent."""
-    found = mteb.evaluate(model, tasks, cache=None, overwrite_strategy="always", encode_kwargs={"batch_size": _BATCH})
+    found = mteb.evaluate(
+        cast("EncoderProtocol", model),
+        tasks,
+        cache=None,
+        overwrite_strategy="always",
+        encode_kwargs={"batch_size": _BATCH},
+    )
     out = {}
     for result in found.task_results:
         measured = next(iter(result.scores.values()))[0]
@@ -212,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     if not settings.tasks and not settings.data:
         raise UsageError("nothing to evaluate: --tasks MSRVTTT2V …, or --data demo … for benchmarks of ours")
     try:
-        tasks = list(mteb.get_tasks(tasks=list(settings.tasks))) if settings.tasks else []
+        tasks: list[AbsTask] = list(mteb.get_tasks(tasks=list(settings.tasks))) if settings.tasks else []
     except KeyError as error:
         raise UsageError(f"--tasks: MTEB has no such task ({error})") from error
     tasks += [local_task(load_benchmark(name, settings.data_root)) for name in settings.data]

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypedDict, cast
 import torch
 from torch import Tensor, nn
 
+from vtr.encoders.base import VideoEncoder
 from vtr.encoders.registry import build_encoder, find_encoder
 from vtr.errors import VtrError
 from vtr.eval.results import find_results
@@ -157,11 +158,11 @@ def measure(build: str, repeats: int = 2) -> Measured:
     torch.set_num_threads(1)
     model, side = _built(build)
     clip = torch.rand(1, FRAMES, 3, side, side)
-    run = model if isinstance(model, _Frames) else model.features  # type: ignore[union-attr]
-    run(clip)  # type: ignore[operator]
+    run = model.features if isinstance(model, VideoEncoder) else model
+    run(clip)
     start = time.process_time()
     for _ in range(repeats):
-        run(clip)  # type: ignore[operator]
+        run(clip)
     seconds = (time.process_time() - start) / repeats
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     return Measured(round(millions, 2), round(STRIDE / seconds, 3), peak_memory(), here())
