@@ -115,8 +115,8 @@ def test_a_crash_between_vectors_and_database_loses_nothing_else(
     write_videos(tmp_path / "more", 5)
     real = library.store.append
 
-    def killed(vectors: np.ndarray) -> int:
-        real(vectors)
+    def killed(vectors: np.ndarray, *more: np.ndarray) -> int:
+        real(vectors, *more)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(library.store, "append", killed)

@@ -119,6 +119,19 @@ def test_several_texts_unwanted_ones_and_moments_of_a_video_are_asked_for_as_in_
     assert {h["moment"] for h in answer["hits"]} == {1, 2}
 
 
+def test_things_in_order_sure_hits_and_curves_are_asked_for_as_in_the_library(client: TestClient, made: Path) -> None:
+    with Library.open(made / "lib", small_model()) as library:
+        expected = library.search("a dog", k=2, then="a red car")
+        curve = library.curve(expected[0].path, "a dog")
+    answer = client.get("/api/search", params={"q": "a dog", "then": "a red car", "k": 2}).json()
+    assert [h["segment"] for h in answer["hits"]] == [h.segment for h in expected]
+    assert [s["text"] for s in answer["hits"][0]["steps"]] == ["a dog", "a red car"]
+    found = client.get(f"/api/videos/{answer['hits'][0]['video']}/curve", params={"q": "a dog"}).json()
+    assert found["scores"] == pytest.approx(curve.scores.tolist(), abs=1e-3)
+    assert client.get("/api/videos/999/curve", params={"q": "a dog"}).status_code == 404
+    assert client.get("/api/search", params={"q": "a dog", "min_score": 2}).status_code == 422
+
+
 def test_metadata_comes_with_the_hits_and_filters_them(start: Callable[..., TestClient], tmp_path: Path) -> None:
     with Library.open(tmp_path / "lib", small_model()) as library:
         library.add(tmp_path / "videos", metadata={str(tmp_path / "videos" / "clip1.mp4"): {"author": "Ada <b>"}})
@@ -272,6 +285,7 @@ def test_the_schema_describes_every_answer_and_its_errors(client: TestClient) ->
     assert set(schema["paths"]) == {
         "/health", "/api/segments/{segment}", "/api/info", "/api/search", "/api/search/clip", "/api/segments/{segment}/similar", "/api/login",
         "/api/segments/{segment}/thumbnail.jpg", "/api/segments/{segment}/preview.jpg", "/api/videos/{video}/file",
+        "/api/videos/{video}/curve", "/api/segments/{segment}/clip", "/api/export",
     }  # fmt: skip
     assert "HTTPValidationError" not in json.dumps(schema)
 

@@ -48,6 +48,7 @@ def add_addresses(
             for job, found in machine.run(_jobs(library, list(dict.fromkeys(uris)), access, report)):
                 _record(library, job, found, report)
         library.update_index()
+        library.calibrate()
     return report
 
 
@@ -86,7 +87,7 @@ def _record(library: Library, key: Key, found: Embedded | Failure | None, report
             uri,
             facts,
             spans,
-            store.append(found.vectors) if isinstance(found, Embedded) else 0,
+            store.append(found.vectors, found.frames) if isinstance(found, Embedded) else 0,
             crc=None if isinstance(found, Failure) else checksum(found.vectors),
             duration=0.0 if isinstance(found, Failure) else found.duration,
             failure=failure,

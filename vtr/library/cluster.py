@@ -136,6 +136,7 @@ def embed(
     model_path: str | None = None,
     window: float = 8.0,
     stride: float = 4.0,
+    segments: str = "windows",
     uris: Sequence[Path] = (),
     access: Access | None = None,
     exclude: Sequence[str] = (),
@@ -155,7 +156,7 @@ def embed(
             )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise VtrError(f"Ray: {' '.join(str(error).split())[:300]}") from error
-    settings = settings_of(model, model_path, window, stride)
+    settings = settings_of(model, model_path, window, stride, segments)
     todo = wanted(named, uris=uris, exclude=exclude)
     begin(out, settings)
     out = out.absolute()

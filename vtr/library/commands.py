@@ -30,7 +30,8 @@ class BuildSettings(WorkSettings):
     paths: tyro.conf.Positional[tuple[str, ...]] = ()
     """Folders, files, and addresses (https://, s3:// …) of single videos."""
     model: str | None = None
-    """A run, a model folder, a hub id, an official checkpoint (`vtr models`) or open_clip:MODEL/PRETRAINED."""
+    """A run, a model folder, a hub id, an official checkpoint (`vtr models`), open_clip:MODEL/PRETRAINED or
+    sentence-transformers:OWNER/NAME."""
     out: Path
     """The library's folder."""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
@@ -39,6 +40,11 @@ class BuildSettings(WorkSettings):
     """Seconds of a segment."""
     stride: float = 4.0
     """Seconds between the starts of two segments."""
+    segments: Literal["auto", "windows", "shots"] | None = None
+    """windows: one after the other; shots: none crosses a cut; auto: shots in films over two minutes (remembered; default:
+    auto, or what the library has)."""
+    frame_vectors: bool = False
+    """Also keep the vectors of single frames, a byte a number: hits begin and end more exactly (remembered)."""
     metadata: Path | None = None
     """A list (CSV, TSV, JSONL …) with a column of paths, relative to the folder it is in; the other columns can be used in
     --where. path, duration, start, end and date are the file's own there; a column of that name is meta.NAME."""
@@ -197,6 +203,8 @@ class EmbedSettings(WorkSettings):
     """Seconds of a segment."""
     stride: float = 4.0
     """Seconds between the starts of two segments."""
+    segments: Literal["auto", "windows", "shots"] = "auto"
+    """windows: one after the other; shots: none crosses a cut; auto: shots in films over two minutes."""
     uris: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A list whose rows may be addresses, which are fetched; those in other lists are not."""
     allow_private: bool = False
@@ -237,6 +245,21 @@ class SearchSettings:
     """Up to so many moments of a video, together; the best video first."""
     unmerged: bool = False
     """Every window and every copy of a file on its own: no overlapping windows and no equal files made one."""
+    then: str | None = None
+    """What happens after it in the same video, as in "a man opens a door" --then "he sits down"."""
+    before: str | None = None
+    """What happened before it in the same video, as in "he sits down" --before "a man opens a door"."""
+    within: str = "60s"
+    """How much later --then may begin, and how much earlier --before may end."""
+    min_score: float | None = None
+    """Leave out hits that are less sure, 0 to 1: the share of unrelated texts whose best hit here scores lower. Default: all
+    are shown, those below 0.85 are marked as weak."""
+    unrefined: bool = False
+    """Hits begin and end where segments do, though the library keeps vectors of single frames."""
+    curve: str | None = None
+    """Instead of hits: how well this video of the library fits the query from moment to moment, as JSON."""
+    curve_out: Path | None = None
+    """Write the curve to this file, .png or .json."""
     by: Literal["picture", "words", "both"] | None = None
     """What answers: pictures, words that are said (subtitles), or both, their ranks fused (default: both where there are
     subtitles); hits say why."""

@@ -106,6 +106,7 @@ class Encoders(Generic[P]):
         asked: Devices, as in `devices_of`.
         precision: One of PRECISIONS.
         wake: Called by a thread that has encoded a batch.
+        every: Vectors are (n, 1 + F, w): of windows, and behind each those of its frames.
 
     Attributes:
         batch: Windows that a batch may have.
@@ -114,14 +115,20 @@ class Encoders(Generic[P]):
     """
 
     def __init__(
-        self, model: VideoTextEncoder, asked: Sequence[str], precision: str, wake: Callable[[], object]
+        self,
+        model: VideoTextEncoder,
+        asked: Sequence[str],
+        precision: str,
+        wake: Callable[[], object],
+        *,
+        every: bool = False,
     ) -> None:
         devices = devices_of(model, asked)
         self.precision = precision_on(devices, precision)
         self.batch = _GPU_BATCH if devices[0].type == "cuda" else _CPU_BATCH
         self.parity: float | None = None
         self.stillness = Stillness()
-        self._wake = wake
+        self._wake, self._every = wake, every
         self._queue: queue.Queue[tuple[Sequence[P], np.ndarray] | None] = queue.Queue()
         self._done: queue.SimpleQueue[Done[P] | BaseException] = queue.SimpleQueue()
         self._under_way = 0
@@ -183,12 +190,12 @@ class Encoders(Generic[P]):
 
     def _vectors(self, model: VideoTextEncoder, frames: torch.Tensor) -> np.ndarray:
         if self.precision == "fp32":
-            return encoded(model, frames)
-        vectors = encoded(model, frames, bf16=True)
+            return encoded(model, frames, every=self._every)
+        vectors = encoded(model, frames, bf16=True, every=self._every)
         if self.parity is None:
-            exact = encoded(model, frames)
-            lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(vectors, axis=1)
-            self.parity = float(((exact * vectors).sum(axis=1) / np.maximum(lengths, 1e-12)).min())
+            exact = encoded(model, frames, every=self._every)
+            lengths = np.linalg.norm(exact, axis=-1) * np.linalg.norm(vectors, axis=-1)
+            self.parity = float(((exact * vectors).sum(axis=-1) / np.maximum(lengths, 1e-12)).min())
         return vectors
 
 

@@ -66,6 +66,7 @@ def embed(
     model_path: str | None = None,
     window: float = 8.0,
     stride: float = 4.0,
+    segments: str = "windows",
     uris: Sequence[Path] = (),
     access: Access | None = None,
     exclude: Sequence[str] = (),
@@ -83,13 +84,14 @@ def embed(
         model: A `vtr.VideoTextModel`.
         model_path: Written down for the library.
         window, stride: Seconds of a segment and between the starts of two.
+        segments: "windows", "shots" or "auto", see `read_windows`.
         uris: Lists whose rows may be addresses.
         access: What may be fetched.
         exclude: Patterns of files to leave out of folders.
         part_bytes: Most bytes of media in a part.
         work: Processes and devices that it works with.
     """
-    settings = settings_of(model, model_path, window, stride)
+    settings = settings_of(model, model_path, window, stride, segments)
     todo = wanted(named, uris=uris, exclude=exclude)
     begin(out, settings)
     with Pipeline(model, settings, work) as machine:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from vtr.data.cleaning import clean_caption
 from vtr.data.decode import DecodeError, Windows, probe, read_moment, read_moments, read_windows, reduced_to
+from vtr.data.decode.shots import grid_of
 from vtr.data.decode.types import Source
+from vtr.data.decode.windows import LONG
 from vtr.data.transforms import eval_frames
-from vtr.errors import VtrError
+from vtr.errors import UsageError, VtrError
 from vtr.library.files import media_source
 from vtr.library.settings import LibrarySettings
 from vtr.models.base import TextFeatures
@@ -46,7 +48,9 @@ BATCH = 16  # windows that are encoded together
 EXAMPLE_WINDOWS = 32  # of a clip that is searched by
 
 
-def settings_of(model: VideoTextEncoder, model_path: str | None, window: float, stride: float) -> LibrarySettings:
+def settings_of(
+    model: VideoTextEncoder, model_path: str | None, window: float, stride: float, segments: str = "windows"
+) -> LibrarySettings:
     """What a library or a folder of embeddings writes down of a model."""
     return LibrarySettings(
         model=model_path,
@@ -55,15 +59,41 @@ def settings_of(model: VideoTextEncoder, model_path: str | None, window: float, 
         window=window,
         stride=stride,
         frames=int(model.config.video.num_frames),
+        cutting=segments,
     )
 
 
-def encoded(model: VideoTextEncoder, frames: Tensor | Sequence[Tensor], *, bf16: bool = False) -> np.ndarray:
-    """Vectors (n, w) of n windows: frames uint8 (n, T, 3, S, S), encoded under bf16 autocast where that is asked for."""
+def frame_count(model: VideoTextEncoder) -> int:
+    """F: vectors of single frames that a model gives of a window.
+
+    Raises:
+        UsageError: It gives one vector of all frames.
+    """
+    size = model.config.video.image_size
+    blank = torch.zeros(1, model.config.video.num_frames, 3, size, size, dtype=torch.uint8)
+    count = encoded(model, blank, every=True).shape[1] - 1
+    if count < 2:
+        raise UsageError(
+            lambda say: f"{say.name('frame_vectors')}: this model gives one vector of all frames of a segment"
+        )
+    return count
+
+
+def encoded(
+    model: VideoTextEncoder, frames: Tensor | Sequence[Tensor], *, bf16: bool = False, every: bool = False
+) -> np.ndarray:
+    """Vectors (n, w) of n windows: frames uint8 (n, T, 3, S, S), encoded under bf16 autocast where that is asked for.
+
+    With `every` (n, 1 + F, w): behind each those of its frames.
+    """
     model.eval()
     with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         batch = frames if isinstance(frames, Tensor) else torch.stack(list(frames))
-        out = model.encode_video(batch).embedding.float().cpu().numpy()
+        found = model.encode_video(batch)
+        vectors = found.embedding
+        if every:
+            vectors = torch.cat([vectors[:, None], found.frame_embeddings], 1)
+        out = vectors.float().cpu().numpy()
     if not np.isfinite(out).all():
         raise VtrError("the model gives embeddings that are not finite: is it a trained one?")
     return out
@@ -86,6 +116,7 @@ class Cut:
     size: int
     antialias: bool
     keyframes: bool = False
+    cutting: str = "windows"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -104,6 +135,7 @@ class Cut:
             keyframes=self.keyframes,
             threads=None if alone else 1,
             thorough=thorough,
+            segments=self.cutting,
         )
 
 
@@ -116,6 +148,7 @@ def cut_of(settings: LibrarySettings, model: VideoTextEncoder) -> Cut:
         size=model.config.video.image_size,
         antialias=model.config.antialias,
         keyframes=settings.keyframes,
+        cutting=settings.cutting,
     )
 
 
@@ -210,5 +243,12 @@ def frames_of(
         lasts=lasts,
         least=reduced_to(size),
         isolated=isolated,
+        grid=_grid(settings, lasts) if start is not None else 0.0,
     )
     return eval_frames(clip.frames, size, antialias=model.config.antialias)
+
+
+def _grid(settings: LibrarySettings, lasts: float | None) -> float:
+    """Seconds between two looks at a film that was cut along its shots; 0 for one that was not."""
+    along = settings.cutting == "shots" or (settings.cutting == "auto" and (lasts or 0.0) > LONG)
+    return grid_of(settings.window, settings.frames) if along else 0.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vtr.data.subtitles import Cue
+from vtr.library.calibrate import MARKED
 from vtr.library.files import shown
 from vtr.library.rows import Metadata
 from vtr.library.wanted import FUSE_AFTER, Measure
@@ -118,10 +119,15 @@ class Hit:
             the model's temperature plus the decoder's log-odds), "words" (share of the query's words that are said,
             weighted by how rare they are), "fused" (the sum of 1 / (60 + rank) by pictures and by words).
         match: The score between 0 and 1.
+        confidence: The share of unrelated texts whose best hit in this library scores lower, 0 to 1; None for examples, and
+            where the library does not know. It is of the similarity, re-ranked or not.
         by: What it was found by: "picture", "words", or both.
         words: Share of the query's words that are said there, weighted by how rare they are.
         said: The subtitles in which they are, as (start, end, text).
         copies: Other files of the same content.
+        refined: Its ends were found between those of segments, by vectors of single frames.
+        steps: The moments of a query for several things in order, each with its text; the hit itself is that of the query's
+            own text, and its score is their mean.
         keyframes: Only key frames of the video were looked at when it was indexed: a quick look.
         metadata: The video's metadata.
     """
@@ -138,16 +144,42 @@ class Hit:
     moment: int = 1
     measure: Measure = "similarity"
     match: float = 0.0
+    confidence: float | None = None
     by: tuple[Way, ...] = ("picture",)
     words: float = 0.0
     said: tuple[Cue, ...] = ()
     copies: tuple[str, ...] = ()
+    refined: bool = False
+    steps: tuple[Step, ...] = ()
     keyframes: bool = False
     metadata: Metadata = field(default_factory=dict, hash=False)
+
+    @property
+    def weak(self) -> bool:
+        """Whether so many unrelated texts score as high that it is hardly what was asked for."""
+        return self.confidence is not None and self.confidence < MARKED
 
     def __repr__(self) -> str:
         copies = f", {len(self.copies)} copies" if self.copies else ""
         return f"<Hit {self.rank}: {self.measure} {match_text(self)}, {shown(self.path)} {when(self)}, #{self.segment}{copies}>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One of several moments that were asked for in this order.
+
+    Attributes:
+        text: What was asked for.
+        start, end: Seconds.
+        segment: Its id.
+        similarity: To its own text.
+    """
+
+    text: str
+    start: float
+    end: float
+    segment: int
+    similarity: float
 
 
 class Hits(list[Hit]):
@@ -177,7 +209,13 @@ def when(hit: Hit) -> str:
 
 def hit_dict(hit: Hit) -> dict[str, object]:
     """A hit as plain values for JSON."""
-    values = {**asdict(hit), "copies": list(hit.copies), "by": list(hit.by), "said": [c._asdict() for c in hit.said]}
+    steps = [_rounded(asdict(step)) for step in hit.steps]
+    said = [c._asdict() for c in hit.said]
+    lists = {"copies": list(hit.copies), "by": list(hit.by), "said": said, "steps": steps}
+    return {**_rounded(asdict(hit)), **lists, "weak": hit.weak}
+
+
+def _rounded(values: dict[str, object]) -> dict[str, object]:
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
 
 
@@ -189,6 +227,8 @@ def hit_lines(hits: Sequence[Hit]) -> list[str]:
         f"{hit.measure:>{named}} {match_text(hit):>5}  {time:>{width}}  #{hit.segment:<6} "
         f"{'  ' if hit.moment > 1 else ''}{shown(hit.path)}{_copies(hit)}{why(hit)}"
         + ("  (key frames only)" if hit.keyframes else "")
+        + (f"  (weak: {hit.confidence:.2f})" if hit.weak else "")
+        + (f"  [{' → '.join(f'{s.text} {s.start:.1f}-{s.end:.1f}s' for s in hit.steps)}]" if hit.steps else "")
         for hit, time in zip(hits, times)
     ]
 

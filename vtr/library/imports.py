@@ -42,6 +42,7 @@ def build_from(folder: Path, out: Path, *, max_memory: int | None = None, token_
                 store.begin_import(path.name, *own)
                 _import(store, path, part)
         library.update_index()
+        library.calibrate(model=False)
     return library
 
 

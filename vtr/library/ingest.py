@@ -321,8 +321,13 @@ class Ingest:
             return False
         other = others[0]
         spans, rows = self.store.spans_of(other.id)
-        vectors = self.store.vectors()[rows]
-        same = Embedded(spans=spans, vectors=vectors, duration=other.duration, lacking=other.lacking)
+        same = Embedded(
+            spans=spans,
+            vectors=self.store.vectors()[rows],
+            duration=other.duration,
+            lacking=other.lacking,
+            frames=self.store.frame_rows(rows),
+        )
         self._record(name, known, seen, same, other)
         self.report.known += 1
         return True
@@ -340,7 +345,7 @@ class Ingest:
         with self.store.change():
             if known:
                 self.store.delete_video(known.id)
-            first = self.store.append(vectors) if len(vectors) else 0
+            first = self.store.append(vectors, found.frames) if len(vectors) else 0
             number = self.store.insert_video(
                 name,
                 seen,

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import sys
-import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -22,16 +20,13 @@ import numpy as np
 from vtr.errors import VtrError
 from vtr.library import index as indexes
 from vtr.library.files import full_name, shown
-from vtr.library.found import Found, Hit, Hits, hit_dict
-from vtr.library.hearing import Hearing
+from vtr.library.found import Hit, Hits, hit_dict
 from vtr.library.index_types import Description
-from vtr.library.rows import SegmentRow
+from vtr.library.reading import StoredSearcher
 from vtr.library.scan import below, no_folder, unmounted
 from vtr.library.settings import ALL, Compacted, Info, LibrarySettings, Work, check_windows
-from vtr.library.store import MissingVectors, Store, is_damage
+from vtr.library.store import Store
 from vtr.library.tokens import TokenCache
-from vtr.library.wanted import Wanted
-from vtr.library.where import Node, to_sql
 
 if TYPE_CHECKING:
     from vtr.data.uri import Access
@@ -42,11 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["Hit", "Hits", "Library", "hit_dict"]
 
 T = TypeVar("T")
-_FILTERS = 8  # filters whose segments are remembered until the library changes
 _OWN = ("library.db", "library.db-wal", "library.db-shm", "lock")
 
 
-class Library(Hearing):
+class Library(StoredSearcher):
     """A search library on disk; use `create` or `open`.
 
     Any number of processes may search while one writes. An object may be used from several threads at once.
@@ -55,16 +49,13 @@ class Library(Hearing):
     def __init__(
         self, path: Path, settings: LibrarySettings, model: VideoTextEncoder | None, *, create: bool = False
     ) -> None:
-        self.path: Path = path
+        self.path = path
         self.settings = settings
         self._model = model
         self._model_path = settings.model
-        self.store = Store(path, settings.width, create=create)
         self._cache = TokenCache(path / "tokens", settings.token_cache or 0)
-        self._seen: indexes.Snapshot | None = None
-        self._lock = threading.RLock()  # over what threads share: the snapshot, the model while it is loaded
         self._indexed_up_to = 0
-        self._own = threading.local()  # patient: an index newer than the database seen is a matter of the moment
+        super().__init__(Store(path, settings.width, create=create))
 
     @classmethod
     def create(
@@ -75,6 +66,8 @@ class Library(Hearing):
         model_path: str | None = None,
         window: float = 8.0,
         stride: float = 4.0,
+        segments: str | None = None,
+        frame_vectors: bool | None = None,
         max_memory: int | None = None,
         token_cache: int | None = None,
     ) -> Library:
@@ -85,20 +78,28 @@ class Library(Hearing):
             model: The model (or its path) that embeds videos and queries.
             model_path: Where a model given as an object is stored, so that `open` finds it.
             window, stride: Seconds of a segment and between the starts of two.
+            segments: "windows": one after the other. "shots": none crosses a cut. "auto": shots in films over two minutes.
+                Default: what the library has, "auto" for a new one.
+            frame_vectors: Also keep the vectors of single frames (int8), for finer boundaries. Default: as it is, not kept
+                in a new one.
             max_memory: Bytes the index may take; default: half of the machine's. Written down.
             token_cache: Bytes of visual tokens kept on disk for re-ranking; default: none. Written down.
 
         Raises:
             VtrError: The folder holds something else, a library of another model or other windows, or is not writable.
         """
-        from vtr.library.encode import load_encoder, settings_of
+        from vtr.library.encode import frame_count, load_encoder, settings_of
 
-        check_windows(window, stride)
+        there = LibrarySettings.read(Path(path)) if (Path(path) / "library.json").is_file() else None
+        segments = segments or (there.cutting if there else "auto")
+        frame_vectors = bool(there and there.frame_vectors) if frame_vectors is None else frame_vectors
+        check_windows(window, stride, segments)
         if isinstance(model, str | Path):
             # A hub id stays as it is; a folder is remembered by its full path.
             model_path = os.path.abspath(model) if Path(model).exists() else str(model)
             model = load_encoder(model)
-        settings = settings_of(model, model_path, window, stride)
+        settings = settings_of(model, model_path, window, stride, segments)
+        settings = replace(settings, frame_vectors=frame_count(model) if frame_vectors else 0)
         return cls.create_from(path, settings, model, max_memory=max_memory, token_cache=token_cache)
 
     @classmethod
@@ -120,7 +121,7 @@ class Library(Hearing):
                     f"{path} was made with another model ({library.settings.fingerprint[:12]}, asked for "
                     f"{settings.fingerprint[:12]}): use that one, or build another library"
                 )
-            library._agree(settings.window, settings.stride)
+            library._agree(settings)
         else:
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -181,17 +182,31 @@ class Library(Hearing):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _agree(self, window: float, stride: float, keyframes: bool | None = None) -> None:
+    def _agree(self, wanted: LibrarySettings) -> None:
         own = self.settings
-        if keyframes not in (None, own.keyframes):
+        if wanted.keyframes != own.keyframes:
             raise VtrError(
                 f"{self.path} was made of {'key frames' if own.keyframes else 'all frames'}: leave --frames out, or "
                 "choose another folder"
             )
-        if (own.window, own.stride) != (window, stride):
+        if (own.window, own.stride) != (wanted.window, wanted.stride):
             raise VtrError(
                 f"{self.path} has windows of {own.window:g} s every {own.stride:g} s, "
-                f"asked for {window:g} and {stride:g}: leave them out, or choose another folder"
+                f"asked for {wanted.window:g} and {wanted.stride:g}: leave them out, or choose another folder"
+            )
+        if own.cutting != wanted.cutting:
+            raise VtrError(
+                lambda say: (
+                    f"{self.path} was made with {say.given('segments', own.cutting)}, asked for {wanted.cutting}: name "
+                    "that, or choose another folder"
+                )
+            )
+        if own.frame_vectors != wanted.frame_vectors:
+            raise VtrError(
+                lambda say: (
+                    f"{self.path} was made with{'' if own.frame_vectors else 'out'} {say.name('frame_vectors')}: do the "
+                    "same, or choose another folder"
+                )
             )
 
     def _write_settings(self, settings: LibrarySettings | None = None) -> None:
@@ -244,6 +259,7 @@ class Library(Hearing):
             self.set_windows(window, stride, keyframes)
             ingest.add(files)
             self.update_index()
+            self.calibrate()
         return add_addresses(self, uris, access=access, report=ingest.report, work=work) if uris else ingest.report
 
     def sync(
@@ -294,6 +310,7 @@ class Library(Hearing):
             ingest.add(files, hashed=not quick, gone=gone)
             ingest.forget(gone)
             self.update_index()
+            self.calibrate(model=False)
         return ingest.report
 
     def _choose(self, exclude: Sequence[str] | None, include_hidden: bool | None) -> None:
@@ -331,7 +348,7 @@ class Library(Hearing):
         wanted = self.settings.with_windows(window, stride, keyframes)
         if self.store.segments() == 0 and wanted != self.settings:
             self._write_settings(wanted)
-        self._agree(wanted.window, wanted.stride, wanted.keyframes)
+        self._agree(wanted)
 
     @contextlib.contextmanager
     def pipeline(self, work: Work) -> Iterator[Pipeline]:
@@ -364,6 +381,7 @@ class Library(Hearing):
                         raise VtrError(f"{path} is not in {self.path}; nothing was removed")
                     count += gone
             self.update_index()
+            self.calibrate(model=False)
         return count
 
     def compact(self) -> Compacted:
@@ -374,6 +392,7 @@ class Library(Hearing):
         with self.store.writing():
             saved = self.store.compact()
             self.update_index(anew=True)
+            self.calibrate()
         return {"segments": self.store.segments(), "saved": saved, "index": self.settings.index}
 
     def update_index(self, *, anew: bool = False) -> None:
@@ -427,142 +446,12 @@ class Library(Hearing):
                 file=sys.stderr,
             )
 
-    def belongs(self, described: Description) -> bool:
-        """Whether an index was made of this library as it is now or was before: not after a database was restored."""
-        return described.get("library") == self.settings.id and not self._newer(described)
-
-    def _newer(self, described: Description) -> bool:
-        return int(described.get("generation", 0)) > self.store.generation()
-
     def _describe(self, description: Description) -> None:
         kept = Description(**{k: v for k, v in description.items() if k not in ("bytes", "crc", "library")})  # type: ignore[typeddict-item]
         if self.settings.index != kept:
             self._write_settings(replace(self.settings, index=kept))
 
-    # -- reading ------------------------------------------------------------------------------------------------------
-
-    def snapshot(self) -> indexes.Snapshot:
-        """What is searched now; within `store.reading()` it fits what the database shows there."""
-        with self._lock:
-            return self._snapshot()
-
-    def _snapshot(self) -> indexes.Snapshot:
-        generation, part = self.store.generation(), self.store.part()
-        seen = self._seen
-        if seen is None or (seen.generation, seen.part) != (generation, part):
-            path = self.path / "index.faiss"
-            described = indexes.describe(path)
-            if getattr(self._own, "patient", False) and described is not None and self._newer(described):
-                raise MissingVectors(f"{path} was replaced at that moment")  # look again: the database is newer too
-            base, damaged = None, False
-            kept = seen.base if seen is not None else None
-            if kept is not None and described is not None and kept.description["crc"] == described["crc"]:
-                base = kept  # only the tail has changed
-            if base is None and path.is_file():
-                base = indexes.read(path) if described is not None and self.belongs(described) else None
-                damaged = base is None
-            tail = self.store.pairs(base.description["last"] if base else 0)
-            tail = tail[np.argsort(tail[:, 1], kind="stable")]
-            if damaged and len(tail) > indexes.EXACT_UP_TO and not (seen and seen.damaged):
-                print(
-                    f"warning: {path} is damaged or of another library: searching without it, which is slower; "
-                    f"vtr index compact {self.path} makes it anew",
-                    file=sys.stderr,
-                )
-            seen = indexes.Snapshot(base, tail, self.store.vectors(), generation, part, damaged)
-            self.store.check_place()  # the vectors and the index were opened by their names
-            self._seen = seen
-        return seen
-
-    def read(self, function: Callable[[], T]) -> T:
-        """Call within one view of the database; again where vectors or index were replaced at that moment."""
-        try:
-            for _ in range(5):
-                try:
-                    self._own.patient = True
-                    with self.store.reading():
-                        return function()
-                except MissingVectors:
-                    continue
-                finally:
-                    self._own.patient = False
-            with self.store.reading():
-                return function()
-        except sqlite3.Error as error:
-            if not is_damage(error):
-                raise VtrError(f"{self.path}/library.db cannot be read at the moment ({error})") from error
-            raise VtrError(
-                lambda say, why=str(error): (  # type: ignore[misc]
-                    f"{self.path}/library.db cannot be read ({why}); {say.call('index verify')} says more, "
-                    "restore it or build anew"
-                )
-            ) from error
-
-    def _nothing(self) -> bool:
-        return bool(self.read(self.store.empty))
-
-    def columns(self) -> list[str]:
-        """Names of the metadata columns."""
-        return list(self.read(self.store.columns))
-
-    def _allowed(self, where: Node | None, snapshot: indexes.Snapshot) -> np.ndarray | None:
-        """Ids and rows of the segments a filter allows; within `read`."""
-        if where is None:
-            return None
-        kept = snapshot.filters.get(where)
-        if kept is None:
-            values: list[object] = []
-            kept = self.store.pairs(0, to_sql(where, values), values)
-            with self._lock:
-                while len(snapshot.filters) >= _FILTERS:
-                    snapshot.filters.pop(next(iter(snapshot.filters)))
-                snapshot.filters[where] = kept
-        return kept
-
-    def _nearest(self, wanted: Wanted, count: int, where: Node | None) -> tuple[list[Found], bool]:
-        def read() -> tuple[list[Found], bool]:
-            snapshot = self.snapshot()
-            allowed = self._allowed(where, snapshot)
-            total = len(snapshot) if allowed is None else len(allowed)
-            if total == 0:
-                return [], True
-            scores, ids = snapshot.nearest(wanted, min(count, total), allowed, self.store.rows_of)
-            return self._found(scores, ids), count >= total
-
-        return self.read(read)
-
-    def _moments(self, wanted: Wanted, paths: Sequence[str], where: Node | None) -> list[Found]:
-        def read() -> list[Found]:
-            snapshot = self.snapshot()
-            allowed = self._allowed(where, snapshot)
-            pairs = self.store.pairs_of(paths)
-            if allowed is not None:
-                pairs = pairs[np.isin(pairs[:, 0], allowed[:, 0])]
-            scores = wanted.scores(snapshot.vectors[pairs[:, 1]])
-            order = np.argsort(-scores, kind="stable")
-            return self._found(scores[order], pairs[order, 0])
-
-        return self.read(read)
-
-    def _vector_of(self, segment: int) -> tuple[np.ndarray, Found]:
-        def read() -> tuple[np.ndarray, Found]:
-            row = self.store.details([segment]).get(segment)
-            if row is None:
-                raise VtrError(f"{self.path} has no segment {segment}; hits show theirs as #NUMBER")
-            return np.array(self.store.vectors()[row.row]), _found(row, 1.0)
-
-        return self.read(read)
-
-    def _copies(self, contents: Collection[str]) -> dict[str, list[str]]:
-        return self.read(lambda: self.store.copies(contents))
-
-    def _found(self, scores: np.ndarray, ids: np.ndarray) -> list[Found]:
-        details = self.store.details(ids.tolist())
-        return [
-            _found(row, score)
-            for score, segment in zip(scores.tolist(), ids.tolist())
-            if (row := details.get(segment)) is not None  # else it was removed since the index was made
-        ]
+    # -- what it holds ------------------------------------------------------------------------------------------------
 
     def info(self) -> Info:
         """Counts, settings, the files that could not be read with their reasons, and those that are cut off."""
@@ -578,7 +467,3 @@ class Library(Hearing):
             "subtitles": [shown(line) for line in problems],
         }
         return cast(Info, {"path": str(self.path), **self.settings.as_json(), **counted})
-
-
-def _found(row: SegmentRow, score: float) -> Found:
-    return Found(score, score, False, row.id, row.path, row.start, row.end, row.duration, row.metadata, row.sha256)

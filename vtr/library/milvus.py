@@ -167,7 +167,7 @@ def push(library: Library, address: str, *, staging: str | None = None, bulk_fro
     if staging is not None and uri.startswith("/"):
         raise UsageError("Milvus Lite imports nothing in bulk: leave the staging place out")
     client = _connected(uri)
-    own = {**{k: getattr(library.settings, k) for k in ORIGIN}, "id": library.settings.id, "collection": _FORMAT}
+    own = {**library.settings.origin, "id": library.settings.id, "collection": _FORMAT}
     there = _settings_of(client, uri, name)
     if there is None:
         own = _made(client, uri, name, own)

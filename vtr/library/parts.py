@@ -253,10 +253,11 @@ def begin(out: Path, settings: LibrarySettings) -> None:
         raise VtrError(
             lambda say, why=error.strerror: f"{say.given('out', out)}: cannot be written ({why})"  # type: ignore[misc]
         ) from error
-    there = read_settings(out).origin
-    for key in ORIGIN[1:]:
-        if there[key] != settings.origin[key]:
-            raise VtrError(f"{out} has {key} {there[key]}, asked for {settings.origin[key]}: choose another folder")
+    there = read_settings(out)
+    for key in (*ORIGIN[1:], "cutting"):
+        old, new = getattr(there, key), getattr(settings, key)
+        if old != new:
+            raise VtrError(f"{out} has {key} {old}, asked for {new}: choose another folder")
 
 
 def read_settings(folder: Path) -> LibrarySettings:

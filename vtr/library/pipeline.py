@@ -22,6 +22,7 @@ from vtr.data.subtitles import Cue, Track
 from vtr.library.decoders import Decoder, Decoders, Message, Opener, default_workers, forkable, told
 from vtr.library.devices import Encoders
 from vtr.library.encode import cut_of
+from vtr.library.frame_vectors import packed
 from vtr.library.rows import Embedded, Failure, Span
 from vtr.library.settings import ALL, LibrarySettings, Work
 
@@ -93,13 +94,16 @@ class _Item:
             return
         if not self.spans:
             return self.fail(Failure(reason=f"{self.name or 'upload'}: no frames"))
-        vectors = np.stack([self.vectors[place] for place in range(len(self.spans))])
+        vectors, frames = np.stack([self.vectors[place] for place in range(len(self.spans))]), None
+        if vectors.ndim == 3:
+            vectors, frames = np.ascontiguousarray(vectors[:, 0]), packed(vectors[:, 1:])
         self.result = Embedded(
             spans=self.spans,
             vectors=vectors,
             duration=self.end["duration"],
             lacking=self.end["lacking"],
             sha256=self.end.get("sha256"),
+            frames=frames,
             tracks=[
                 Track(name=name, cues=[Cue(*cue) for cue in cues], problem=problem)
                 for name, cues, problem in self.end["tracks"]
@@ -157,7 +161,9 @@ class Pipeline:
         self._cut = cut_of(settings, model)
         self._ear, self._mouth = os.pipe()  # a thread that has encoded a batch wakes the one that waits
         os.set_blocking(self._ear, False)
-        self._encoders: Encoders[_Place] = Encoders(model, work.devices, work.precision, self._call)
+        self._encoders: Encoders[_Place] = Encoders(
+            model, work.devices, work.precision, self._call, every=settings.frame_vectors > 0
+        )
         most = default_workers() if work.workers is None or not forkable() else work.workers
         self._decoders = Decoders(self._cut, most, self._encoders.stillness.still)
         self._of: dict[Decoder, _Item] = {}

@@ -26,6 +26,7 @@ CREATE INDEX IF NOT EXISTS videos_by_size ON videos(bytes);
 CREATE INDEX IF NOT EXISTS videos_by_origin ON videos(origin) WHERE origin IS NOT NULL;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS unrelated (number INTEGER PRIMARY KEY, vector BLOB NOT NULL, score REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS imports (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, modified REAL NOT NULL);
 """
 # Columns of `videos` that older libraries lack.
@@ -264,6 +265,15 @@ class Records:
         rows = self.db.execute(sql, (video,)).fetchall()
         return [Span(r[0], r[1]) for r in rows], [r[2] for r in rows]
 
+    def spans_between(self, path: str, low: float, high: float) -> tuple[list[Span], list[int]]:
+        """As `spans_of`, of those segments of the video at a path that reach into a span, by time."""
+        sql = (
+            "SELECT start, end, row FROM segments WHERE video = (SELECT id FROM videos WHERE path = ?) "
+            "AND end >= ? AND start <= ? ORDER BY start"
+        )
+        rows = self.db.execute(sql, (path, low, high)).fetchall()
+        return [Span(r[0], r[1]) for r in rows], [r[2] for r in rows]
+
     def rows_of_videos(self) -> Iterator[tuple[str, int | None, list[int]]]:
         """Path, checksum and rows of each video that has segments."""
         sql = "SELECT videos.id, path, crc, row FROM videos JOIN segments ON segments.video = videos.id ORDER BY videos.id, row"
@@ -286,6 +296,23 @@ class Records:
             marks = ",".join("?" * len(part))
             rows.update(self.db.execute(f"SELECT id, row FROM segments WHERE id IN ({marks})", part).fetchall())
         return np.array([rows.get(int(i), -1) for i in ids], np.int64)
+
+    # -- texts that have no answer, see vtr.library.calibrate ---------------------------------------------------------
+
+    def unrelated(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (m, w) and best scores (m,) of unrelated texts; none in a library of before there were any."""
+        try:
+            rows = self.db.execute("SELECT vector, score FROM unrelated ORDER BY number").fetchall()
+        except sqlite3.OperationalError:
+            rows = []
+        vectors = np.array([np.frombuffer(r[0], np.float32) for r in rows], np.float32)
+        return vectors, np.array([r[1] for r in rows], np.float64)
+
+    def set_unrelated(self, vectors: np.ndarray, scores: np.ndarray) -> None:
+        """Replace them, within `change`."""
+        self.db.execute("DELETE FROM unrelated")
+        rows = zip(vectors.astype(np.float32), scores.tolist())
+        self.db.executemany("INSERT INTO unrelated (vector, score) VALUES (?, ?)", ((v.tobytes(), s) for v, s in rows))
 
     # -- checks -------------------------------------------------------------------------------------------------------
 

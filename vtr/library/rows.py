@@ -35,7 +35,8 @@ class Embedded:
     """A file as the model saw it: its segments, their vectors (n, w), and its length in seconds.
 
     `lacking` says what the file promises and does not hold; "" where it is whole. `sha256` is its content's hash; None
-    where it was not read whole. `tracks` are the text tracks inside it; None where it was not looked for them.
+    where it was not read whole. `frames` are the rows of its frames' vectors (`vtr.library.frame_vectors`), where they are
+    kept. `tracks` are the text tracks inside it; None where it was not looked for them.
     """
 
     spans: list[Span]
@@ -43,6 +44,7 @@ class Embedded:
     duration: float
     lacking: str = ""
     sha256: str | None = None
+    frames: np.ndarray | None = None
     tracks: Sequence[Track] | None = None
 
 

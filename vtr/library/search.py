@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 import numpy as np
 
 from vtr.errors import UsageError, VtrError
+from vtr.library.asked import check, listed
+from vtr.library.calibrate import MARKED, check_least
 from vtr.library.files import shown
 from vtr.library.found import Found, Hit, Hits, Moment, distinct, fused, moments_of
+from vtr.library.pairs import in_order
 from vtr.library.settings import LibrarySettings
 from vtr.library.tokens import TokenCache
 from vtr.library.wanted import MINUS, Wanted, match
@@ -36,7 +39,6 @@ _LOADING = threading.RLock()  # threads that share a searcher load its model onc
 _FUSED = 100  # hits that are ranked by pictures and by words before their ranks are fused
 WAYS = ("picture", "words", "both")
 By = Literal["picture", "words", "both"]
-_MOST = 1000  # hits of one query; more is an export
 
 
 class Query(NamedTuple):
@@ -162,6 +164,11 @@ class Searcher(ABC):
         moments: int = 1,
         unmerged: bool = False,
         by: By | None = None,
+        unrefined: bool = False,
+        min_score: float | None = None,
+        then: str | None = None,
+        before: str | None = None,
+        within: float = 60.0,
     ) -> Hits:
         """The best moments for a query, best first; one moment a video unless asked for more.
 
@@ -185,42 +192,123 @@ class Searcher(ABC):
             by: "picture", "words" (what is said: subtitles and text tracks) or "both", the ranks by each fused. Default:
                 both where the library has subtitles and something is asked for in words. By words, no model is needed,
                 and a hit is as long as what is said.
+            unrefined: Hits begin and end where segments do, though the library keeps vectors of single frames.
+            min_score: Leave out hits of a lower `confidence`. Default: all are given; those that are `weak` say so.
+            then, before: What happens after it, or before it, in the same video: one hit a video, by the mean similarity;
+                `steps` are all of them in order.
+            within: Seconds that may lie between one and the next.
 
         Raises:
             UsageError: An empty query, a number out of range, a filter that does not parse.
             VtrError: What the query names cannot be read; the library cannot be read.
         """
-        texts, against, likes = _listed(text), _listed(minus), _examples(like)
-        if texts == [""] and (likes or more is not None):
-            texts = []
-        _check(texts, likes, more, k=k, rerank=rerank, moments=moments, all_moments=all_moments)
+        check_least(min_score)
+        texts, against, likes = listed(text), listed(minus), _examples(like)
+        if then is not None or before is not None:
+            alone = not (rerank or all_moments or against or likes or more is not None or moments > 1 or unmerged or by)
+            return self._in_order(texts, before, then, within, k, where, min_score, alone)
+        texts = [] if texts == [""] and (likes or more is not None) else texts
+        check(texts, likes, more, k=k, rerank=rerank, moments=moments, all_moments=all_moments)
         by = self._way(by, texts, bool(likes) or more is not None, rerank)
         said = (texts, against)  # as they were given: quotes make a phrase
         texts, against = [_words(t) for t in texts], [_words(t) for t in against]
-        if rerank:
-            self._check_reranks(rerank)
+        self._check_reranks(rerank)
         notes: list[str] = []
         condition = self._condition(where, notes)
         if self._nothing():
             return Hits(notes=notes)
-        if by == "words":
-            query, own = Query(Wanted(), None, []), None
-        else:
+        query, own = Query(Wanted(), None, []), None
+        if by != "words":
             query, own = self._query(texts, against, likes, more, notes)
-
-        def arranged(found: Sequence[Found]) -> list[list[Moment]]:
-            return _arranged(found, all_moments=all_moments, unmerged=unmerged)
-
+        arranged = partial(_arranged, all_moments=all_moments, unmerged=unmerged)
         left = _others(own, all_moments=all_moments, unmerged=unmerged)
         enough = partial(self._enough, left=left, arranged=arranged, unmerged=unmerged)
         found = self._answers(by, query, said, k, rerank, condition, enough, notes)
         groups = arranged(found)[:k]
         if moments > 1 and groups:
             groups = self._grouped(query.wanted, found, groups, condition, unmerged)
-        return Hits(self._with_said(self._hits(groups, moments, query, unmerged), said[0]), notes)
+        hits = self._sure(query.wanted, self._hits(groups, moments, query, unmerged), min_score, notes)
+        return Hits(self._with_said(hits if unmerged or unrefined else self._finer(query.wanted, hits), said[0]), notes)
+
+    def _in_order(
+        self,
+        texts: list[str],
+        before: str | None,
+        then: str | None,
+        within: float,
+        k: int,
+        where: str | None,
+        least: float | None,
+        alone: bool,
+    ) -> Hits:
+        """Hits of a text that others come after or before, see `search`."""
+        if not alone or len(texts) != 1:
+            raise UsageError(
+                lambda say: (
+                    f"{say.name('then')} and {say.name('before')} go with one text, {say.name('k')}, {say.name('where')}, "
+                    f"{say.name('within')} and {say.name('min_score')} alone"
+                )
+            )
+        if not 0 <= within < float("inf"):
+            raise UsageError(lambda say: f"{say.given('within', f'{within:g}')}: expected seconds, 0 or more")
+        check(texts, [], None, k=k, rerank=0, moments=1, all_moments=False)
+        told = [t for t in (before, texts[0], then) if t is not None]
+        own = int(before is not None)
+        notes: list[str] = []
+        condition = self._condition(where, notes)
+        if self._nothing():
+            return Hits(notes=notes)
+        queries = [self._query([_words(t)], [], [], None, notes)[0].wanted for t in told]
+        hits = in_order(self, told, queries, own, k, condition, within)
+        if not hits:
+            notes.append(
+                "no video has them in this order and so near; moments shorter than a segment cannot be told apart"
+            )
+        return Hits(self._sure(queries[own], hits, least, notes), notes)
+
+    def asked(
+        self,
+        text: str | Sequence[str] = (),
+        *,
+        minus: str | Sequence[str] = (),
+        like: Example | Sequence[Example] = (),
+        more: int | None = None,
+    ) -> Query:
+        """A query as `search` takes it, as vectors."""
+        texts, against, likes = listed(text), listed(minus), _examples(like)
+        check(texts, likes, more, k=1, rerank=0, moments=1, all_moments=False)
+        return self._query([_words(t) for t in texts], [_words(t) for t in against], likes, more, [])[0]
+
+    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (n, w) of texts."""
+        vectors: np.ndarray = _encoding().encoded_texts(self.model, texts).embedding.float().cpu().numpy()
+        return vectors
+
+    def _sure(self, wanted: Wanted, hits: list[Hit], least: float | None, notes: list[str]) -> list[Hit]:
+        """Hits with their confidence, without those of less than the least."""
+        hits = self._judged(wanted, hits)
+        known = [hit.confidence for hit in hits if hit.confidence is not None]
+        if least is not None and hits and not known:
+            notes.append(
+                "min_score: it is not known how unrelated texts score here (examples, few segments, or an older library, "
+                "which vtr index compact mends), so nothing is left out"
+            )
+        elif known and max(known) < (MARKED if least is None else least):
+            notes.append(
+                f"nothing like that: {1 - max(known):.0%} of unrelated texts have a hit as good as the best one here"
+            )
+        return [hit for hit in hits if hit.confidence is None or hit.confidence >= (least or 0.0)]
+
+    def _judged(self, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
+        """Hits with their confidence, where the place of vectors knows."""
+        return hits
+
+    def _finer(self, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
+        """The hits with finer ends, where the place of vectors can tell."""
+        return hits
 
     def _check_reranks(self, rerank: int) -> None:
-        if not self.model.reranks:
+        if rerank and not self.model.reranks:
             raise UsageError(
                 lambda say: (
                     f"{say.given('rerank', rerank)}: {self._model_path} has no cross-modal decoder; leave it out"
@@ -473,48 +561,8 @@ def _no_model(place: str, error: VtrError) -> VtrError:
     )
 
 
-def _listed(texts: object) -> list[str]:
-    found = [texts] if isinstance(texts, str) else texts
-    if not isinstance(found, list | tuple) or not all(isinstance(t, str) for t in found):
-        raise UsageError(f"expected a text or a list of texts, found {texts!r}"[:200])
-    return list(found)
-
-
 def _examples(like: Example | Sequence[Example]) -> list[Example]:
     return list(like) if isinstance(like, list | tuple) else [like]  # type: ignore[list-item]
-
-
-def _check(
-    texts: list[str],
-    likes: list[Example],
-    more: int | None,
-    *,
-    k: int,
-    rerank: int,
-    moments: int,
-    all_moments: bool,
-) -> None:
-    for name, value, least in (("k", k, 1), ("rerank", rerank, 0), ("moments", moments, 1)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= _MOST:
-            raise _out_of_range(name, value, least)
-    if all_moments and moments > 1:
-        raise UsageError(
-            lambda say: (
-                f"{say.name('all_moments')} and {say.name('moments')} exclude each other: ranks of their own, or by video"
-            )
-        )
-    if not texts and not likes and more is None:
-        raise UsageError(
-            lambda say: f"an empty query: ask for something in words, with {say.name('like')} or {say.name('more')}"
-        )
-    if rerank and not texts:
-        raise UsageError(
-            lambda say: f"{say.name('rerank')} needs a text: the cross-modal decoder compares videos with words"
-        )
-
-
-def _out_of_range(name: str, value: object, least: int) -> UsageError:
-    return UsageError(lambda say: f"{say.given(name, repr(value))}: expected a whole number from {least} to {_MOST}")
 
 
 def _words(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TypedDict
 
-from vtr.errors import UsageError, VtrError
+from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.files import write_atomically
 from vtr.library.index_types import Description
 
@@ -34,6 +34,8 @@ class LibrarySettings:
         keyframes: Only key frames were looked at: a quick look.
         precision: What vectors were encoded in: "fp32", "bf16", or both; "" before there were any.
         parity: Lowest cosine between vectors in bf16 and in fp32, as it was measured on the first batch; None in fp32.
+        cutting: "windows", along "shots", or "auto" (shots in films over two minutes); see `read_windows`.
+        frame_vectors: Vectors of single frames that are kept of a segment, for finer boundaries; 0: none.
         exclude, include_hidden: Which files are left out of folders, see `vtr.library.scan.find_media`.
     """
 
@@ -49,6 +51,8 @@ class LibrarySettings:
     max_memory: int | None = None
     token_cache: int | None = None
     keyframes: bool = False
+    cutting: str = "windows"
+    frame_vectors: int = 0
     precision: str = ""
     parity: float | None = None
     exclude: tuple[str, ...] = ()
@@ -101,14 +105,18 @@ class LibrarySettings:
         return {k: v for k, v in asdict(self).items() if k not in optional or v != optional[k]}
 
     def with_windows(
-        self, window: float | None, stride: float | None, keyframes: bool | None = None
+        self,
+        window: float | None,
+        stride: float | None,
+        keyframes: bool | None = None,
+        segments: str | None = None,
     ) -> LibrarySettings:
         """The same with other windows, where they are given."""
         window = self.window if window is None else window
         stride = self.stride if stride is None else stride
         check_windows(window, stride)
         quick = self.keyframes if keyframes is None else keyframes
-        return replace(self, window=window, stride=stride, keyframes=quick)
+        return replace(self, window=window, stride=stride, keyframes=quick, cutting=segments or self.cutting)
 
     def encoded_in(self, precision: str, parity: float | None) -> LibrarySettings:
         """The same with vectors in a precision among its own, of which the parity was measured, or not."""
@@ -119,7 +127,8 @@ class LibrarySettings:
     @property
     def origin(self) -> dict[str, object]:
         """What embeddings that leave the library carry with them."""
-        return {k: getattr(self, k) for k in ORIGIN}
+        shots = {} if self.cutting == "windows" else {"cutting": self.cutting}
+        return {**{k: getattr(self, k) for k in ORIGIN}, **shots}
 
 
 class Info(TypedDict, total=False):
@@ -141,6 +150,8 @@ class Info(TypedDict, total=False):
     exclude: list[str]
     include_hidden: bool
     keyframes: bool
+    cutting: str
+    frame_vectors: int
     precision: str
     parity: float | None
     videos: int
@@ -182,11 +193,14 @@ class Work:
 
 
 ALL = Work()
+SEGMENTS = ("windows", "shots", "auto")
 ORIGIN = ("model", "fingerprint", "width", "window", "stride", "frames")
 
 
-def check_windows(window: float, stride: float) -> None:
+def check_windows(window: float, stride: float, segments: str = "windows") -> None:
     """UsageError where windows make no sense."""
+    if segments not in SEGMENTS:
+        raise unknown_name("segments", segments, SEGMENTS)
     if not (0 < window < float("inf") and 0 < stride < float("inf")):
         raise UsageError(
             lambda say: (

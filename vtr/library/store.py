@@ -14,7 +14,7 @@ import time
 import unicodedata
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from vtr.errors import VtrError
 from vtr.library import words
+from vtr.library.frame_vectors import read_rows, write_rows
 from vtr.library.records import LATER, SCHEMA, Records
 
 try:
@@ -192,8 +193,11 @@ class Store(Records, words.Words):
     def _tidy(self) -> None:
         """Delete what killed writers left behind; called with the writer lock held."""
         current = self.vectors_file().name
-        for stale in [*self.folder.glob("embeddings*.f32"), *self.folder.glob("*.tmp")]:
-            if stale.name != current and (stale.suffix == ".f32" or stale.name.startswith(("index.", "library."))):
+        frames = self.frames_file().name
+        vectors = [*self.folder.glob("embeddings*.f32"), *self.folder.glob("frames*.i8")]
+        for stale in [*vectors, *self.folder.glob("*.tmp")]:
+            own = stale.suffix != ".tmp" or stale.name.startswith(("index.", "library."))
+            if own and stale.name not in (current, frames):
                 with contextlib.suppress(OSError):
                     stale.unlink()
 
@@ -237,6 +241,14 @@ class Store(Records, words.Words):
             found = None
         return int(found[0]) if found else None
 
+    def calibrated(self) -> int:
+        """Number of segments when unrelated texts were last scored."""
+        return self._counter("calibrated") or 0
+
+    def set_calibrated(self, count: int) -> None:
+        """Write it down, within `change`."""
+        self._count("calibrated", count)
+
     def generation(self) -> int:
         """Grows with every committed change."""
         return self._counter("generation") or 0
@@ -259,8 +271,10 @@ class Store(Records, words.Words):
             return counted
         return int(self.db.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM segments").fetchone()[0])
 
-    def append(self, vectors: np.ndarray) -> int:
+    def append(self, vectors: np.ndarray, frames: np.ndarray | None = None) -> int:
         """Append (n, width) float32 vectors durably, within `change`, and return the row of the first.
+
+        `frames` are their rows of the file of frames' vectors, where there are some.
 
         Vectors are on disk before the database names them: what a killed process left behind the last committed row
         is overwritten.
@@ -285,8 +299,21 @@ class Store(Records, words.Words):
                 sync_folder(self.folder)
         except OSError as error:
             raise VtrError(f"{path} cannot be written ({error.strerror}); what was committed is safe") from error
+        if frames is not None and len(frames):
+            write_rows(self.frames_file(), first, frames)
+            self._count("frame_bytes", frames.shape[1])
         self._count("rows", first + len(data))
         return first
+
+    def frames_file(self) -> Path:
+        """The file of frames' vectors, as `vectors_file`."""
+        part = self.part()
+        return self.folder / (f"frames.{part}.i8" if part else "frames.i8")
+
+    def frame_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray | None:
+        """What is kept of the frames of segments, see `vtr.library.frame_vectors`; None where nothing ever was."""
+        size = self._counter("frame_bytes")
+        return read_rows(self.frames_file(), np.asarray(rows, np.int64), size) if size else None
 
     def vectors(self) -> np.ndarray:
         """All vectors (rows, width), memory-mapped."""
@@ -318,7 +345,8 @@ class Store(Records, words.Words):
             return 0
         vectors = self.vectors()
         part = self.part() + 1
-        new_file = self.folder / f"embeddings.{part}.f32"
+        new_file, new_frames = self.folder / f"embeddings.{part}.f32", self.folder / f"frames.{part}.i8"
+        old_frames = self.frames_file()
         step = max(1, (64 << 20) // (self.width * 4))
         try:
             with new_file.open("wb") as file:
@@ -326,9 +354,16 @@ class Store(Records, words.Words):
                     file.write(np.ascontiguousarray(vectors[pairs[start : start + step, 1]]).data)
                 file.flush()
                 os.fsync(file.fileno())
+            for start in range(0, len(pairs), step):
+                frames = self.frame_rows(pairs[start : start + step, 1])
+                if frames is not None:
+                    write_rows(new_frames, start, frames)
             sync_folder(self.folder)
-        except OSError as error:
+        except (OSError, VtrError) as error:
             new_file.unlink(missing_ok=True)
+            new_frames.unlink(missing_ok=True)
+            if isinstance(error, VtrError):
+                raise
             raise VtrError(f"{new_file} cannot be written ({error.strerror}); the library is as before") from error
         with self.change():
             self.db.executemany(
@@ -338,6 +373,7 @@ class Store(Records, words.Words):
             self._count("part", part)
         del vectors
         old_file.unlink(missing_ok=True)
+        old_frames.unlink(missing_ok=True)
         self.db.execute("VACUUM")
         return old_size - len(pairs) * self.width * 4
 

@@ -73,6 +73,8 @@ def build(settings: BuildSettings) -> int:
         settings.model,
         window=settings.window,
         stride=settings.stride,
+        segments=settings.segments,
+        frame_vectors=settings.frame_vectors or None,
         max_memory=memory,
         token_cache=cache,
     )
@@ -231,6 +233,7 @@ def embed(settings: EmbedSettings) -> int:
         model_path=where,
         window=settings.window,
         stride=settings.stride,
+        segments=settings.segments,
         uris=settings.uris,
         access=Access(private=settings.allow_private),
         exclude=settings.exclude,
@@ -272,7 +275,10 @@ def info(settings: InfoSettings) -> int:
         "model": f"{values['model'] or 'not stored'} ({values['fingerprint'][:12]})",
         "videos": f"{values['videos']}, {values['seconds'] / 60:.1f} minutes",
         "segments": f"{values['segments']}, {values['window']:g} s every {values['stride']:g} s, "
-        f"{values['frames']} frames each",
+        f"{values['frames']} frames each"
+        + {"shots": ", along shots", "auto": ", along shots in films over two minutes"}.get(
+            values.get("cutting", ""), ""
+        ),
         **({"frames": "key frames only: a quick look"} if values.get("keyframes") else {}),
         **({"precision": _precision(values)} if values.get("precision", "fp32") != "fp32" else {}),
         "index": f"{index['type']}, recall@10 {index['recall_at_10']:g}" if index else "not made yet",
@@ -313,6 +319,8 @@ def search(settings: SearchSettings) -> int:
         if not file.is_file():
             raise VtrError(f"--like {file}: no such file")
     library = open_any(settings.library, settings.model)
+    if settings.curve is not None or settings.curve_out is not None:
+        return _curve(settings, library)
     hits = library.search(
         settings.text,
         settings.k,
@@ -324,6 +332,11 @@ def search(settings: SearchSettings) -> int:
         more=settings.more,
         moments=settings.moments,
         unmerged=settings.unmerged,
+        unrefined=settings.unrefined,
+        min_score=settings.min_score,
+        then=settings.then,
+        before=settings.before,
+        within=_seconds(settings.within),
         by=settings.by,
     )
     for note in hits.notes:
@@ -363,6 +376,23 @@ def _handed_out(settings: SearchSettings, hits: Hits) -> int:
         file=sys.stderr,
     )
     return 1 if report.failed else 0
+
+
+def _curve(settings: SearchSettings, library: Searcher) -> int:
+    """`vtr search … --curve VIDEO`."""
+    from vtr.library.curve import write_curve
+
+    if settings.curve is None:
+        raise UsageError(f"--curve-out {settings.curve_out}: of which video? name it with --curve")
+    if not isinstance(library, Library):
+        raise UsageError("--curve needs a library's folder")
+    curve = library.curve(settings.curve, settings.text, minus=settings.minus, like=settings.like, more=settings.more)
+    if settings.curve_out is None:
+        print(json.dumps({"query": _title(settings), **curve.as_dict()}))
+    else:
+        write_curve(curve, _title(settings), settings.curve_out)
+        print(f"curve: {settings.curve_out}", file=sys.stderr)
+    return 0
 
 
 def serve(settings: ServeSettings) -> int:
@@ -408,6 +438,16 @@ def _title(settings: SearchSettings) -> str:
     words = [*settings.text, *(f"like {p.name}" for p in settings.like)]
     words += [f"like #{settings.more}"] if settings.more is not None else []
     return " + ".join(words) + "".join(f" − {t}" for t in settings.minus)
+
+
+def _seconds(text: str) -> float:
+    """Of `30`, `30s`, `2m` or `1h`."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        return float(number) * units[unit]
+    except ValueError:
+        raise UsageError(f"--within {text}: expected a length of time, as in 60s or 5m") from None
 
 
 def _size(text: str | None) -> int | None:

@@ -15,6 +15,7 @@ from vtr.data.decode.heif import HeifReader
 from vtr.data.decode.image import ImageReader
 from vtr.data.decode.isolated import read_moments_isolated
 from vtr.data.decode.pyav import VideoReader
+from vtr.data.decode.shots import REPEATS, ShotCutter, times_on_grid
 from vtr.data.decode.sniff import source_bytes
 from vtr.data.decode.sparse import Unread
 from vtr.data.decode.types import CLOSE, Clip, Deadline, DecodeError, Player, Shot, Source, Span, Window, source_name
@@ -23,7 +24,7 @@ from vtr.data.sampling import display_times
 if TYPE_CHECKING:
     import torch
 
-_REPEATS = 0.1  # of a stride: a last window that is later by no more shows nothing new
+LONG = 120.0  # seconds from which on "auto" follows shots
 _SAME = 1e-3  # seconds within which two ends are one
 
 
@@ -65,6 +66,7 @@ def read_windows(
     threads: int | None = None,
     keyframes: bool = False,
     thorough: bool = False,
+    segments: str = "windows",
 ) -> Windows:
     """A video as overlapping windows of `frames` frames each, chosen by the time they are on display.
 
@@ -83,6 +85,8 @@ def read_windows(
         keyframes: A quick look: only key frames are decoded, and each stands for all frames up to the next.
         thorough: Decode every frame. Otherwise those that no window shows, and no other frame refers to, are passed
             over: the pixels of the others are the same, but in what a decoder patches up of a damaged file.
+        segments: "windows": as above. "shots": no window crosses a cut, see `ShotCutter`. "auto": shots in a file that says
+            it is longer than two minutes.
 
     Raises:
         DecodeError: Not one window could be decoded, or the time limit was passed.
@@ -99,8 +103,10 @@ def read_windows(
             return eval_frames(pixels[None], size, antialias)[0]
 
         with open_media(path, deadline, threads=threads, least=reduced_to(size)) as reader:
-            cut = _Cutter(reader, window, stride, frames, tensor, keys=keyframes, sparse=not thorough)
             owner.claimed = reader.claimed_end or 0.0
+            along_shots = segments == "shots" or (segments == "auto" and owner.claimed > LONG)
+            cutter = ShotCutter if along_shots else _Cutter
+            cut = cutter(reader, window, stride, frames, tensor, keys=keyframes, sparse=not thorough)
             for made in cut.windows():
                 owner.duration = cut.duration
                 yield made
@@ -221,7 +227,7 @@ class _Cutter:
         for plan in self._plans:
             if round(plan.start / self.stride) < regular:
                 yield self._out(plan)
-        new = begun >= regular * self.stride - CLOSE and length - self._covered > self.stride * _REPEATS
+        new = begun >= regular * self.stride - CLOSE and length - self._covered > self.stride * REPEATS
         if new or begun >= self._covered - CLOSE:  # else it would repeat what others show
             yield self._out(self._final(length - self.window, length))
 
@@ -260,6 +266,7 @@ def read_moment(
     timeout: float = 30.0,
     threads: int | None = None,
     isolated: bool = False,
+    grid: float = 0.0,
 ) -> Clip:
     """The frames that stand for a moment, or for a whole file: those that `read_windows` takes for the same span.
 
@@ -272,6 +279,7 @@ def read_moment(
         lasts: Seconds of the whole file, where they are known: recordings glued together are told by them.
         least: Pixels that neither side of a picture needs to exceed (a photo is then reduced while it is decoded).
         timeout, threads, isolated: As in `read_frames`.
+        grid: Seconds between two looks, of a film that was cut along its shots (`grid_of`); 0 otherwise.
 
     Raises:
         DecodeError: The file gives no frame, in time, or ends before `start`.
@@ -282,7 +290,7 @@ def read_moment(
     deadline = Deadline(source_name(source), timeout)
     with open_media(source, deadline, threads=threads, least=least) as reader:
         if isinstance(reader, VideoReader):
-            return _moment(reader, count, start, video_end(reader, source_bytes(source), start, end, lasts))
+            return _moment(reader, count, start, video_end(reader, source_bytes(source), start, end, lasts), grid)
         pictures = sum(1 for _ in reader.play()) if reader.frames > 1 else 1
         if pictures == 1:
             return Clip(frames=stack([next(reader.play())[1].pixels()] * count, reader.name), times=np.zeros(count))
@@ -327,7 +335,10 @@ def video_end(reader: VideoReader, size: int, start: float | None, end: float | 
     return length if end is None else end
 
 
-def _moment(reader: VideoReader | ImageReader | HeifReader, count: int, start: float | None, end: float) -> Clip:
-    targets = display_times(start or 0.0, max(end, start or 0.0), count, reader.fps)
+def _moment(
+    reader: VideoReader | ImageReader | HeifReader, count: int, start: float | None, end: float, grid: float = 0.0
+) -> Clip:
+    span = start or 0.0, max(end, start or 0.0), count, reader.fps
+    targets = times_on_grid(*span, grid) if grid else display_times(*span)
     shown = pictures_at(reader, targets)
     return Clip(frames=stack([pixels for _, pixels in shown], reader.name), times=np.asarray([at for at, _ in shown]))

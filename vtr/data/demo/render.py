@@ -29,6 +29,8 @@ def render(scene: Scene, rng: np.random.Generator, *, frames: int = FRAMES) -> n
 def _lanes(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float, float, float]]:
     """One box (x0, y0, x1, y1) per object: the whole frame for one, two halves along the direction of travel for two."""
     full = float(SIZE)
+    if not scene.things:  # the background alone
+        return []
     if len(scene.things) == 1:
         return [(0.0, 0.0, full, full)]
     motions = {thing.motion for thing in scene.things}

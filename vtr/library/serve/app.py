@@ -25,7 +25,7 @@ from vtr.library.serve import queries
 from vtr.library.serve.engine import UPLOADS, Engine, ServerOptions
 from vtr.library.serve.guard import FAULT, OPEN, Guard
 from vtr.library.serve.media import Refused
-from vtr.library.serve.routes import add_login, add_media, add_moments, add_queries, only_known
+from vtr.library.serve.routes import add_curve, add_login, add_media, add_moments, add_queries, only_known
 from vtr.library.serve.schema import UPLOAD_PATH
 from vtr.library.serve.taking import add_taking
 
@@ -67,6 +67,7 @@ def make_app(
     _page(app)
     add_queries(app, engine, path, options)
     add_moments(app, engine)
+    add_curve(app, engine)
     add_media(app, engine)
     add_taking(app, engine)
     add_login(app, options.token)

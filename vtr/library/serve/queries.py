@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vtr.errors import VtrError
+from vtr.library.curve import Curve
 from vtr.library.found import Hit
 from vtr.library.library import Library
 from vtr.library.serve.door import Door
@@ -145,6 +146,14 @@ def search(
     rows = library.store.details([h.segment for h in hits])
     pairs = [(h, rows[h.segment].video) for h in hits if h.segment in rows]
     return Answered(pairs, hits.notes, stamp(library))
+
+
+def curve(
+    library: Library, video: int, words: Sequence[str], minus: Sequence[str], of: str | None
+) -> tuple[Curve, str]:
+    """`Library.curve`, and the library's stamp; errors as in `moment_of`."""
+    found = library.curve(video_of(library, video, of).id, words, minus=minus)
+    return found, stamp(library)
 
 
 def clip_frames(library: Library, clip: bytes) -> tuple[Tensor, list[str]]:

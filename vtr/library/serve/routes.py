@@ -26,6 +26,7 @@ from vtr.library.serve.schema import (
     FILE,
     MAX_K,
     MAX_MOMENTS,
+    MAX_QUERY,
     MAX_RERANK,
     MAX_TEXTS,
     MAX_WHERE,
@@ -34,17 +35,20 @@ from vtr.library.serve.schema import (
     AllMoments,
     Answer,
     By,
+    CurveAnswer,
     Health,
     Id,
     Info,
     K,
     Limits,
     Login,
+    MinScore,
     Moment,
     Moments,
     Of,
     Unmerged,
     Where,
+    Within,
     Words,
     problems,
 )
@@ -92,12 +96,20 @@ def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions
         all_moments: AllMoments = False,
         moments: Moments = 1,
         unmerged: Unmerged = False,
+        min_score: MinScore = 0.0,
+        then: Annotated[
+            str | None, Query(max_length=MAX_QUERY, description="what happens after it in the same video")
+        ] = None,
+        before: Annotated[str | None, Query(max_length=MAX_QUERY, description="what happened before it")] = None,
+        within: Within = 60.0,
         by: By = None,
     ) -> Answer:
-        """Moments for a text, or for several."""
+        """Moments for a text, or for several; of one text also what others come after or before."""
         lane = engine.slow if rerank else engine.quick
         options = {"rerank": rerank, "minus": minus, "by": by, **_common(where, all_moments, moments, unmerged)}
-        shown_query = " + ".join(q) + "".join(f" \u2212 {text}" for text in minus)
+        options |= {"min_score": min_score or None, "then": then or None, "before": before or None, "within": within}
+        shown_query = " \u2192 ".join(t for t in (before, " + ".join(q), then) if t)
+        shown_query += "".join(f" \u2212 {text}" for text in minus)
         return await _answer(shown_query, lambda: lane.ask(queries.search, q, k, **options))
 
     @app.post(UPLOAD_PATH, response_model=Answer, responses=problems(400, 408, 503), operation_id="search_by_clip")
@@ -122,6 +134,29 @@ def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions
             return answered._replace(notes=[*notes, *answered.notes])
 
         return await _answer(shown(clip.filename or "clip")[:200], found)
+
+
+def add_curve(app: FastAPI, engine: Engine) -> None:
+    """The route of a video's curve."""
+
+    @app.get(
+        "/api/videos/{video}/curve",
+        response_model=CurveAnswer,
+        responses=problems(400, 404, 409, 503),
+        operation_id="curve",
+    )
+    async def curve(
+        video: Id,
+        q: Annotated[list[Words], Query(max_length=MAX_TEXTS, description="what to look for")],
+        minus: Annotated[
+            list[Words], Query(default_factory=list, max_length=MAX_TEXTS, description="texts that are unwanted")
+        ],
+        of: Of = None,
+    ) -> CurveAnswer:
+        """How well a video fits a text from moment to moment."""
+        found, library = await engine.quick.ask(queries.curve, video, q, minus, of)
+        values = {**found.as_dict(), "query": " + ".join(q), "video": video, "library": library}
+        return CurveAnswer.model_validate(values)
 
 
 def add_moments(app: FastAPI, engine: Engine) -> None:

@@ -19,6 +19,16 @@ UPLOAD_PATH = "/api/search/clip"
 Responses: TypeAlias = dict[int | str, dict[str, object]]
 
 
+class Step(BaseModel):
+    """One of several moments that were asked for in order."""
+
+    text: str
+    start: float
+    end: float
+    segment: int
+    similarity: float
+
+
 class Said(BaseModel):
     """A subtitle, in seconds of the video."""
 
@@ -49,6 +59,15 @@ class Moment(BaseModel):
         ),
     ]
     match: Annotated[float, Field(ge=0, le=1, description="the score between 0 and 1")]
+    confidence: Annotated[
+        float | None,
+        Field(description="share of unrelated texts whose best hit here scores lower; null where it is not known"),
+    ]
+    weak: Annotated[
+        bool, Field(description="so many unrelated texts score as high that it is hardly what was asked for")
+    ]
+    refined: Annotated[bool, Field(description="start and end lie between those of segments, by vectors of frames")]
+    steps: Annotated[list[Step], Field(description="of a query with `then` or `before`: its moments in order")]
     by: Annotated[list[Literal["picture", "words"]], Field(description="what it was found by")]
     words: Annotated[float, Field(ge=0, le=1, description="share of the query's words that are said")]
     said: Annotated[list[Said], Field(description="the subtitles in which they are")]
@@ -66,6 +85,18 @@ class Answer(BaseModel):
     milliseconds: float
     notes: Annotated[list[str], Field(description="what could not be done as it was asked for")]
     library: Annotated[str, Field(description="which library the ids are of: `library` of the routes that take an id")]
+
+
+class CurveAnswer(BaseModel):
+    """How well a video fits a query from moment to moment."""
+
+    query: str
+    video: int
+    start: Annotated[float, Field(description="seconds of the first value's beginning")]
+    step: Annotated[float, Field(description="seconds of each value")]
+    exact: Annotated[bool, Field(description="from vectors of single frames; else from segments")]
+    scores: Annotated[list[float | None], Field(description="null where nothing is known")]
+    library: str
 
 
 class Limits(BaseModel):
@@ -133,6 +164,8 @@ Of = Annotated[
         description="`library` of the answer that gave the id: refused (409) when another one has taken its place",
     ),
 ]
+MinScore = Annotated[float, Query(ge=0, le=1, description="leave out hits whose `confidence` is lower; 0: none")]
+Within = Annotated[float, Query(ge=0, le=86_400, description="seconds between it and what comes before or then")]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY)]
 Id = Annotated[int, InPath(ge=1, le=2**63 - 1, examples=[1])]
 
