@@ -40,7 +40,8 @@ class ZeroShotSettings:
     """Evaluate a model zero-shot, in up to three rows: embedding, re-ranked, combined."""
 
     model: str
-    """A run, a model folder, a hub id, an official checkpoint (`vtr models`) or open_clip:MODEL/PRETRAINED."""
+    """A run, a model folder, a hub id, an official checkpoint (`vtr models`), open_clip:MODEL/PRETRAINED or
+    sentence-transformers:OWNER/NAME."""
     data: tuple[str, ...]
     """Benchmarks by name (`vtr benchmarks`), NAME=FILE to choose the annotation, or annotation files."""
     data_root: Path = Path("data")

@@ -30,7 +30,8 @@ class BuildSettings(WorkSettings):
     paths: tyro.conf.Positional[tuple[str, ...]] = ()
     """Folders, files, and addresses (https://, s3:// …) of single videos."""
     model: str | None = None
-    """A run, a model folder, a hub id, an official checkpoint (`vtr models`) or open_clip:MODEL/PRETRAINED."""
+    """A run, a model folder, a hub id, an official checkpoint (`vtr models`), open_clip:MODEL/PRETRAINED or
+    sentence-transformers:OWNER/NAME."""
     out: Path
     """The library's folder."""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None

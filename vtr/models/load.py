@@ -1,4 +1,4 @@
-"""The door to every model: a run, a model folder, an official checkpoint, open_clip's, or a hub id."""
+"""The door to every model: a run, a model folder, an official checkpoint, open_clip's, sentence-transformers', a hub id."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from vtr.models.video_text import VideoTextModel
 
 if TYPE_CHECKING:
     from vtr.models.open_clip import OpenClipModel
+    from vtr.models.sentence_transformers import SentenceTransformerModel
 
-LoadedModel: TypeAlias = "VideoTextModel | OpenClipModel | RecognitionModel"
+LoadedModel: TypeAlias = "VideoTextModel | OpenClipModel | SentenceTransformerModel | RecognitionModel"
 
 
 def load(name: str | Path, device: str | torch.device | None = None, *, file: str | Path | None = None) -> LoadedModel:
@@ -30,13 +31,14 @@ def load(name: str | Path, device: str | torch.device | None = None, *, file: st
 
     Args:
         name: A run folder (its `model/`), a model folder, an official checkpoint (`vtr models`, as in
-            "videomamba_middle.25m_f8"), "open_clip:MODEL/PRETRAINED", or a hub id `owner/name`.
+            "videomamba_middle.25m_f8" or "umt_base.25m"), "open_clip:MODEL/PRETRAINED",
+            "sentence-transformers:OWNER/NAME" (or a folder in place of it), or a hub id `owner/name`.
         device: Where to put it; default: a GPU if there is one.
         file: The file of an official checkpoint, where it is on this machine already.
 
     Returns:
-        A VideoTextModel; a RecognitionModel for official checkpoints without text; an OpenClipModel. `load_encoder`
-        returns only what has a text side.
+        A VideoTextModel; a RecognitionModel for official checkpoints without text; an OpenClipModel or a
+        SentenceTransformerModel. `load_encoder` returns only what has a text side.
 
     Raises:
         UsageError: The name is misspelt, or `file` belongs to no official checkpoint.
@@ -46,6 +48,10 @@ def load(name: str | Path, device: str | torch.device | None = None, *, file: st
         from vtr.models.open_clip import OpenClipModel  # seconds of imports that only these models need
 
         return OpenClipModel.load(str(name), device)
+    if str(name).startswith(registry.SENTENCE_TRANSFORMERS):
+        from vtr.models.sentence_transformers import SentenceTransformerModel
+
+        return SentenceTransformerModel.load(str(name), device)
     if not Path(name).is_dir() and registry.is_registered(str(name)):
         return load_checkpoint(str(name), file=file, device=device)
     if file is not None:
@@ -99,5 +105,5 @@ def _folder(name: str | Path) -> Path:
             ) from error
     raise VtrError(
         f"model {str(name)!r}: no such folder; expected a run, a model folder, an official checkpoint "
-        "(vtr models), open_clip:MODEL/PRETRAINED or a hub id owner/name"
+        "(vtr models), open_clip:MODEL/PRETRAINED, sentence-transformers:OWNER/NAME or a hub id owner/name"
     )

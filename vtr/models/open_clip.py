@@ -104,7 +104,6 @@ class OpenClipModel(Model):
                 clip = open_clip.create_model(
                     model, pretrained, require_pretrained=True, weights_only=True, force_quick_gelu=quick_gelu
                 )
-                tokenizer = open_clip.get_tokenizer(model)
         except Exception as error:  # open_clip raises many kinds: no network, damaged file, other sizes
             text = " ".join(str(error).split())
             if "ownload" in text or "HF Hub" in text:
@@ -113,7 +112,7 @@ class OpenClipModel(Model):
                     f"on a machine with a network and copy that folder here, or name a file: {OPEN_CLIP}{model}/PATH"
                 ) from error
             raise VtrError(f"{name} cannot be loaded: {text[:300]}") from error
-        built = cls(clip.eval(), tokenizer, name).eval()
+        built = cls(clip.eval(), _tokenizer(model, name), name).eval()
         return built.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
@@ -201,6 +200,24 @@ def quick_gelu_needed(model: str, pretrained: str) -> bool:
             f"{pretrained} was trained without QuickGELU, {model} has it: use {OPEN_CLIP}{plain}/{pretrained}"
         )
     return wants
+
+
+def _tokenizer(model: str, name: str) -> ClipTokenizer:
+    """open_clip's for a model; that of SigLIP and some others is on the hub.
+
+    Raises:
+        VtrError: It is neither in the cache nor downloadable.
+    """
+    try:
+        with hub.offline_if_unreachable(), quiet():
+            tokenizer: ClipTokenizer = open_clip.get_tokenizer(model)
+            return tokenizer
+    except Exception as error:  # no network, gated, damaged: many kinds
+        wanted = (open_clip.get_model_config(model) or {}).get("text_cfg", {}).get("hf_tokenizer_name", model)
+        raise VtrError(
+            f"{name}: its tokenizer {wanted} is neither in the Hugging Face cache ({_cache()}) nor downloadable: load it "
+            "once on a machine with a network and copy that folder here"
+        ) from error
 
 
 def _cache() -> str:

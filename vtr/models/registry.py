@@ -15,6 +15,8 @@ from vtr.files import manifest_names, read_manifest
 
 OPEN_CLIP = "open_clip:"
 """What the names of open_clip's models begin with."""
+SENTENCE_TRANSFORMERS = "sentence-transformers:"
+"""What the names of sentence-transformers' models begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
