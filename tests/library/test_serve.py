@@ -119,17 +119,20 @@ def test_several_texts_unwanted_ones_and_moments_of_a_video_are_asked_for_as_in_
     assert {h["moment"] for h in answer["hits"]} == {1, 2}
 
 
-def test_things_in_order_sure_hits_and_curves_are_asked_for_as_in_the_library(client: TestClient, made: Path) -> None:
-    with Library.open(made / "lib", small_model()) as library:
+def test_things_in_order_sure_hits_and_curves_are_asked_for_as_in_the_library(tmp_path: Path) -> None:
+    write_videos(tmp_path / "videos", 2, frames=40)  # 5 s
+    with Library.create(tmp_path / "lib", small_model(), window=2.0, stride=1.0) as library:
+        library.add(tmp_path / "videos")
         expected = library.search("a dog", k=2, then="a red car")
         curve = library.curve(expected[0].path, "a dog")
-    answer = client.get("/api/search", params={"q": "a dog", "then": "a red car", "k": 2}).json()
-    assert [h["segment"] for h in answer["hits"]] == [h.segment for h in expected]
-    assert [s["text"] for s in answer["hits"][0]["steps"]] == ["a dog", "a red car"]
-    found = client.get(f"/api/videos/{answer['hits'][0]['video']}/curve", params={"q": "a dog"}).json()
-    assert found["scores"] == pytest.approx(curve.scores.tolist(), abs=1e-3)
-    assert client.get("/api/videos/999/curve", params={"q": "a dog"}).status_code == 404
-    assert client.get("/api/search", params={"q": "a dog", "min_score": 2}).status_code == 422
+    with TestClient(make_app(tmp_path / "lib", small_model()), base_url="http://127.0.0.1") as client:
+        answer = client.get("/api/search", params={"q": "a dog", "then": "a red car", "k": 2}).json()
+        assert [h["segment"] for h in answer["hits"]] == [h.segment for h in expected]
+        assert [s["text"] for s in answer["hits"][0]["steps"]] == ["a dog", "a red car"]
+        found = client.get(f"/api/videos/{answer['hits'][0]['video']}/curve", params={"q": "a dog"}).json()
+        assert found["scores"] == pytest.approx(curve.scores.tolist(), abs=1e-3)
+        assert client.get("/api/videos/999/curve", params={"q": "a dog"}).status_code == 404
+        assert client.get("/api/search", params={"q": "a dog", "min_score": 2}).status_code == 422
 
 
 def test_metadata_comes_with_the_hits_and_filters_them(start: Callable[..., TestClient], tmp_path: Path) -> None:
