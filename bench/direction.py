@@ -1,6 +1,6 @@
 """What direction negatives teach: a small model trained on moving clips with free captions, with the option and without it.
 
-python -m bench.direction                       # three seeds each way: docs/results/direction.md and .json
+python -m bench.direction                       # three seeds each way: direction.md and .json in docs/results
 python -m bench.direction --seeds 0 --steps 20 --tests 18 --out /tmp/try     # a moment, to try it
 
 The clips are those of `vtr.data.motion`; of each class that is another's reversal a clip and itself played backwards are
