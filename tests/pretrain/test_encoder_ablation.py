@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vtr.eval.ablate import main
+from vtr.pretrain import encoder_ablation
 from vtr.pretrain.encoder_ablation import _DEMO, ENCODERS, EncoderSettings, parameters, part_rows, verdict
 
 
@@ -36,7 +39,12 @@ def test_the_faster_encoder_gets_the_seconds_of_the_slower_one_and_trainings_are
     )
 
 
-def test_the_table_is_made_by_one_command(tmp_path: Path) -> None:
+def test_the_table_is_made_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(words: list[str]) -> subprocess.CompletedProcess[bytes]:
+        assert words[:3] == [sys.executable, "-m", "vtr.pretrain.encoder_ablation"]
+        return subprocess.CompletedProcess(words, encoder_ablation.main([*words[3:], "--tests", "9"]))
+
+    monkeypatch.setattr("vtr.eval.ablate.subprocess.run", call)
     flags = ["--seeds", "0", "--steps", "1", "--demo-steps", "0", "--batch-size", "2", "--threads", "1"]
     assert main(["encoder", *flags, "--out", str(tmp_path)]) == 0
     text = (tmp_path / "encoder.md").read_text()
