@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +99,18 @@ def test_the_same_seed_gives_the_same_pixels() -> None:
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8 frames"):
         eval_frames(np.zeros((2, 3, 8, 8), np.uint8), 8)
+
+
+def test_frames_resized_in_inference_mode_leave_nothing_behind_that_others_cannot_use() -> None:
+    frames = np.full((2, 60, 130, 3), 90, np.uint8)
+    seen: list[torch.Tensor] = []
+
+    def work() -> None:  # a thread of its own: the room for the floats is one a thread
+        with torch.inference_mode():
+            seen.append(eval_frames(frames, 32, antialias=False))
+        seen.append(eval_frames(frames, 32, antialias=False))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert torch.equal(*seen)

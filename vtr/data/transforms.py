@@ -51,7 +51,8 @@ def _as_float(frames: torch.Tensor) -> torch.Tensor:
         return frames.float().contiguous()
     room: torch.Tensor | None = getattr(_room, "floats", None)
     if room is None or len(room) < needed:
-        room = _room.floats = torch.empty(needed)
+        with torch.inference_mode(False):  # it outlives the call: an inference tensor could not be written outside
+            room = _room.floats = torch.empty(needed)
     return room[:needed].view(count, height, width, 3).permute(0, 3, 1, 2).copy_(frames)
 
 
