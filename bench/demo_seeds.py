@@ -29,7 +29,7 @@ class SeedSettings:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the runs: weights, order of the samples, noise. The corpus is the same."""
-    set: tuple[str, ...] = ()
+    set: tuple[str, ...] | None = None
     """Recipe settings for all of them, as in --set unmasked.steps=100."""
     ranks: int = 2
     """Processes that train, each with one thread."""

@@ -39,7 +39,9 @@ try:
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models.model_meta import ModelMeta
 except ImportError as error:
-    raise VtrError(f"MTEB is not installed ({error}): {install_command('mteb')}") from error
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"vtr: MTEB is not installed ({error}): {install_command('mteb')}")
 
 if TYPE_CHECKING:
     from mteb.models.models_protocols import EncoderProtocol

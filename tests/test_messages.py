@@ -12,15 +12,19 @@ import pytest
 from vtr.completion import flags_of
 from vtr.eval.ablate import AblateSettings
 from vtr.eval.efficiency import EfficiencySettings
+from vtr.moments import MomentsSettings
+from vtr.pretrain.encoder_ablation import EncoderSettings
 from vtr.pretrain.plan import PlanSettings
 from vtr.verbs import VERBS
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![\w-])")
-# Of programs that are not ours, and of `python -m vtr.eval.metrics`, which has no settings class.
+# Of programs that are not ours, and of modules of ours without a settings class or with a package that may be absent.
 OTHERS = {
     "torchrun": "--nproc-per-node --nnodes --node-rank --master-addr --master-port --max-restarts --monitor-interval --standalone",
     "accelerate launch": "--num-processes --config-file",
     "python -m vtr.eval.metrics": "--truth --json",
+    "python -m vtr.data.direction": "--flip",
+    "python -m vtr.eval.mteb": "--tasks",
     "tar": "--concatenate",
     "every command": "--help --version",
 }
@@ -48,7 +52,8 @@ def texts(repo: Path) -> Iterator[tuple[str, str]]:
 
 def test_every_flag_that_a_string_names_is_a_flag_of_some_command(repo: Path, flags: dict[str, set[str]]) -> None:
     known = set().union(*flags.values(), *(others.split() for others in OTHERS.values()))
-    known |= fields_of(AblateSettings) | fields_of(EfficiencySettings) | fields_of(PlanSettings)
+    for settings in (AblateSettings, EfficiencySettings, EncoderSettings, MomentsSettings, PlanSettings):
+        known |= fields_of(settings)
     named = {flag: place for place, text in texts(repo) for flag in FLAG.findall(text)}
     assert len(named) > 50, "the search has found next to nothing: it is broken"
     assert {flag: place for flag, place in named.items() if flag not in known} == {}

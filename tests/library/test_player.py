@@ -153,7 +153,9 @@ def test_a_link_of_the_contact_sheet_opens_at_the_picture_of_the_start(browser: 
     assert len(links) == len(hits) == len(late)
     for hit, link in zip(hits, links):
         page.goto(link)
-        page.wait_for_function("() => window.stamps && window.stamps.length > 0")
-        name = Path(hit.path).name
-        assert -0.0005 <= page.evaluate("() => window.stamps[0]") - hit.start <= late[name] + 0.001, name
+        page.wait_for_function(f"() => window.stamps && window.stamps.some(t => t >= {hit.start - 0.0005})")
+        name, stamps = Path(hit.path).name, page.evaluate("() => window.stamps")
+        before = [t for t in stamps if t < hit.start - 0.0005]
+        assert len(before) <= 1, (name, stamps)  # a busy machine shows the film's first picture before it enters
+        assert stamps[len(before)] - hit.start <= late[name] + 0.001, (name, stamps)
     context.close()

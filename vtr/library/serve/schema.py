@@ -182,6 +182,15 @@ PICTURE: Responses = {
     }
 }
 _BYTES = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
+LIST: Responses = {
+    200: {
+        "description": "the list, of the media type of its format",
+        "content": {
+            **{kind: {"schema": {"type": "string"}} for kind in ("text/plain", "text/csv", "application/xml")},
+            "application/json": {"schema": {"type": "object"}},
+        },
+    }
+}
 FILE: Responses = {
     200: {**_BYTES, "description": "the file"},
     206: {**_BYTES, "description": "the bytes asked for"},

@@ -12,7 +12,7 @@ from vtr.data.decode.cut import cut
 from vtr.library.serve import queries
 from vtr.library.serve.engine import Engine
 from vtr.library.serve.media import TYPES, Files, Moment, Refused, identity
-from vtr.library.serve.schema import FILE, MAX_TEXTS, By, Id, K, Of, Where, Words, problems
+from vtr.library.serve.schema import FILE, LIST, MAX_TEXTS, By, Id, K, Of, Where, Words, problems
 from vtr.library.timeline import timeline
 
 MOST_SECONDS = 300.0  # of a clip
@@ -88,7 +88,7 @@ def add_taking(app: FastAPI, engine: Engine) -> None:
     @app.get(
         "/api/export",
         response_class=Response,
-        responses={**problems(503), 200: FILE[200]},
+        responses={**problems(503), **LIST},
         operation_id="export",
     )
     async def export(
