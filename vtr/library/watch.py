@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from vtr.data.media import MEDIA
 from vtr.data.subtitles import ENDINGS
 from vtr.errors import VtrError
@@ -50,6 +48,8 @@ _State = tuple[int, int] | None  # size and time of a file; None: it is not ther
 
 def needs_polling(folder: Path) -> bool:
     """Whether a folder lies on a file system that does not tell of all changes."""
+    import psutil  # which wants modules that not every system has
+
     place = os.path.realpath(folder)
     mounts = [m for m in psutil.disk_partitions(all=True) if _below(place, m.mountpoint)]
     kind = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else ""
