@@ -297,7 +297,7 @@ def _demo(base: Recipe) -> Recipe:
     common: _Common = {"batch_size": 32, "block": 2, "optim": optim}
     unmasked = Stage(
         **common,
-        steps=1300,
+        steps=1400,
         video_share=0.6,  # stills show every colour in every shape: without them unseen combinations stay strange
         vtc=1.0,
         vtm=1.0,
@@ -311,7 +311,7 @@ def _demo(base: Recipe) -> Recipe:
         match_loss="list",
     )  # choices in both recipes: it is what the demo is there to show
     # Batches of look-alikes from the start would unteach colours.
-    refine = replace(unmasked, steps=750, video_share=0.7, vtm_from=0.0, block=4, optim=replace(optim, lr=1e-3))
+    refine = replace(unmasked, steps=800, video_share=0.7, vtm_from=0.0, block=4, optim=replace(optim, lr=1e-3))
     return replace(
         base,
         masked=Stage(**common, steps=60, video_share=1.0, mask="attention", uta=1.0),
