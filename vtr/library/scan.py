@@ -182,8 +182,9 @@ def _file_left_out(name: str, beside: set[str], include_hidden: bool) -> str | N
 
 
 def below(path: str, folder: str | Path) -> bool:
-    """Whether a path lies in a folder, by their names."""
-    return path.startswith(os.path.abspath(folder).rstrip(os.sep) + os.sep)
+    """Whether a path is a folder or lies in it, by their names."""
+    whole = os.path.abspath(folder)
+    return path == whole or path.startswith(whole.rstrip(os.sep) + os.sep)
 
 
 def no_folder(folder: Path) -> VtrError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vtr.data.media import MEDIA
 from vtr.data.subtitles import ENDINGS
 from vtr.errors import VtrError
+from vtr.library.scan import below
 from vtr.library.settings import ALL, Work
 
 if TYPE_CHECKING:
@@ -51,13 +52,9 @@ def needs_polling(folder: Path) -> bool:
     import psutil  # which wants modules that not every system has
 
     place = os.path.realpath(folder)
-    mounts = [m for m in psutil.disk_partitions(all=True) if _below(place, m.mountpoint)]
+    mounts = [m for m in psutil.disk_partitions(all=True) if below(place, m.mountpoint)]
     kind = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else ""
     return kind.startswith(_MUTE)
-
-
-def _below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 class _Unrest:
@@ -200,5 +197,5 @@ def _told_of(library: Library, folder: str, gone: set[str]) -> bool:
     """Whether all files of a folder were seen to go, one by one or with theirs: not so where a disk was taken away."""
     known = library.store.paths_below(folder)
     return os.path.isdir(folder) and all(
-        any(_below(path, g) for g in gone) for path in known if not os.path.exists(path)
+        any(below(path, g) for g in gone) for path in known if not os.path.exists(path)
     )

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,33 +20,13 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from vtr.data.text import TokenBatch
-from vtr.encoders.bert import KeysValues
 from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.models import hub
-from vtr.models.base import Model, TextFeatures, Texts, VideoFeatures, Videos
-from vtr.models.rank import Ranked, rank
+from vtr.models.base import TextFeatures, Texts, VideoFeatures, Videos
+from vtr.models.peer import PeerConfig, PeerModel, PeerVideoConfig
 from vtr.models.registry import OPEN_CLIP
 
-_FRAMES = 8  # as many as the published retrieval models see
 _IMAGES = 64  # encoded at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineVideoConfig:
-    """What reading a video for it needs to know."""
-
-    image_size: int
-    num_frames: int = _FRAMES
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineConfig:
-    """The part of a ModelConfig that evaluation and libraries ask for."""
-
-    video: BaselineVideoConfig
-    embed_dim: int
-    max_text_tokens: int
-    antialias: bool = True  # CLIP models were trained on antialiased images
 
 
 class ClipTokenizer(Protocol):
@@ -58,7 +37,7 @@ class ClipTokenizer(Protocol):
     def __call__(self, texts: Sequence[str], context_length: int, /) -> Tensor: ...
 
 
-class OpenClipModel(Model):
+class OpenClipModel(PeerModel):
     """An open_clip model that encodes videos frame by frame.
 
     Args:
@@ -67,11 +46,9 @@ class OpenClipModel(Model):
         name: As in "open_clip:ViT-B-16/openai".
     """
 
-    reranks = False
-
     def __init__(self, clip: open_clip.CLIP, tokenizer: ClipTokenizer, name: str) -> None:
-        super().__init__()
-        self.clip, self.tokenizer, self.name = clip, tokenizer, name
+        super().__init__(name)
+        self.clip, self.tokenizer = clip, tokenizer
         pixels = open_clip.get_model_preprocess_cfg(clip)
         size = pixels["size"]
         height, width = (size, size) if isinstance(size, int) else size
@@ -81,8 +58,8 @@ class OpenClipModel(Model):
         self.context = int(getattr(clip, "context_length", None) or tokenizer.context_length)
         with torch.inference_mode():
             width = clip.encode_text(tokenizer(["a"], self.context)).shape[-1]
-        self.config = BaselineConfig(
-            video=BaselineVideoConfig(image_size=height), embed_dim=width, max_text_tokens=self.context
+        self.config = PeerConfig(
+            video=PeerVideoConfig(image_size=height), embed_dim=width, max_text_tokens=self.context
         )
 
     @classmethod
@@ -137,10 +114,6 @@ class OpenClipModel(Model):
         unit = F.normalize(self.clip.encode_text(ids).float(), dim=-1)
         return TextFeatures(unit, unit[:, None], batch.mask.to(self.device), ids)
 
-    def text_limit(self, most: int | None = None) -> int:
-        """The context length: these models know no other."""
-        return self.context
-
     def tokenise(self, texts: Sequence[str], most: int | None = None) -> TokenBatch:
         """The model's own tokens (B, L) of texts as they are, cut at its context length."""
         ids = self.tokenizer(list(texts), self.context)
@@ -154,21 +127,6 @@ class OpenClipModel(Model):
     def visual_shape(self, frames: int) -> tuple[int, int]:
         """One vector a frame."""
         return frames, self.config.embed_dim
-
-    def visual_memory(self, visual: Tensor) -> list[KeysValues]:
-        """Refused: there is no cross-modal decoder."""
-        raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
-
-    def match(self, text_tokens: Tensor, text_mask: Tensor, visual: Tensor | list[KeysValues]) -> Tensor:
-        """Refused: there is no cross-modal decoder."""
-        raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
-
-    def rank(self, text: str, videos: Sequence[str | Path], rerank: bool = True) -> list[Ranked]:
-        """Videos, best first, by cosine; see `vtr.models.rank.rank`."""
-        return rank(self, text, videos, rerank)
-
-    def _identity(self) -> str:
-        return self.name
 
     def _facts(self) -> str:
         video = self.config.video

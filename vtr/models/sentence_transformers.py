@@ -7,8 +7,6 @@ no re-ranking. B batch, T frames, F vectors of a video, E joint width, L bytes o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +14,11 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from vtr.data.text import TokenBatch
-from vtr.encoders.bert import KeysValues
 from vtr.errors import UsageError, VtrError
 from vtr.files import install_command
 from vtr.models import hub
-from vtr.models.base import Model, TextFeatures, Texts, VideoFeatures, Videos
-from vtr.models.rank import Ranked, rank
+from vtr.models.base import TextFeatures, Texts, VideoFeatures, Videos
+from vtr.models.peer import PeerConfig, PeerModel, PeerVideoConfig
 from vtr.models.registry import SENTENCE_TRANSFORMERS
 
 _EXTRA = "sentence-transformers"
@@ -31,32 +28,13 @@ try:
 except ImportError as error:
     raise VtrError(f"{SENTENCE_TRANSFORMERS}… needs {_EXTRA}: {install_command(_EXTRA)}") from error
 
-_FRAMES = 8  # as many as the published retrieval models see
 _BATCH = 32  # images, videos or texts encoded at once
 _WORDS = 512  # of a model that names no longest text
 _SIDE = 224  # of a model whose processor names none
 _LARGEST = 1024  # a "size" above is a number of pixels, not a side
 
 
-@dataclass(frozen=True, kw_only=True)
-class PeerVideoConfig:
-    """What reading a video for it needs to know."""
-
-    image_size: int
-    num_frames: int = _FRAMES
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerConfig:
-    """The part of a ModelConfig that evaluation and libraries ask for."""
-
-    video: PeerVideoConfig
-    embed_dim: int
-    max_text_tokens: int
-    antialias: bool = True  # as its own processor would resize
-
-
-class SentenceTransformerModel(Model):
+class SentenceTransformerModel(PeerModel):
     """A sentence-transformers model of texts and images or videos.
 
     Args:
@@ -67,14 +45,12 @@ class SentenceTransformerModel(Model):
         UsageError: It takes texts alone.
     """
 
-    reranks = False
-
     def __init__(self, inner: SentenceTransformer, name: str) -> None:
-        super().__init__()
+        super().__init__(name)
         takes = [str(kind) for kind in inner.modalities]
         if "text" not in takes or not {"image", "video"} & set(takes):
             raise UsageError(f"{name} takes {', '.join(takes)}: expected a model of texts and images or videos")
-        self.inner, self.name = inner, name
+        self.inner = inner
         self.takes_videos, self._takes_images = "video" in takes, "image" in takes
         self._keep_statistics((0.0,) * 3, (1.0,) * 3)  # pixels are its processor's affair
         self.register_buffer("_temp", _temperature(inner), persistent=False)
@@ -143,10 +119,6 @@ class SentenceTransformerModel(Model):
         found = encode(inputs, batch_size=_BATCH, convert_to_tensor=True, show_progress_bar=False)
         return F.normalize(found.float(), dim=-1)
 
-    def text_limit(self, most: int | None = None) -> int:
-        """Its longest text: these models know no other."""
-        return self.config.max_text_tokens
-
     def tokenise(self, texts: Sequence[str], most: int | None = None) -> TokenBatch:
         """The texts' bytes (B, L): prompts, templates and tokens are made when they are encoded, by the model itself."""
         rows = [torch.tensor(list(text.encode()), dtype=torch.int64) for text in texts]
@@ -163,21 +135,6 @@ class SentenceTransformerModel(Model):
     def visual_shape(self, frames: int) -> tuple[int, int]:
         """One vector a video, or one a frame."""
         return (1 if self.takes_videos else frames), self.config.embed_dim
-
-    def visual_memory(self, visual: Tensor) -> list[KeysValues]:
-        """Refused: there is no cross-modal decoder."""
-        raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
-
-    def match(self, text_tokens: Tensor, text_mask: Tensor, visual: Tensor | list[KeysValues]) -> Tensor:
-        """Refused: there is no cross-modal decoder."""
-        raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
-
-    def rank(self, text: str, videos: Sequence[str | Path], rerank: bool = True) -> list[Ranked]:
-        """Videos, best first, by cosine; see `vtr.models.rank.rank`."""
-        return rank(self, text, videos, rerank)
-
-    def _identity(self) -> str:
-        return self.name
 
     def _facts(self) -> str:
         video = self.config.video
