@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
 from vtr.encoders.bert import KeysValues
 from vtr.errors import UsageError
-from vtr.models.base import Model
+from vtr.models.base import Model, VideoTextEncoder
 from vtr.models.rank import Ranked, rank
 
 _FRAMES = 8  # as many as the published retrieval models see
@@ -63,7 +64,7 @@ class PeerModel(Model):
 
     def rank(self, text: str, videos: Sequence[str | Path], rerank: bool = True) -> list[Ranked]:
         """Videos, best first, by cosine; see `vtr.models.rank.rank`."""
-        return rank(self, text, videos, rerank)
+        return rank(cast(VideoTextEncoder, self), text, videos, rerank)  # a model itself has the rest of the protocol
 
     def _identity(self) -> str:
         return self.name
