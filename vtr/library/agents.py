@@ -25,7 +25,7 @@ from vtr.library.found import hit_dict
 from vtr.library.library import Library
 from vtr.library.serve import queries
 from vtr.library.serve.door import Door
-from vtr.library.serve.media import Files, Moment, Thumbnails, Video
+from vtr.library.serve.media import TYPES, Files, Moment, Thumbnails, Video
 from vtr.library.serve.schema import MAX_K, MAX_MOMENTS, MAX_QUERY, MAX_WHERE
 from vtr.library.serve.taking import clip_of
 from vtr.library.where import parse, to_sql
@@ -97,8 +97,8 @@ class _Tools:
         exact: Annotated[bool, Field(description="from the very frame; else a copy from the key frame before")] = True,
     ) -> EmbeddedResource | str:
         """Cut a moment out as a video file of its own."""
-        data, kind = clip_of(self._files, self._moment(segment), exact)
-        name = f"clip_{segment}{'_exact' if exact else ''}.{kind.rpartition('/')[2].replace('x-matroska', 'mkv')}"
+        data, ending = clip_of(self._files, self._moment(segment), exact)
+        name = f"clip_{segment}{'_exact' if exact else ''}{ending}"
         if self._clips is not None:
             path = self._clips / name
             try:
@@ -114,7 +114,7 @@ class _Tools:
             )
         blob = base64.b64encode(data).decode()
         return EmbeddedResource(
-            type="resource", resource=BlobResourceContents(uri=f"vtr://clip/{name}", mime_type=kind, blob=blob)
+            type="resource", resource=BlobResourceContents(uri=f"vtr://clip/{name}", mime_type=TYPES[ending], blob=blob)
         )
 
     def videos(

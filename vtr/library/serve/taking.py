@@ -23,7 +23,7 @@ Format = Literal["edl", "fcpxml", "csv", "srt", "json"]
 
 
 def clip_of(files: Files, moment: Moment, exact: bool) -> tuple[bytes, str]:
-    """A moment as a file of its own, and its media type.
+    """A moment as a file of its own, and its ending.
 
     Raises:
         Refused: Its video is gone or has changed, is an image, or the moment is too long.
@@ -62,7 +62,7 @@ def clip_of(files: Files, moment: Moment, exact: bool) -> tuple[bytes, str]:
             raise Refused(409, f"{moment.video.name} is changing; try again")
     finally:
         again.close()
-    return data, TYPES[made.path.suffix]
+    return data, made.path.suffix
 
 
 def add_taking(app: FastAPI, engine: Engine) -> None:
@@ -81,9 +81,9 @@ def add_taking(app: FastAPI, engine: Engine) -> None:
     ) -> Response:
         """A moment as a file of its own: a copy from the key frame before it, or exact."""
         moment = await engine.lookup.ask(queries.moment_of, segment, of)
-        data, kind = await engine.uploads.run(clip_of, engine.files, moment, exact)
-        name = f"clip_{segment}.{kind.rpartition('/')[2].removeprefix('x-').replace('matroska', 'mkv')}"
-        return Response(data, media_type=kind, headers={"content-disposition": f'attachment; filename="{name}"'})
+        data, ending = await engine.uploads.run(clip_of, engine.files, moment, exact)
+        named = {"content-disposition": f'attachment; filename="clip_{segment}{ending}"'}
+        return Response(data, media_type=TYPES[ending], headers=named)
 
     @app.get(
         "/api/export",
