@@ -23,6 +23,7 @@ from vtr.errors import HTTP, UsageError, VtrError
 from vtr.files import package_file
 from vtr.library.serve import queries
 from vtr.library.serve.engine import UPLOADS, Engine, ServerOptions
+from vtr.library.serve.first_view import add_first_view
 from vtr.library.serve.guard import FAULT, OPEN, Guard
 from vtr.library.serve.media import Refused
 from vtr.library.serve.routes import add_curve, add_login, add_media, add_moments, add_queries, only_known
@@ -66,6 +67,7 @@ def make_app(
     _handle_errors(app)
     _page(app)
     add_queries(app, engine, path, options)
+    add_first_view(app, engine)
     add_moments(app, engine)
     add_curve(app, engine)
     add_media(app, engine)
