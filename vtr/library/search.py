@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
@@ -19,6 +19,7 @@ from vtr.library.asked import check, listed
 from vtr.library.calibrate import MARKED, check_least
 from vtr.library.files import shown
 from vtr.library.found import Found, Hit, Hits, Moment, distinct, fused, moments_of
+from vtr.library.near import Looks, folded
 from vtr.library.pairs import in_order
 from vtr.library.settings import LibrarySettings
 from vtr.library.tokens import TokenCache
@@ -168,6 +169,7 @@ class Searcher(ABC):
         more: int | None = None,
         moments: int = 1,
         unmerged: bool = False,
+        all: bool = False,
         by: By | None = None,
         unrefined: bool = False,
         min_score: float | None = None,
@@ -177,7 +179,8 @@ class Searcher(ABC):
     ) -> Hits:
         """The best moments for a query, best first; one moment a video unless asked for more.
 
-        Files of the same content are one hit that names its copies. Moments of a video never overlap: windows that do
+        Files of the same content are one hit that names its copies, and so are files that look the same at the same times
+        (`near_copies`: another codec, size, compression or frame). Moments of a video never overlap: windows that do
         are one.
 
         Args:
@@ -194,6 +197,7 @@ class Searcher(ABC):
             more: A hit's `segment`: more like that one; its own video is left out (with `all_moments` only itself).
             moments: Up to so many moments of a video, together; the video whose best moment is best comes first.
             unmerged: Every window and every copy of a file on its own, as they are stored.
+            all: Near copies as hits of their own.
             by: "picture", "words" (what is said: subtitles and text tracks) or "both", the ranks by each fused. Default:
                 both where the library has subtitles and something is asked for in words. By words, no model is needed,
                 and a hit is as long as what is said.
@@ -227,12 +231,21 @@ class Searcher(ABC):
             query, own = self._query(texts, against, likes, more, notes)
         arranged = partial(_arranged, all_moments=all_moments, unmerged=unmerged)
         left = _others(own, all_moments=all_moments, unmerged=unmerged)
-        enough = partial(self._enough, left=left, arranged=arranged, unmerged=unmerged)
+
+        def best(found: Sequence[Found]) -> list[tuple[list[Moment], tuple[str, ...]]]:
+            every = arranged(found)
+            if all or unmerged:
+                return [(group, ()) for group in every[:k]]
+            return folded(every, k, looks, overlapping=all_moments)
+
+        looks = cache(self._looks)
+        enough = partial(self._enough, left=left, arranged=best, unmerged=unmerged)
         found = self._answers(by, query, said, k, rerank, condition, enough, notes)
-        groups = arranged(found)[:k]
+        kept = best(found)
+        groups, near = [group for group, _ in kept], [names for _, names in kept]
         if moments > 1 and groups:
             groups = self._grouped(query.wanted, found, groups, condition, unmerged)
-        hits = self._sure(query.wanted, self._hits(groups, moments, query, unmerged), min_score, notes)
+        hits = self._sure(query.wanted, self._hits(groups, near, moments, query, unmerged), min_score, notes)
         return Hits(self._with_said(hits if unmerged or unrefined else self._finer(query.wanted, hits), said[0]), notes)
 
     def _in_order(
@@ -355,14 +368,20 @@ class Searcher(ABC):
             found = self._reranked(query, found, rerank, notes)
         return fused(found, enough(heard, least, 0)) if by == "both" else found
 
-    def _hits(self, groups: list[list[Moment]], moments: int, query: Query, unmerged: bool) -> list[Hit]:
+    def _looks(self, path: str, start: float, end: float) -> Looks | None:
+        """What a file shows between two times, where the place of vectors knows."""
+        return None
+
+    def _hits(
+        self, groups: list[list[Moment]], near: Sequence[tuple[str, ...]], moments: int, query: Query, unmerged: bool
+    ) -> list[Hit]:
         contents = {group[0].best.content for group in groups} - {None}
         copies = {} if unmerged else self._copies([c for c in contents if c is not None])
         temperature = (
             float(self.model.temp.detach()) if any(m.best.reranked for group in groups for m in group) else 1.0
         )
         hits = []
-        for rank, group in enumerate(groups, 1):
+        for rank, (group, alike) in enumerate(zip(groups, near, strict=True), 1):
             for number, moment in enumerate(group[:moments], 1):
                 best = moment.best
                 measure = best.measure or ("combined" if best.reranked else query.wanted.measure)
@@ -383,6 +402,7 @@ class Searcher(ABC):
                         by=best.by,
                         words=best.words,
                         copies=tuple(p for p in copies.get(best.content or "", ()) if p != best.path),
+                        near_copies=alike,
                         keyframes=self.settings.keyframes,
                         metadata=best.metadata,
                     )
@@ -471,7 +491,7 @@ class Searcher(ABC):
         k: int,
         rerank: int,
         left: Callable[[Found], bool],
-        arranged: Callable[[Sequence[Found]], list[list[Moment]]],
+        arranged: Callable[[Sequence[Found]], Sequence[object]],
         unmerged: bool,
     ) -> list[Found]:
         """Nearest segments, enough of them for k hits."""
