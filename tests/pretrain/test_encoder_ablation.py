@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_the_table_is_made_by_one_command(tmp_path: Path, monkeypatch: pytest.Mo
         assert words[:3] == [sys.executable, "-m", "vtr.pretrain.encoder_ablation"]
         return subprocess.CompletedProcess(words, encoder_ablation.main(words[3:]))
 
-    monkeypatch.setattr("vtr.eval.ablate.subprocess.run", call)
+    monkeypatch.setattr("vtr.eval.ablate.subprocess", SimpleNamespace(run=call))
     monkeypatch.setattr(encoder_ablation, "alone", lambda function, *given: function(*given))
     monkeypatch.setattr(encoder_ablation, "passes", lambda *given: Passes(2.0, 1.5, 0.25, ""))
     flags = ["--seeds", "0", "--steps", "1", "--demo-steps", "0", "--batch-size", "2", "--tests", "9"]
