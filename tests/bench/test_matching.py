@@ -37,7 +37,9 @@ def test_every_arm_gets_the_steps_that_its_processor_seconds_allow(
     assert matching.main(words) == 0
     page = (tmp_path / "matching.md").read_text()
     assert "| old | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 90 | 40 | 20 |" in page
-    assert "| all | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 90 | 32 | 20 |" in page  # 24 whole steps, then 8 dearer ones
+    assert (
+        "| all | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 90 | 32 | 20 |" in page
+    )  # 24 whole steps, then 8 dearer ones
     pooled = next(c for c in called if "runs/pooled_refine3" in c[3])
     assert "base3_pooled" in pooled[pooled.index("--init") + 1]
     assert "draw=False, pooled=True" in pooled[-1]
