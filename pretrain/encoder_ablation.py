@@ -256,7 +256,9 @@ def report(parts: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]], cos
     sizes = "; ".join(
         f"{e} {parameters(ENCODERS[e]):.3f} (action task), {parameters(_DEMO[e]):.3f} (demo)" for e in ENCODERS
     )
-    tables, lines, words = [], [], {budget: [] for budget in BUDGETS}
+    tables: list[str] = []
+    lines: list[str] = []
+    words: dict[str, list[str]] = {budget: [] for budget in BUDGETS}
     for part, rows in parts.items():
         figures = list(next(iter(rows.values()))[0])
         cells = [
