@@ -168,7 +168,9 @@ def test_a_command_with_a_placeholder_is_not_run_and_says_why() -> None:
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_a_block_of_commands_says_that_it_is_one(page: str) -> None:
-    assert re.findall(r"^```(?:text|sh|console)?\n(?:vtr|pip|make|python|accelerate|torchrun) .*", TEXTS[page], re.M) == []
+    assert (
+        re.findall(r"^```(?:text|sh|console)?\n(?:vtr|pip|make|python|accelerate|torchrun) .*", TEXTS[page], re.M) == []
+    )
 
 
 def test_every_mark_is_known_and_every_smaller_size_belongs_to_a_command() -> None:
@@ -197,7 +199,9 @@ def test_a_folder_that_a_command_reads_is_the_demos_or_made_before(page: str) ->
 def test_a_flag_module_or_page_that_the_text_names_exists(page: str, repo: Path, known_flags: set[str]) -> None:
     prose = re.sub(r"^```.*?^```", "", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
     for code in re.findall(r"`([^`\n]+)`", prose):
-        for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", code if not code.startswith(("python", "pip", "pytest")) else ""):
+        for flag in re.findall(
+            r"(?<!\S)--[a-z][a-z-]*", code if not code.startswith(("python", "pip", "pytest")) else ""
+        ):
             assert flag in known_flags, f"`{code}`: no verb has {flag}"
         for module in re.findall(r"python -m ([a-z_.]+)(?!\S)", code):
             assert importlib.util.find_spec(module), f"`{code}`: no such module"
