@@ -98,7 +98,7 @@ def _folder(name: str | Path) -> Path:
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "runs/")):
         try:
             with offline_if_unreachable():
-                return Path(snapshot_download(str(name)))
+                return Path(snapshot_download(str(name), allow_patterns=[*VideoTextModel.files, "source.json"]))
         except Exception as error:  # no network, unknown id, gated: many kinds
             raise VtrError(
                 f"model {str(name)!r}: no such folder, and not on the hub ({type(error).__name__})"

@@ -22,7 +22,7 @@ from torch import Tensor
 from vtr.data.text import TokenBatch
 from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.models import hub
-from vtr.models.base import TextFeatures, Texts, VideoFeatures, Videos
+from vtr.models.base import TextFeatures, Texts, VideoFeatures, Videos, joined, tokens_of
 from vtr.models.peer import PeerConfig, PeerModel, PeerVideoConfig
 from vtr.models.registry import OPEN_CLIP
 
@@ -99,7 +99,11 @@ class OpenClipModel(PeerModel):
 
     def encode_video(self, videos: Videos) -> VideoFeatures:
         """Encode frames (B, T, 3, S, S), uint8 or already normalised; or the path of a file, or a list of paths."""
-        frames = self._frames(videos, self.config.video, self.config.antialias)
+        with self._inference(videos):
+            frames = self._frames(videos, self.config.video, self.config.antialias)
+            return joined([self._encoded(part) for part in frames])
+
+    def _encoded(self, frames: Tensor) -> VideoFeatures:
         parts = [
             F.normalize(self.clip.encode_image(self.normalise(part)).float(), dim=-1)
             for part in frames.flatten(0, 1).split(_IMAGES)
@@ -109,9 +113,10 @@ class OpenClipModel(PeerModel):
 
     def encode_text(self, texts: Texts) -> TextFeatures:
         """Encode a text, several texts, or ready tokens; `tokens` of the result is the embedding again."""
-        batch = texts if isinstance(texts, TokenBatch) else self.tokenise([texts] if isinstance(texts, str) else texts)
+        batch = tokens_of(texts, self.tokenise)
         ids = batch.ids.to(self.device)
-        unit = F.normalize(self.clip.encode_text(ids).float(), dim=-1)
+        with self._inference(texts):
+            unit = F.normalize(self.clip.encode_text(ids).float(), dim=-1)
         return TextFeatures(unit, unit[:, None], batch.mask.to(self.device), ids)
 
     def tokenise(self, texts: Sequence[str], most: int | None = None) -> TokenBatch:

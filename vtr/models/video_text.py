@@ -20,9 +20,19 @@ from vtr.encoders.registry import config_from_dict, config_to_dict
 from vtr.encoders.video_text import VideoTextNetwork
 from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import UsageError, VtrError, unknown_name
-from vtr.models.base import IMAGENET_MEAN, IMAGENET_STD, TextFeatures, Texts, VideoFeatures, Videos, encoder_facts
+from vtr.models.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TextFeatures,
+    Texts,
+    VideoFeatures,
+    Videos,
+    encoder_facts,
+    joined,
+    tokens_of,
+)
 from vtr.models.folder import SavedModel
-from vtr.models.rank import Ranked, rank
+from vtr.models.rank import ComparesVideos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +74,7 @@ class ModelConfig:
         return values
 
 
-class VideoTextModel(SavedModel, VideoTextNetwork):
+class VideoTextModel(ComparesVideos, SavedModel, VideoTextNetwork):
     """The whole video-text model.
 
     Args:
@@ -103,13 +113,15 @@ class VideoTextModel(SavedModel, VideoTextNetwork):
             UsageError: It is none of these.
             DecodeError: A file is missing or no video.
         """
-        pixels = self.normalise(self._frames(videos, self.config.video, self.config.antialias))
-        return self.encode_pixels(pixels, mask, keep_temporal)
+        with self._inference(videos):
+            frames = self._frames(videos, self.config.video, self.config.antialias)
+            return joined([self.encode_pixels(self.normalise(part), mask, keep_temporal) for part in frames])
 
     def encode_text(self, texts: Texts) -> TextFeatures:
         """Encode a text, several texts, or ready tokens; texts are cleaned as in training (`clean_caption`)."""
-        batch = texts if isinstance(texts, TokenBatch) else self.tokenise([texts] if isinstance(texts, str) else texts)
-        return self.encode_ids(batch.ids.to(self.device), batch.mask.to(self.device))
+        batch = tokens_of(texts, self.tokenise)
+        with self._inference(texts):
+            return self.encode_ids(batch.ids.to(self.device), batch.mask.to(self.device))
 
     def text_limit(self, most: int | None = None) -> int:
         """Tokens of the longest text: `most`, but no more than there are positions."""
@@ -124,18 +136,6 @@ class VideoTextModel(SavedModel, VideoTextNetwork):
         limit = self.text_limit(most)
         full = (self.tokenise(texts, limit).mask.sum(1) == limit).nonzero()[:, 0].tolist()
         return sum(len(self.tokenizer.tokens(clean_caption(texts[i]))) + 2 > limit for i in full)
-
-    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
-        """Cosine similarities (texts, videos), averaged over a video's pooled vectors; temperature 1."""
-        return text.embedding @ video.embedding.T
-
-    def rank(self, text: str, videos: Sequence[str | Path], rerank: bool = True) -> list[Ranked]:
-        """Videos, best first; see `vtr.models.rank.rank`.
-
-        >>> model.rank("a dog", ["a.mp4", "b.mp4"])  # doctest: +SKIP
-        [Ranked(video='b.mp4', score=3.1), Ranked(video='a.mp4', score=-2.4)]
-        """
-        return rank(self, text, videos, rerank)
 
     def _values(self) -> dict[str, object]:
         return self.config.to_dict()
