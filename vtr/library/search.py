@@ -93,6 +93,11 @@ class Searcher(ABC):
         with _LOADING:
             return self._loaded()
 
+    @property
+    def model_path(self) -> str | None:
+        """What the model is loaded from."""
+        return self._model_path
+
     def _loaded(self) -> VideoTextEncoder:
         if self._model is None:
             if not self._model_path:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import python_multipart  # noqa: F401 - FastAPI asks for it late, and not in one line
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
 
 import vtr
 from vtr.data.decode import DecodeError
 from vtr.errors import HTTP, UsageError, VtrError
-from vtr.files import package_file
 from vtr.library.serve import queries
 from vtr.library.serve.engine import UPLOADS, Engine, ServerOptions
+from vtr.library.serve.first_view import add_first_view
+from vtr.library.serve.front import add_page
 from vtr.library.serve.guard import FAULT, OPEN, Guard
 from vtr.library.serve.media import Refused
 from vtr.library.serve.routes import add_curve, add_login, add_media, add_moments, add_queries, only_known
@@ -64,8 +62,9 @@ def make_app(
         dependencies=[Depends(only_known)],
     )
     _handle_errors(app)
-    _page(app)
+    add_page(app)
     add_queries(app, engine, path, options)
+    add_first_view(app, engine)
     add_moments(app, engine)
     add_curve(app, engine)
     add_media(app, engine)
@@ -116,25 +115,6 @@ def _status(error: Exception) -> int:
     if isinstance(error, UsageError):
         return 400
     return 422 if isinstance(error, DecodeError) else 500
-
-
-def _page(app: FastAPI) -> None:
-    html = package_file("vtr.library.serve", "page.html").read_text(encoding="utf-8")
-    allowed = {
-        tag: " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-            for text in re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        )
-        for tag in ("script", "style")
-    }
-    policy = (
-        f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']}; img-src 'self' blob: data:; "
-        "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def page() -> Response:
-        return HTMLResponse(html, headers={"content-security-policy": policy, "cache-control": "no-cache"})
 
 
 def _document_token(app: FastAPI) -> None:

@@ -12,14 +12,18 @@ from vtr.data.decode.cut import cut
 from vtr.library.serve import queries
 from vtr.library.serve.engine import Engine
 from vtr.library.serve.media import TYPES, Files, Moment, Refused, identity
-from vtr.library.serve.schema import FILE, LIST, MAX_TEXTS, By, Id, K, Of, Where, Words, problems
+from vtr.library.serve.schema import FILE, LIST, Asked, Id, Of, problems
 from vtr.library.timeline import timeline
 
 MOST_SECONDS = 300.0  # of a clip
 MOST_BYTES = 256 << 20
 _DECODE = 30.0  # seconds without progress after which a clip is given up
 
-Format = Literal["edl", "fcpxml", "csv", "srt", "json"]
+
+class Taken(Asked):
+    """A query, and the form in which its hits are wanted."""
+
+    format: Annotated[Literal["edl", "fcpxml", "csv", "srt", "json"], Query(description="of the list")]
 
 
 def clip_of(files: Files, moment: Moment, exact: bool) -> tuple[bytes, str]:
@@ -91,18 +95,14 @@ def add_taking(app: FastAPI, engine: Engine) -> None:
         responses={**problems(503), **LIST},
         operation_id="export",
     )
-    async def export(
-        q: Annotated[list[Words], Query(max_length=MAX_TEXTS, description="what to look for", examples=[["a dog"]])],
-        format: Annotated[Format, Query(description="of the list")],
-        k: K = 24,
-        where: Where = "",
-        by: By = None,
-    ) -> Response:
-        """The hits of a query for other programs: an edit list, a table, or subtitles."""
-        options = {"where": where if where.strip() else None, "by": by}
-        answered = await engine.quick.ask(queries.search, q, k, **options)
+    async def export(asked: Annotated[Taken, Query()]) -> Response:
+        """The hits of a query for other programs: an edit list, a table, or subtitles; parameters as of a search."""
+        lane = engine.slow if asked.rerank else engine.quick
+        answered = await lane.ask(queries.search, asked.q, asked.k, **asked.options())
         hits = [hit for hit, _ in answered.pairs]
-        text, _ = await engine.opening.run(timeline, f".{format}", hits, " + ".join(q))
+        text, _ = await engine.opening.run(timeline, f".{asked.format}", hits, asked.title)
         kinds = {"csv": "text/csv", "json": "application/json", "fcpxml": "application/xml"}
-        named = {"content-disposition": f'attachment; filename="hits.{format}"'}
-        return Response(text.encode("utf-8", "replace"), media_type=kinds.get(format, "text/plain"), headers=named)
+        named = {"content-disposition": f'attachment; filename="hits.{asked.format}"'}
+        return Response(
+            text.encode("utf-8", "replace"), media_type=kinds.get(asked.format, "text/plain"), headers=named
+        )
