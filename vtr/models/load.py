@@ -43,6 +43,10 @@ def load(name: str | Path, device: str | torch.device | None = None, *, file: st
     Raises:
         UsageError: The name is misspelt, or `file` belongs to no official checkpoint.
         VtrError: There is nothing of that name, or it is damaged.
+
+    >>> import vtr
+    >>> vtr.load("runs/demo", "cpu").config.embed_dim
+    16
     """
     if str(name).startswith(registry.OPEN_CLIP):
         from vtr.models.open_clip import OpenClipModel  # seconds of imports that only these models need

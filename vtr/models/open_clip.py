@@ -66,6 +66,9 @@ class OpenClipModel(PeerModel):
     def load(cls, name: str, device: str | torch.device | None = None) -> OpenClipModel:
         """Load "open_clip:MODEL/PRETRAINED" (a tag of open_clip, or a file) or "open_clip:hf-hub:OWNER/NAME".
 
+        Args:
+            device: Where to put it; default: a GPU if there is one.
+
         Raises:
             UsageError: The name is none of open_clip's.
             VtrError: The weights are neither in the cache nor downloadable, or damaged.
@@ -120,12 +123,12 @@ class OpenClipModel(PeerModel):
         return TextFeatures(unit, unit[:, None], batch.mask.to(self.device), ids)
 
     def tokenise(self, texts: Sequence[str], most: int | None = None) -> TokenBatch:
-        """The model's own tokens (B, L) of texts as they are, cut at its context length."""
+        """The model's own tokens (B, L) of texts as they are, cut at its context length, whatever `most` asks for."""
         ids = self.tokenizer(list(texts), self.context)
         return TokenBatch(ids=ids, mask=(ids != ids[:, -1:]).long().flip(1).cummax(1).values.flip(1))
 
     def cut(self, texts: Sequence[str], most: int | None = None) -> int:
-        """How many texts are longer than the context."""
+        """How many texts are longer than the context, whatever `most` asks for."""
         short = self.tokenizer([""], self.context + 1)[0, -1]  # what a text that ends before has there
         return int((self.tokenizer(list(texts), self.context + 1)[:, -1] != short).sum())
 

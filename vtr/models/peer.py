@@ -52,11 +52,11 @@ class PeerModel(ComparesVideos, Model):
         return self.config.max_text_tokens
 
     def visual_memory(self, visual: Tensor) -> list[KeysValues]:
-        """Refused: there is no cross-modal decoder."""
+        """Refused with a UsageError: there is no cross-modal decoder."""
         raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
 
     def match(self, text_tokens: Tensor, text_mask: Tensor, visual: Tensor | list[KeysValues]) -> Tensor:
-        """Refused: there is no cross-modal decoder."""
+        """Refused with a UsageError: there is no cross-modal decoder to give logits (N, 2), as in `VideoTextNetwork.match`."""
         raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
 
     def _identity(self) -> str:

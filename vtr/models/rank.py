@@ -46,6 +46,10 @@ class ComparesVideos:
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
         """Cosine similarities (texts, videos), averaged over a video's pooled vectors; temperature 1.
 
+        Args:
+            text: What `encode_text` gave.
+            video: What `encode_video` gave.
+
         >>> import vtr
         >>> model = vtr.load("runs/demo")
         >>> model.similarity(model.encode_text(["a dog", "a cat"]), model.encode_video(["a.mp4", "b.mp4"])).shape

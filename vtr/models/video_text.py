@@ -109,16 +109,38 @@ class VideoTextModel(ComparesVideos, SavedModel, VideoTextNetwork):
             mask: (B, 1 + T*P) bool, True = dropped (training).
             keep_temporal: One pooled vector a frame, not one a video.
 
+        Returns:
+            `embedding` (B, E), the mean of unit vectors; one video is a batch of one. `frame_embeddings` (B, F, E),
+            `tokens` (B, Lv, D), `pooled` (B, F, D).
+
         Raises:
             UsageError: It is none of these.
             DecodeError: A file is missing or no video.
+
+        >>> import vtr
+        >>> vtr.load("runs/demo").encode_video(["a.mp4", "b.mp4"]).embedding.shape
+        torch.Size([2, 16])
         """
         with self._inference(videos):
             frames = self._frames(videos, self.config.video, self.config.antialias)
             return joined([self.encode_pixels(self.normalise(part), mask, keep_temporal) for part in frames])
 
     def encode_text(self, texts: Texts) -> TextFeatures:
-        """Encode a text, several texts, or ready tokens; texts are cleaned as in training (`clean_caption`)."""
+        """Encode texts, cleaned as in training (`clean_caption`).
+
+        Args:
+            texts: A text, a list of texts, or what `tokenise` made of them.
+
+        Returns:
+            `embedding` (B, E), unit vectors; one text is a batch of one. `tokens` (B, L, H), `mask` and `ids` (B, L).
+
+        Raises:
+            UsageError: It is none of these.
+
+        >>> import vtr
+        >>> vtr.load("runs/demo").encode_text(["a dog", "a cat"]).embedding.shape
+        torch.Size([2, 16])
+        """
         batch = tokens_of(texts, self.tokenise)
         with self._inference(texts):
             return self.encode_ids(batch.ids.to(self.device), batch.mask.to(self.device))
@@ -132,7 +154,7 @@ class VideoTextModel(ComparesVideos, SavedModel, VideoTextNetwork):
         return self.tokenizer([clean_caption(text) for text in texts], self.text_limit(most))
 
     def cut(self, texts: Sequence[str], most: int | None = None) -> int:
-        """How many texts `tokenise` cuts."""
+        """How many texts `tokenise` cuts, where `most` tokens are asked for."""
         limit = self.text_limit(most)
         full = (self.tokenise(texts, limit).mask.sum(1) == limit).nonzero()[:, 0].tolist()
         return sum(len(self.tokenizer.tokens(clean_caption(texts[i]))) + 2 > limit for i in full)
