@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import av
@@ -125,43 +126,41 @@ def measure(settings: NearSettings) -> str:
     files = [f for folder in settings.clips for f in find_media([folder]).files[: settings.most]]
     if not files:
         raise UsageError(f"{', '.join(map(str, settings.clips))}: no clips")
-    originals: list[Looks] = []
-    copies: dict[str, list[Looks]] = {name: [] for name in _KINDS}
+    names: list[str] = []
+    looks: dict[str, list[Looks]] = {name: [] for name in ("original", *_KINDS)}
     left_out = 0
     with tempfile.TemporaryDirectory(prefix="vtr-near-") as folder:
         for file in tqdm(files, desc="clips", file=sys.stderr):
             try:
-                frames, made = _frames(file), dict[str, Looks]()
+                frames, made = _frames(file), {"original": _looks(file, settings.size)}
                 for name, kind in _KINDS.items():
                     path = Path(folder) / "copy.mkv"
                     _write(path, frames, kind)
                     made[name] = _looks(path, settings.size)
-                own = _looks(file, settings.size)
             except (av.error.FFmpegError, DecodeError, StopIteration, IndexError) as error:
                 left_out += 1
                 print(f"{file.name}: {error}", file=sys.stderr)
                 continue
-            originals.append(own)
-            for name, looks in made.items():
-                copies[name].append(looks)
-    return _table(originals, copies, left_out)
+            names.append(file.name)
+            for name, found in made.items():
+                looks[name].append(found)
+    return _report(names, looks, left_out)
 
 
-def _table(originals: list[Looks], copies: dict[str, list[Looks]], left_out: int) -> str:
-    rows = [
-        [name, len(found), sum(same_looks(a, b) for a, b in zip(originals, found))] for name, found in copies.items()
+def _report(names: list[str], looks: dict[str, list[Looks]], left_out: int) -> str:
+    """Copies against their originals; the originals and copies of each two clips, in every pairing, against each other."""
+    rows: list[list[object]] = [
+        [kind, len(names), sum(map(same_looks, looks["original"], looks[kind]))] for kind in _KINDS
     ]
-    right = sum(int(row[2]) for row in rows)
-    every = [originals, *copies.values()]
-    pairs = [(a, b) for one in every for other in every for a, b in combinations(range(len(originals)), 2)]
-    wrong = 0
-    for one in every:
-        for other in every:
-            wrong += sum(same_looks(one[a], other[b]) for a, b in combinations(range(len(originals)), 2))
-    rows.append(["different clips", len(pairs), wrong])
-    total = sum(len(found) for found in copies.values())
-    note = f"recall {right / total:.3f} of {total} copies, precision {right / max(1, right + wrong):.3f}; {left_out} clips left out"
-    return table(["pair", "pairs", "taken for the same"], rows) + f"\n\n{note}"
+    pairs = list(product(looks.values(), looks.values()))
+    wrong = Counter(
+        (a, b) for one, other in pairs for a, b in combinations(range(len(names)), 2) if same_looks(one[a], other[b])
+    )
+    total, right = len(_KINDS) * len(names), sum(int(str(row[2])) for row in rows)
+    rows.append(["two clips", len(pairs) * len(names) * (len(names) - 1) // 2, wrong.total()])
+    which = "".join(f"; {count} of {names[a]} and {names[b]}" for (a, b), count in wrong.most_common(5))
+    note = f"recall {right / total:.3f} of {total} copies; {wrong.total()} pairs of two clips taken for the same{which}"
+    return table(["pair", "pairs", "taken for the same"], rows) + f"\n\n{note}; {left_out} clips left out"
 
 
 @reports_errors

@@ -22,7 +22,9 @@ _CELLS = 8  # a side, of brightness; half as many of colours
 _BYTES = _CELLS**2 * 3 // 2
 _DARK, _FEW, _LEAST = 24, 0.02, 0.3  # a bar: no brighter, but for few pixels; what is left is no less of a side
 _FLAT = 4.0  # contrast below which there is nothing to compare
-_SAME = 0.4  # share of the contrast by which two may differ: measured by `python -m bench.near_copies`
+# Share of the contrast by which two may differ, and levels by which their mean colours may: a codec leaves these alone, and
+# another scene of the same layout has others. Measured by `python -m bench.near_copies`.
+_SAME, _TINT = 0.4, 3.0
 _NEEDED = 2  # pictures that must be comparable
 _APART, _LATE = 0.25, 0.1  # how far times may differ: of the pictures' distance, and seconds at least
 _LONGER = 0.02  # by which a copy may be longer, and no less than half a second
@@ -72,13 +74,18 @@ def same_looks(one: Looks, other: Looks) -> bool:
     told = contrast >= _FLAT
     if told.sum() < _NEEDED:
         return False
-    return float(np.median(_size(a - b)[told] / contrast[told])) <= _SAME
+    tint = np.abs([colour.mean(1) for colour in _parts(a - b)[1:]]).max(0)
+    return bool(np.median(_size(a - b)[told] / contrast[told]) <= _SAME and np.median(tint[told]) <= _TINT)
+
+
+def _parts(pictures: np.ndarray) -> list[np.ndarray]:
+    """Brightness and the two colour differences of pictures (n, _BYTES)."""
+    return np.split(pictures, [_CELLS**2, _CELLS**2 * 5 // 4], 1)
 
 
 def _contrast(pictures: np.ndarray) -> np.ndarray:
     """How much there is in pictures (n, _BYTES): the deviation of brightness and colours from their means."""
-    parts = np.split(pictures, [_CELLS**2, _CELLS**2 * 5 // 4], 1)
-    return _size(np.concatenate([part - part.mean(1, keepdims=True) for part in parts], 1))
+    return _size(np.concatenate([part - part.mean(1, keepdims=True) for part in _parts(pictures)], 1))
 
 
 def _size(values: np.ndarray) -> np.ndarray:
@@ -109,12 +116,11 @@ def _halved(cells: np.ndarray) -> np.ndarray:
     return cells.reshape(len(cells), _CELLS // 2, 2, _CELLS // 2, 2).mean((2, 4))
 
 
+Kept = tuple[list[Moment], tuple[str, ...]]  # what becomes a hit, or the hits of a video; files that look the same
 Seen = Callable[[str, float, float], Looks | None]  # what a file shows between two times
 
 
-def folded(
-    groups: Sequence[list[Moment]], most: int, seen: Seen, *, overlapping: bool
-) -> list[tuple[list[Moment], tuple[str, ...]]]:
+def folded(groups: Sequence[list[Moment]], most: int, seen: Seen, *, overlapping: bool) -> list[Kept]:
     """The first so many of what hits are made of, each with the files of those after it that look the same.
 
     One follows another only where each shows at the other's time what the other shows: two films that share their first
