@@ -1,4 +1,4 @@
-"""The page of `vtr serve` in headless Chromium: search, filters, playing, more like this, uploads, keyboard, phone, states.
+"""The page of `vtr serve` in headless Chromium: first view, search, filters, player, exports, uploads, keyboard, phone, states.
 
 VTR_SCREENSHOTS=FOLDER keeps pictures of what was seen.
 """
@@ -42,8 +42,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image = np.full((48, 48, 3), 10 * i, np.uint8)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         file.mux(stream.encode())
+    (folder / "videos" / "clip0.srt").write_text(
+        "1\n00:00:00,500 --> 00:00:02,500\nThe brown foxes <i>jump</i> & rest.\n"
+    )
     with Library.open(folder / "lib", small_model()) as library:
-        library.add(folder / "videos")
+        library.add(folder / "videos", metadata={str(folder / "videos" / "clip1.mp4"): {"caption": "a cat on a roof"}})
     return folder
 
 
@@ -59,7 +62,7 @@ def visit(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[...
     contexts: list[Any] = []
     faults: list[str] = []
 
-    def visited(url: str, **options: Any) -> Any:
+    def visited(url: str, before: Callable[[Any], None] = lambda page: None, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -67,6 +70,7 @@ def visit(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[...
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda said: faults.append(said.text) if "Content Security" in said.text else None)
         page.on("request", lambda r: faults.append(f"asks {r.url}") if not r.url.startswith(own(url)) else None)
+        before(page)
         page.goto(url)
         return page
 
@@ -237,7 +241,7 @@ def _two_wishes(visit: Callable[..., Any], address: str) -> None:
         ask(page, "a dog + a red car")
     assert answer.value.json()["query"] == "a dog + a red car − water"
     assert {h["moment"] for h in answer.value.json()["hits"]} > {1}
-    assert page.locator(".card.further").count() > 0
+    assert page.locator(".others button").count() > 0
 
 
 def test_names_and_metadata_are_shown_as_text_whatever_they_hold(visit: Callable[..., Any], tmp_path: Path) -> None:
@@ -314,12 +318,15 @@ def test_a_filter_that_does_not_parse_and_a_clip_that_is_none_are_explained(
     page = visit(address + "/?q=a+dog&where=lenght+%3C+3")
     page.wait_for_selector(".state.bad")
     assert "where: unknown column 'lenght'" in page.inner_text(".state")
+    assert page.inner_text(".state h2") == "The condition has an error"
+    assert page.inner_text("#where-error").startswith("unknown column 'lenght'")  # at the field, which is open
+    assert page.locator("#f-where[aria-invalid]").count() == 1
     (tmp_path / "notes.mp4").write_text("no video at all, but words")
     page.fill("#q", "")
-    page.click("#filters summary")
     page.click("#clear")
+    assert page.is_hidden("#where-error")
     page.set_input_files("#file", str(tmp_path / "notes.mp4"))
-    page.wait_for_selector("text=This cannot be read")
+    page.wait_for_selector("text=notes.mp4 cannot be read")
     assert "is text, not media" in page.inner_text(".state")
 
 
@@ -432,5 +439,135 @@ def test_equal_files_are_one_card_that_names_its_copies(visit: Callable[..., Any
         ask(page, "a dog runs")
         assert page.locator(MOMENTS).count() == 1
         assert page.inner_text(".copies") == "2 copies of this file"
-        assert float(page.inner_text(".score")) >= 0
-        assert page.locator(".score").get_attribute("title").startswith("similarity to the words: ")
+        page.click(".copies summary")
+        listed = page.inner_text(".copies li")
+        assert Path(listed).name in ("copy of it.mp4", "clip0.mp4")
+        assert Path(listed).name != names(page)[0]
+        assert re.fullmatch(r"\d\.\d\d match", page.inner_text(".score"))  # too few segments to be sure of any
+        assert "similarity to the words: " in page.locator(".score").get_attribute("title")
+
+
+def altered(change: Callable[[dict[str, Any]], None], path: str, instead: str | None = None) -> Callable[[Any], None]:
+    """For `visit`: answers of a path (or of an address instead) are changed on their way."""
+
+    def answered(route: Any) -> None:
+        answer = route.fetch(url=instead)
+        body = answer.json()
+        change(body)
+        route.fulfill(response=answer, json=body)
+
+    return lambda page: page.route(path, answered)
+
+
+def test_the_first_view_shows_the_newest_videos_and_queries_that_find_something(
+    visit: Callable[..., Any], address: str
+) -> None:
+    page = visit(address)
+    page.wait_for_selector(".tile")
+    titles = page.locator(".tile b").all_inner_texts()
+    assert sorted(titles) == ["clip0", "clip1", "clip2", "clip3", "clip4", "old"]
+    page.locator(".tile .play").nth(titles.index("clip1")).click()
+    wait_until_playing(page, 0)
+    assert page.inner_text(".caption") == "a cat on a roof"
+    page.go_back()
+    page.wait_for_selector("#player", state="hidden")
+    assert page.locator(".tile").count() == 6
+    page.click(".examples button >> text=a cat on a roof")
+    page.wait_for_selector(MOMENTS)
+    assert page.input_value("#q") == "a cat on a roof"
+    assert "q=a+cat+on+a+roof" in page.url
+
+
+def test_the_model_is_named_with_what_it_knows(visit: Callable[..., Any], address: str) -> None:
+    little = {"model": "small", "trained_on": "shapes", "knows": "shapes alone"}
+    page = visit(address, altered(lambda info: info.update(little), "**/api/info"))
+    page.wait_for_selector("text=The model “small” knows shapes alone")
+    assert "model small, trained on shapes" in page.inner_text("footer")
+
+
+def test_weak_hits_are_divided_and_alone_they_are_nothing_like_that(visit: Callable[..., Any], address: str) -> None:
+    sure = [0.99, 0.97, 0.4, 0.3, 0.2, 0.1]
+
+    def judge(answer: dict[str, Any]) -> None:
+        for hit, value in zip(answer["hits"], sure):
+            hit.update(confidence=value, weak=value < 0.85, by=["picture"])
+
+    page = visit(address + "/?q=a+dog&group=best", altered(judge, "**/api/search?*"))
+    page.wait_for_selector(MOMENTS)
+    order = page.eval_on_selector_all("#grid > li", "all => all.map(li => li.className)")
+    assert order == ["card", "card", "divide", *["card weak"] * 4]
+    assert page.locator(".score").first.inner_text() == "99 % sure"
+    sure[:2] = [0.45, 0.41]
+    ask(page, "a cat")
+    page.wait_for_selector("#grid > .divide:first-child")
+    assert page.inner_text(".divide").startswith("Nothing like that here")
+    assert "55 % of unrelated queries find a moment as good" in page.inner_text(".divide")
+
+
+def test_what_comes_then_is_asked_for_on_demand_and_shown_in_order(visit: Callable[..., Any], address: str) -> None:
+    def steps(answer: dict[str, Any]) -> None:
+        for hit in answer["hits"]:
+            hit["steps"] = [{**hit, "text": "a dog"}, {**hit, "text": "it sits", "start": 1.0, "end": 3.0}]
+
+    page = visit(
+        address, altered(steps, "**/api/search?*", instead=f"{address}/api/search?q=a+dog&where=path+~+%22clip2%22")
+    )
+    page.wait_for_selector(".tile")
+    assert page.is_hidden("#then")
+    page.fill("#q", "a dog")
+    page.click("#then-on")
+    page.keyboard.type("it sits")
+    page.fill("#f-within", "3")
+    with page.expect_request("**/api/search?*") as asked:
+        page.keyboard.press("Enter")
+    assert "q=a+dog&then=it+sits&within=3" in asked.value.url
+    page.wait_for_selector(MOMENTS)
+    assert page.locator(f"{MOMENTS} .steps").first.locator("span").all_inner_texts() == ["a dog", "it sits"]
+    page.locator(f"{MOMENTS} .play").first.click()
+    page.click(".seek >> text=it sits")
+    page.wait_for_function("() => document.querySelector('#screen video')?.currentTime >= 1")
+
+
+def test_what_is_said_is_found_and_its_words_are_marked(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address + "/?q=fox+jumps&by=words")
+    page.wait_for_selector(MOMENTS)
+    assert names(page) == ["clip0.mp4"]
+    assert page.locator(f"{MOMENTS} mark").all_inner_texts() == ["foxes", "jump"]
+    assert page.inner_text(".score") == "100 % said"
+    page.locator(f"{MOMENTS} .play").click()
+    page.wait_for_selector(".seek.now")  # what is being said as it plays
+    assert page.inner_text(".seek.now span") == "The brown foxes jump & rest."
+
+
+def test_the_line_under_the_player_shows_the_curve_and_seeks(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address + "/?q=a+dog&path=clip2")
+    page.locator(f"{MOMENTS} .play").first.click()
+    page.wait_for_selector("#timeline .stroke[d^='M']", state="attached")
+    assert page.locator("#timeline .moment:not(.other)").count() == 1
+    wait_until_playing(page, 0)
+    page.evaluate("() => document.querySelector('#screen video').pause()")
+    box = page.locator("#timeline").bounding_box()
+    page.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + box["height"] / 2)
+    page.wait_for_function("() => document.querySelector('#screen video').currentTime >= .79 * 3.75")
+    start = start_of(page, 0)
+    page.keyboard.press("r")
+    page.wait_for_function("start => document.querySelector('#screen video').currentTime < start + 1", arg=start)
+
+
+def test_moments_leave_as_lists_and_as_clips(visit: Callable[..., Any], address: str, tmp_path: Path) -> None:
+    page = visit(address + "/?q=a+dog&path=clip2&group=best")
+    page.wait_for_selector(MOMENTS)
+    page.click("#export summary")
+    with page.expect_download() as download:
+        page.click("#export a >> text=CSV")
+    assert download.value.suggested_filename == "hits.csv"
+    rows = Path(download.value.path()).read_text().splitlines()
+    assert len(rows) == 2  # the head, and the one moment that passes the filter
+    assert "clip2.mp4" in rows[1]
+    page.locator(f"{MOMENTS} .play").click()
+    page.wait_for_selector("#player[open]")
+    page.click("#save summary")
+    with page.expect_download() as download:
+        page.click("#clip-fast")
+    page.wait_for_selector("text=is saved")
+    assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
