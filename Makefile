@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test wheel smoke gpu lint types clean
+.PHONY: demo test docs wheel smoke gpu lint types clean
 
 # A second call is instant: the stamp is newer than pyproject.toml.
 $(STAMP): pyproject.toml
@@ -29,6 +29,12 @@ types: $(STAMP)
 
 test: lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The site of docs/ in build/docs/index.html: a broken link, reference or page fails; no network is needed once its packages are there.
+docs: $(STAMP)
+	@$(BIN)/python -c 'import furo, myst_parser' 2> /dev/null || $(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m sphinx -W -n --keep-going -q -j 2 -b html -d build/doctrees docs build/docs
+	$(BIN)/python docs/check_links.py build/docs
 
 # The sdist and the wheel, checked, installed beside the project and tried from another folder.
 wheel: $(STAMP)
