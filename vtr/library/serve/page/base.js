@@ -55,6 +55,7 @@ function learn(paths) {
     common = parts.slice(0, alike < 0 ? parts.length : alike);
   }
 }
+const short = path => [folder(path), path.split("/").at(-1)].filter(Boolean).join("/");
 const folder = path => path.split("/").slice(0, -1).slice(common?.length ?? 0).join("/");
 
 // -- talking to the server ------------------------------------------------------------------------------------------

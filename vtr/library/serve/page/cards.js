@@ -40,6 +40,10 @@ function thumbnail(hit, label, ...inside) {
   return play;
 }
 
+const near = hit => hit.near_copies ?? [];
+const copies = hit => [hit.copies.length && `${plural(hit.copies.length + 1, "copy")} of this file`,
+  near(hit).length && `${plural(near(hit).length, "file")} ${near(hit).length === 1 ? "looks" : "look"} the same`].filter(Boolean).join(", ");
+
 function card(places, own) {
   const hit = own[places[0]];
   const play = thumbnail(hit, `Play ${hit.name}, ${span(hit)}${hit.weak ? ", weak" : ""}`, make("span", {className: "badge", textContent: span(hit)}));
@@ -59,8 +63,9 @@ function card(places, own) {
       other.addEventListener("click", () => { listed = own; openPlayer(place); });
       return other;
     })));
-  if (hit.copies.length) text.append(make("details", {className: "copies"}, make("summary", {textContent: `${plural(hit.copies.length + 1, "copy")} of this file`}),
-    make("ul", {}, ...hit.copies.map(path => make("li", {textContent: path})))));
+  if (hit.copies.length || near(hit).length) text.append(make("details", {className: "copies"}, make("summary", {textContent: copies(hit)}),
+    make("ul", {}, ...hit.copies.map(path => make("li", {textContent: short(path), title: path})),
+      ...near(hit).map(path => make("li", {textContent: `${short(path)}, looks the same`, title: path})))));
   return make("li", {className: hit.weak ? "card weak" : "card"}, play, like, text);
 }
 

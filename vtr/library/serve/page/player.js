@@ -75,7 +75,7 @@ function factsOf(hit) {
     button.addEventListener("click", () => openPlayer(place));
     return button;
   }))));
-  const facts = [...Object.entries(hit.metadata).filter(([, value]) => value !== words), ...hit.copies.map(copy => ["copy", copy])];
+  const facts = [...Object.entries(hit.metadata).filter(([, value]) => value !== words), ...hit.copies.map(path => ["copy", path]), ...near(hit).map(path => ["looks the same", path])];
   if (facts.length) found.push(make("details", {className: "more", open: facts.length < 8}, make("summary", {}, icon("on"), "Details"),
     make("dl", {}, ...facts.flatMap(([name, value]) => [make("dt", {textContent: name}), make("dd", {textContent: String(value)})]))));
   return found;
@@ -144,7 +144,7 @@ $("clip-fast").onclick = () => saveClip("");
 $("clip-exact").onclick = () => saveClip("true");
 function saveClip(exact) {
   const hit = listed[playing];
-  take(media(`api/segments/${hit.segment}/clip`, exact && {exact}), "clip", text => { if (listed[playing] === hit) $("told").textContent = text; });
+  take(media(`api/segments/${hit.segment}/clip`, {start: hit.start, end: hit.end, ...(exact && {exact})}), "the clip", text => { if (listed[playing] === hit) $("told").textContent = text; });
 }
 $("link").onclick = async () => {
   try { await navigator.clipboard.writeText(location.href); $("told").textContent = "Link copied"; }

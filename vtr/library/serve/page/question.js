@@ -31,7 +31,7 @@ function parameters() {
   const values = new URLSearchParams({k: given("k")});
   const where = condition();
   if (where) values.set("where", where);
-  if (given("copies")) values.set("unmerged", "true");
+  if (given("copies")) values.set(given("copies"), "true");
   if (given("then")) return values;  // one hit a video
   if (given("group") === "all") values.set("all_moments", "true");
   else if (given("group") !== "best") values.set("moments", given("group"));
@@ -43,6 +43,7 @@ function ofWords(values, text) {
   if (given("then")) {
     if (fields.within.value === "" || !fields.within.validity.valid) throw new Refusal(400, "“within” is not a number of seconds.");
     values.delete("unmerged");
+    values.delete("all");
     values.set(given("order"), given("then"));
     values.set("within", given("within"));
     return values;
