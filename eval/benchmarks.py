@@ -58,9 +58,7 @@ class Protocol:
     """A benchmark file's content."""
 
     name: str  # the file's own; not written in it
-    captions: str = (
-        "each"  # how captions become queries: each | paragraph | shared | choices | class | counterfactual | reversed
-    )
+    captions: str = "each"  # each | paragraph | shared | choices | class | counterfactual | reversed
     source: str | None = None  # of a file about several sets of videos: the set that is meant
     text: str = "label"  # label or template, of Something-Something
     frames: int = 8  # of a video, where the model does not fix them

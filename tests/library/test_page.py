@@ -17,6 +17,7 @@ from tests.conftest import REPO
 from tests.helpers import small_model, video_bytes, write_videos
 from tests.library.serving import make_library, running
 from vtr.library import Library
+from vtr.library.settings import Work
 
 pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
@@ -25,6 +26,7 @@ from vtr.library.serve import ServerOptions, make_app
 from vtr.library.serve import queries as serve_queries
 
 MOMENTS = ".card:not(.ghost)"
+HERE = Work(workers=0)  # a process takes longer to begin than these clips
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "1\n00:00:00,500 --> 00:00:02,500\nThe brown foxes <i>jump</i> & rest.\n"
     )
     with Library.open(folder / "lib", small_model()) as library:
-        library.add(folder / "videos", metadata={str(folder / "videos" / "clip1.mp4"): {"caption": "a cat on a roof"}})
+        library.add(
+            folder / "videos",
+            work=HERE,
+            metadata={str(folder / "videos" / "clip1.mp4"): {"caption": "a cat on a roof"}},
+        )
     return folder
 
 
@@ -163,7 +169,7 @@ def test_a_walk_through_made_videos(visit: Callable[..., Any], tmp_path: Path) -
     write_videos(folder, 3)
     (folder / "long.mp4").write_bytes(video_bytes(8, frames=40))
     with Library.create(tmp_path / "lib", small_model(), window=2.0, stride=1.0) as library:
-        library.add(folder)
+        library.add(folder, work=HERE)
     with running(make_app(tmp_path / "lib", small_model())) as address:
         walk(visit(address), "a dog runs", "long", folder / "clip1.mp4")
 
@@ -230,7 +236,7 @@ def test_two_wishes_and_what_is_not_wanted_are_asked_for_together(
     monkeypatch.setattr("vtr.library.found.CLOSE", -1.0)  # no two windows are of one scene
     (tmp_path / "long.mp4").write_bytes(video_bytes(8, frames=80))
     with Library.create(tmp_path / "lib", small_model(), window=2.0, stride=1.0) as library:
-        library.add(tmp_path / "long.mp4")
+        library.add(tmp_path / "long.mp4", work=HERE)
     with running(make_app(tmp_path / "lib", small_model())) as address:
         _two_wishes(visit, address)
 
@@ -249,7 +255,7 @@ def test_names_and_metadata_are_shown_as_text_whatever_they_hold(visit: Callable
     write_videos(tmp_path / "videos", 1)
     file = (tmp_path / "videos" / "clip0.mp4").rename(tmp_path / "videos" / f"{evil}.mp4")
     with Library.create(tmp_path / "lib", small_model()) as library:
-        library.add(tmp_path / "videos", metadata={str(file): {"caption": f"{evil} a caption"}})
+        library.add(tmp_path / "videos", work=HERE, metadata={str(file): {"caption": f"{evil} a caption"}})
     with running(make_app(tmp_path / "lib", small_model())) as address:
         page = visit(address)
         ask(page, "a dog")
@@ -385,6 +391,8 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(visit: Callable[..., Any], 
     page.tap("summary")
     wide = "() => [...document.querySelectorAll('body *')].filter(n => n.getClientRects().length && !n.closest('.out, .play') && n.getBoundingClientRect().right > innerWidth + 1).map(n => n.outerHTML.slice(0, 80))"
     assert page.evaluate(wide) == []
+    nameless = "() => [...document.querySelectorAll('button, a, summary')].filter(n => n.checkVisibility() && !n.innerText.trim() && !n.ariaLabel).map(n => n.outerHTML)"
+    assert page.evaluate(nameless) == []
     back = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 200) == (scheme == "dark")
     page.locator(f"{MOMENTS} .play").first.tap()
@@ -433,7 +441,7 @@ def test_equal_files_are_one_card_that_names_its_copies(visit: Callable[..., Any
     [video] = write_videos(tmp_path / "videos", 1)
     (tmp_path / "videos" / "copy of it.mp4").write_bytes(video.read_bytes())
     with Library.create(tmp_path / "lib", small_model()) as library:
-        library.add(tmp_path / "videos")
+        library.add(tmp_path / "videos", work=HERE)
     with running(make_app(tmp_path / "lib", small_model())) as address:
         page = visit(address)
         ask(page, "a dog runs")

@@ -123,5 +123,5 @@ function resubmit() {  // after a change of a filter: the same question again
   if (clip) return search({file: clip});
   if (like) { history.replaceState(null, "", address(like)); return search({like}); }
   if ($("q").value.trim()) { history.replaceState(null, "", address()); return search({}); }
-  if (shown === null) welcome();
+  if (!new URLSearchParams(location.search).has("q")) welcome();
 }

@@ -100,7 +100,7 @@ function show(answer, further) {
 function allWeak(best) {
   const why = `${percent(1 - best)} of unrelated queries find a moment as good as the best of these.`;
   if (best >= .5) return divider("Only weak hits", why);
-  return divider("Nothing like that here", `These are the nearest moments, all weak: ${why} ${info && knows() || "Try other words."}`);
+  return divider("Nothing like that here", `${why} ${info && knows() || "Try other words."}`);
 }
 
 // Places of the hits that are one card: a video's moments together, where they were asked for together.

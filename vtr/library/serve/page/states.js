@@ -56,6 +56,7 @@ async function showRecent(section) {
     if (where) values.set("where", where);
     const answer = await (await ask(`api/videos?${values}`)).json();
     if (!section.isConnected) return null;
+    shown = question();
     library = answer.library;
     learn(answer.videos.map(video => video.path));
     const from = own.length;
