@@ -121,7 +121,7 @@ def main() -> int:
             assert "<html" in _asked("http://127.0.0.1:8471/", server).lower()
         finally:
             server.send_signal(signal.SIGINT)
-            server.communicate(timeout=30)
+            server.communicate(timeout=120)
         print("$ vtr serve my.library, one request and the page: answered", flush=True)
         changed = [
             p
