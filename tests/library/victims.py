@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers import small_model
-from vtr.library import Library, index
+from vtr.cli import main
+from vtr.library import Library, index, unit
 from vtr.library.store import Store
 
 
@@ -56,6 +57,25 @@ def add_and_die(place: str, when: str, count: int, lib: Path, videos: Path) -> N
 
     setattr(owner, name, killed)
     library.add(videos)
+
+
+def vtr(words: list[str]) -> None:
+    """A command."""
+    raise SystemExit(main(words))
+
+
+def embed_and_die(words: list[str], after: int) -> None:
+    """`vtr embed`, killed when it has done so many parts and would write the next."""
+    real, calls = unit.write_part, [0]
+
+    def killed(*given: Any, **named: Any) -> None:
+        if calls[0] == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        calls[0] += 1
+        real(*given, **named)
+
+    unit.write_part = killed
+    main(words)
 
 
 def search_meanwhile(lib: Path, kept: int, ready: Any, over: Any, searches: Any) -> None:
