@@ -147,7 +147,7 @@ def walk(page: Any, words: str, path_filter: str, clip: Path) -> None:
     assert set(parts) == {206}  # the browser asks for byte ranges, and gets them
     page.keyboard.press("Escape")
     page.wait_for_selector("#player", state="hidden")
-    assert page.evaluate("() => document.activeElement.className") == "play"
+    page.wait_for_function("() => document.activeElement.className === 'play'")
 
     page.click("#clear")
     page.wait_for_function("() => document.querySelector('#filters-label').textContent === 'Filters'")
@@ -225,7 +225,7 @@ def test_everything_can_be_done_with_the_keyboard(visit: Callable[..., Any], add
     page.keyboard.press("p")
     assert page.inner_text("#title") == first
     page.keyboard.press("Escape")
-    assert page.evaluate(place) == 1
+    page.wait_for_function(f"() => ({place})() === 1")
     page.keyboard.press("m")
     page.wait_for_selector("#chip:not([hidden])")
 
@@ -543,8 +543,8 @@ def test_what_is_said_is_found_and_its_words_are_marked(visit: Callable[..., Any
     assert page.locator(f"{MOMENTS} mark").all_inner_texts() == ["foxes", "jump"]
     assert page.inner_text(".score") == "100 % said"
     page.locator(f"{MOMENTS} .play").click()
-    page.wait_for_selector(".seek.now")  # what is being said as it plays
-    assert page.inner_text(".seek.now span") == "The brown foxes jump & rest."
+    now = "() => document.querySelector('.seek.now span')?.innerText === 'The brown foxes jump & rest.'"
+    page.wait_for_function(now)  # what is being said as it plays
 
 
 def test_the_line_under_the_player_shows_the_curve_and_seeks(visit: Callable[..., Any], address: str) -> None:

@@ -22,8 +22,8 @@ function home() {
 $("home").addEventListener("click", event => { event.preventDefault(); home(); });
 $("chip").lastElementChild.onclick = home;
 document.querySelector("header").addEventListener("change", event => {
-  if (event.target === $("q") || event.target === $("file")) return;
-  if (given("then") || !event.target.closest("#then") || new URLSearchParams(location.search).has("then")) resubmit();
+  if ([$("q"), $("file"), fields.then].includes(event.target)) return;  // words are asked for with Enter
+  if (given("then") || !event.target.closest("#then")) resubmit();
 });
 function clearFilters() {
   for (const name of Object.keys(usual)) if (!besides.includes(name)) fields[name].value = usual[name];

@@ -140,6 +140,8 @@ async function more(hit) {
   $("player").close();
   await leaving;
   clip = null;
+  fields.then.value = "";
+  showThen(false);
   history.pushState(null, "", address(String(hit.segment)));
   search({like: String(hit.segment)});
 }
