@@ -202,7 +202,9 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
     path, entry = _annotation(protocol, root)
     ids = _beside(path, entry.ids) if entry.ids else None
     if protocol.captions in RULES:
-        format_name, items = read_contrasts([path, *(_beside(path, more) for more in entry.more)], protocol.source)
+        format_name, items = read_contrasts(
+            [path, *(_beside(path, more) for more in entry.more)], protocol.source, protocol.captions
+        )
     else:
         format_name, items = read_annotations(path, ids=ids, choices=protocol.captions == "choices")
     if protocol.captions != "class" and not any(item.captions for item in items):
