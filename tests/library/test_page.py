@@ -486,6 +486,18 @@ def test_the_first_view_shows_the_newest_videos_and_queries_that_find_something(
     assert "q=a+cat+on+a+roof" in page.url
 
 
+def test_the_page_is_one_document_that_a_browser_keeps(address: str) -> None:
+    import httpx
+
+    page = httpx.get(address)
+    assert page.text.count("</script>") == page.headers["content-security-policy"].split("style-src")[0].count(
+        "sha256-"
+    )
+    assert "page-parts" not in page.text
+    again = httpx.get(address, headers={"if-none-match": page.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
 def test_the_model_is_named_with_what_it_knows(visit: Callable[..., Any], address: str) -> None:
     little = {"model": "small", "trained_on": "shapes", "knows": "shapes alone"}
     page = visit(address, altered(lambda info: info.update(little), "**/api/info"))
