@@ -443,12 +443,14 @@ def test_equal_files_are_one_card_that_names_its_copies(visit: Callable[..., Any
     with Library.create(tmp_path / "lib", small_model()) as library:
         library.add(tmp_path / "videos", work=HERE)
     with running(make_app(tmp_path / "lib", small_model())) as address:
-        page = visit(address)
+        smaller = altered(lambda answer: answer["hits"][0].update(near_copies=["/far/small.webm"]), "**/api/search?*")
+        page = visit(address, smaller)
         ask(page, "a dog runs")
         assert page.locator(MOMENTS).count() == 1
-        assert page.inner_text(".copies") == "2 copies of this file"
+        assert page.inner_text(".copies") == "2 copies of this file, 1 file looks the same"
         page.click(".copies summary")
-        listed = page.inner_text(".copies li")
+        listed, alike = page.locator(".copies li").all_inner_texts()
+        assert alike.endswith("small.webm, looks the same")
         assert Path(listed).name in ("copy of it.mp4", "clip0.mp4")
         assert Path(listed).name != names(page)[0]
         assert re.fullmatch(r"\d\.\d\d match", page.inner_text(".score"))  # too few segments to be sure of any
