@@ -157,13 +157,12 @@ def entries() -> str:
 
 # What the public functions take and give.
 _SHAPES = (
-    "library.found.Hit",
     "library.found.Step",
     "data.subtitles.Cue",
     "library.settings.Info",
     "library.settings.Compacted",
     "library.index_types.Description",
-    "models.rank.Ranked",
+    "models.base.VideoTextEncoder",
     "models.video_text.ModelConfig",
     "encoders.video_text.VideoFeatures",
     "encoders.video_text.TextFeatures",
@@ -197,9 +196,14 @@ def shapes() -> str:
 
 def rest() -> str:
     """The paths of the REST API out of its own OpenAPI description."""
+    from fastapi import FastAPI
+
     app_module = importlib.import_module("vtr.library.serve.app")
     with patch.object(app_module, "Engine"):  # no library is opened: only the routes are asked
-        schema = app_module.make_app("any.library", None, None).app.openapi()
+        app = app_module.make_app("any.library", None, None)
+    while not isinstance(app, FastAPI):  # what looks at requests before it does
+        app = app.app
+    schema = app.openapi()
     out = []
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
