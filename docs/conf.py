@@ -29,6 +29,7 @@ html_copy_source = False
 html_show_sphinx = False
 exclude_patterns: list[str] = ["README.md", "site"]
 highlight_language = "text"
+smartquotes = False  # a flag begins with two dashes, in prose too
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]

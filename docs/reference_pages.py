@@ -119,6 +119,12 @@ def _plain(kind: object) -> str:
     return {"str": "text", "bool": "true | false"}.get(text, text.replace("str", "text"))
 
 
+def _metavar(kind: str) -> str:
+    """A type as it stands behind a flag."""
+    names = {"text": "TEXT", "int": "N", "float": "X", "Path": "PATH"}
+    return " ".join(names.get(word, word) for word in kind.split())
+
+
 def verbs() -> str:
     """Every verb with its flags."""
     return "\n".join(_verb(verb) for verb in VERBS)
@@ -129,7 +135,7 @@ def _verb(verb: str) -> str:
     fields = sorted(dataclasses.fields(kind), key=lambda f: flag_of(f) != "")
     rows = []
     for f in fields:
-        value = "" if str(f.type) == "bool" else f" {_plain(f.type)}"
+        value = "" if str(f.type) == "bool" else f" {_metavar(_plain(f.type))}"
         shown = f"{flag_of(f)}{value}" if flag_of(f) else f.name.upper()
         rows.append((code(shown), "" if f.default is False else default(f), said(kind, f.name)))
     about = inspect.getdoc(kind) or VERBS[verb][1]

@@ -238,14 +238,14 @@ class PretrainStep:
         """All texts of the rank's batch, padded to the longest of the global batch."""
         model = self.model
         wanted = {kind for objective in self.objectives.values() for kind in objective.kinds()}
-        siblings = [str(m.get("sibling_caption") or "") for m in meta]
+        turned = [self._lexicon.turned(c) if moving else "" for c in captions] if self._lexicon else []
+        siblings = [str(m.get("sibling_caption") or t) for m, t in zip(meta, turned or [""] * len(meta))]
         every = {
             "caption": list(captions),
             "paraphrase": [str(m.get("paraphrase") or c) for m, c in zip(meta, captions)],
             "sibling": siblings,
         }
         kinds = tuple(kind for kind in every if kind == "caption" or kind in wanted)
-        turned = [self._lexicon.turned(c) if moving else "" for c in captions] if self._lexicon else []
         tokens = model.tokenizer([t for kind in kinds for t in every[kind]] + turned, model.config.max_text_tokens)
         ids, mask = tokens.ids, tokens.mask
         if self.world > 1:

@@ -289,7 +289,7 @@ def test_the_schema_describes_every_answer_and_its_errors(client: TestClient) ->
         "/health", "/api/segments/{segment}", "/api/info", "/api/search", "/api/search/clip", "/api/segments/{segment}/similar", "/api/login",
         "/api/segments/{segment}/thumbnail.jpg", "/api/segments/{segment}/preview.jpg", "/api/videos/{video}/file",
         "/api/videos/{video}/curve", "/api/segments/{segment}/clip", "/api/export",
-        "/api/videos", "/api/examples",
+        "/api/videos", "/api/examples", "/metrics",
     }  # fmt: skip
     assert "HTTPValidationError" not in json.dumps(schema)
 

@@ -307,6 +307,12 @@ class ServeSettings:
     """Also serve symbolic links that lead out of their folder."""
     max_upload: str = "64M"
     """Largest clip to search by."""
+    log: Literal["text", "json", "off"] = "text"
+    """One line a request on stderr: time, client, method, path, status, bytes, milliseconds, id; no queries."""
+    cors: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another web site whose pages may ask, as in https://example.org; * for all (may be given several times)."""
+    root_path: str = ""
+    """Prefix under which a proxy shows the server, as in /videos."""
     model: str | None = None
     """The library's model, where it has moved since."""
 

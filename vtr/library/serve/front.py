@@ -29,7 +29,7 @@ def add_page(app: FastAPI) -> None:
     tag = f'"{hashlib.sha256(html.encode()).hexdigest()[:32]}"'
     headers = {"content-security-policy": policy, "cache-control": "no-cache", "etag": tag}
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)

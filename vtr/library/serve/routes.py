@@ -239,6 +239,12 @@ def add_media(app: FastAPI, engine: Engine) -> None:
         """Six frames of a moment side by side, each at most 320 pixels wide."""
         return await picture(segment, of, 6, 320)
 
+    @app.get(
+        "/api/videos/{video}/file",
+        response_class=Response,
+        responses={**problems(404, 409, 410, 416, 503), **FILE},
+        operation_id="file",
+    )
     async def file(
         request: Request,
         video: Id,
@@ -255,20 +261,17 @@ def add_media(app: FastAPI, engine: Engine) -> None:
             opened.close()
             raise
 
-    responses = {**problems(404, 409, 410, 416, 503), **FILE}
-    app.get("/api/videos/{video}/file", response_class=Response, responses=responses, operation_id="file")(file)
-    app.head("/api/videos/{video}/file", include_in_schema=False)(file)
 
-
-def add_login(app: FastAPI, token: str | None) -> None:
+def add_login(app: FastAPI, options: ServerOptions) -> None:
     @app.post("/api/login", status_code=204, response_class=Response, responses=problems(400), operation_id="login")
     async def login(given: Login) -> Response:
         """Set a cookie for the token, so that pictures and videos of the page can be asked for."""
-        response = Response(status_code=204)
+        response, token = Response(status_code=204), options.token
         if token is None:
             return response
         if not secrets.compare_digest(given.token.encode("utf-8", "replace"), token.encode()):
             await asyncio.sleep(0.5)
             raise HTTPException(401, "that is not the token the server printed", {"www-authenticate": "Bearer"})
-        response.set_cookie(cookie_name(token), cookie_value(token), httponly=True, samesite="strict", path="/")
+        place = f"{options.root_path}/"
+        response.set_cookie(cookie_name(token), cookie_value(token), httponly=True, samesite="strict", path=place)
         return response

@@ -186,6 +186,7 @@ class Problem(BaseModel):
     """Why a request was refused, in one line."""
 
     error: str
+    request: Annotated[str | None, Field(description="the request's id, as in the header X-Request-ID and in the log")]
 
 
 class Login(BaseModel):
@@ -269,6 +270,9 @@ PICTURE: Responses = {
     }
 }
 _BYTES = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
+METRICS: Responses = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text format"}
+}
 LIST: Responses = {
     200: {
         "description": "the list, of the media type of its format",
