@@ -28,7 +28,9 @@ _SAME, _TINT = 0.4, 3.0
 _NEEDED = 2  # pictures that must be comparable
 _APART, _LATE = 0.25, 0.1  # how far times may differ: of the pictures' distance, and seconds at least
 _LONGER = 0.02  # by which a copy may be longer, and no less than half a second
-_WEIGHTS = np.repeat(np.float32([1, 4]), [_CELLS**2, _CELLS**2 // 2])  # colours tell shapes apart that move alike
+_WEIGHTS = np.repeat(
+    np.array([1, 4], np.float32), [_CELLS**2, _CELLS**2 // 2]
+)  # colours tell shapes apart that move alike
 
 
 class Looks(NamedTuple):
