@@ -71,7 +71,12 @@ class VideoTextNetwork(nn.Module):
         self.temp = nn.Parameter(torch.tensor(temperature))
 
     def encode_pixels(self, video: Tensor, mask: Tensor | None = None, keep_temporal: bool = True) -> VideoFeatures:
-        """Encode normalised frames (B, T, 3, H, W); T = 1 is an image."""
+        """Encode normalised frames.
+
+        Args:
+            video: (B, T, 3, H, W); T = 1 is an image.
+            mask, keep_temporal: As in `VideoTextModel.encode_video`.
+        """
         out = self.vision_encoder(video, mask, keep_temporal and mask is None)
         unit = F.normalize(self.vision_proj(out.pooled).float(), dim=-1)
         tokens = out.tokens

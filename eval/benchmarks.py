@@ -33,11 +33,11 @@ _ANNOTATION_SUFFIXES = (*TEXT_SUFFIXES, ".zip")
 class Published:
     """A published result on a benchmark."""
 
-    model: str
-    t2v: tuple[float, ...] = ()  # R@1, R@5, R@10
-    v2t: tuple[float, ...] = ()
+    model: str  # an official checkpoint's name, or any other
+    t2v: tuple[float, ...] = ()  # text to video: R@1, R@5, R@10
+    v2t: tuple[float, ...] = ()  # video to text, likewise
     row: str = "reranked"  # which of our rows it is comparable with
-    note: str = ""
+    note: str = ""  # printed beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class AnnotationFile:
     """An annotation file that a protocol accepts."""
 
     file: str  # relative to the data root, or only the name
-    videos: int | None = None
-    queries: int | None = None
+    videos: int | None = None  # that it holds; another number is said: the file was cut or changed
+    queries: int | None = None  # likewise
     ids: str | None = None  # list of the ids of the split, beside it
     note: str = ""  # why its counts are not the paper's
     more: tuple[str, ...] = ()  # files beside it that belong to it
@@ -57,23 +57,23 @@ class AnnotationFile:
 class Protocol:
     """A benchmark file's content."""
 
-    name: str
+    name: str  # the file's own; not written in it
     captions: str = "each"  # each | paragraph | shared | choices | class | counterfactual | reversed
     source: str | None = None  # of a file about several sets of videos: the set that is meant
     text: str = "label"  # label or template, of Something-Something
-    frames: int = 8
-    max_text_tokens: int = 32
-    trim_seconds: float | None = None
-    videos: tuple[str, ...] = ()
-    annotation: tuple[AnnotationFile, ...] = ()
-    paper_videos: int | None = None
-    paper_queries: int | None = None
-    published: tuple[Published, ...] = ()
-    obtain: str = ""
-    classes: str | None = None
-    prompts: tuple[str, ...] = ("{}",)
-    description: str | None = None
-    pairs: str | None = None
+    frames: int = 8  # of a video, where the model does not fix them
+    max_text_tokens: int = 32  # longer captions are cut
+    trim_seconds: float | None = None  # only the beginning of each video is looked at
+    videos: tuple[str, ...] = ()  # folders below the data root that the videos are looked for in
+    annotation: tuple[AnnotationFile, ...] = ()  # files that it can be read from; the first that is there is
+    paper_videos: int | None = None  # as the papers count; told where the annotation's number is another
+    paper_queries: int | None = None  # likewise
+    published: tuple[Published, ...] = ()  # results to set beside ours
+    obtain: str = ""  # where videos and annotation come from, in words; said when they are missing
+    classes: str | None = None  # of captions = "class": the file of class names, one a line
+    prompts: tuple[str, ...] = ("{}",)  # of captions = "class": texts of a class, averaged
+    description: str | None = None  # JSON beside the data with the ceilings of a made set
+    pairs: str | None = None  # JSON beside the data with pairs of clips that differ in direction alone
 
 
 class Question(NamedTuple):
@@ -202,7 +202,9 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
     path, entry = _annotation(protocol, root)
     ids = _beside(path, entry.ids) if entry.ids else None
     if protocol.captions in RULES:
-        format_name, items = read_contrasts([path, *(_beside(path, more) for more in entry.more)], protocol.source)
+        format_name, items = read_contrasts(
+            [path, *(_beside(path, more) for more in entry.more)], protocol.source, protocol.captions
+        )
     else:
         format_name, items = read_annotations(path, ids=ids, choices=protocol.captions == "choices")
     if protocol.captions != "class" and not any(item.captions for item in items):

@@ -17,6 +17,7 @@ class PlotSettings:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or their log.jsonl."""
     out: Path = Path("curves.png")
+    """The picture."""
 
 
 @dataclass(frozen=True, kw_only=True)

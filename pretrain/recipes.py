@@ -28,10 +28,10 @@ def objective(place: str) -> float:
 class Optim:
     """AdamW and its schedule."""
 
-    lr: float = 4e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
+    lr: float = 4e-4  # the highest, after the warm-up
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    eps: float = 1e-8  # of AdamW
+    weight_decay: float = 0.05  # of matrices; not of norms, biases and (see decay_state) states
     clip_grad: float = 0.0  # global gradient norm; 0 = no clipping
     warmup_fraction: float = 0.1  # of the stage's steps
     min_lr_ratio: float = 0.01  # floor of the cosine, as a share of lr
@@ -42,34 +42,37 @@ class Optim:
 class Stage:
     """One stage: how long, on what, with which objectives."""
 
-    steps: int = 0
+    steps: int = 0  # 0: as many as `epochs` needs
     epochs: float = 10.0  # used when steps is 0
     batch_size: int = 2048  # over all ranks
     video_share: float = 0.0  # share of video steps; 0 = in proportion to the corpus
     block: int = 1  # samples that are neighbours in the shards and stay together in a batch
     mask: str = "none"  # one of MASKS
-    video_mask_ratio: float = 0.8
-    image_mask_ratio: float = 0.5
+    video_mask_ratio: float = 0.8  # share of a clip's patches that are hidden
+    image_mask_ratio: float = 0.5  # share of an image's
+
     # Every training objective with its weight, in the order in which they are computed and logged.
-    uta: float = objective("alignment.Alignment")
-    vtc: float = objective("contrastive.Contrastive")
-    vtm: float = objective("matching.Matching")
-    mlm: float = objective("language.Language")
-    text: float = objective("text_pair.TextPair")
+    uta: float = objective("alignment.Alignment")  # weight of aligning unmasked tokens with the teacher's
+    vtc: float = objective("contrastive.Contrastive")  # weight of video-text contrast
+    vtm: float = objective("matching.Matching")  # weight of video-text matching
+    mlm: float = objective("language.Language")  # weight of masked language modelling
+    text: float = objective("text_pair.TextPair")  # weight of contrast between a caption and its paraphrase
+
     vtm_from: float = 0.0  # share of the stage after which matching starts
-    mlm_probability: float = 0.5
+    mlm_probability: float = 0.5  # share of the words that are masked
     sibling_negatives: bool = False  # each clip's sibling caption is one more negative, where the corpus has one
     # A clip played backwards is one more wrong partner of a caption that tells a direction or an order, and the caption
-    # turned to it one more of the clip (vtr.data.direction): in VTC and in VTM.
+    # turned to it one more of the clip (vtr.data.direction): in VTC and in VTM. Where a corpus has no siblings, `text` tells the
+    # caption from the turned one amid invented words: a text side from random weights needs it, or neither side moves first.
     direction_negatives: bool = False
-    drop_path: float = 0.0
+    drop_path: float = 0.0  # stochastic depth of the video encoder: the last block's rate
     keep_temporal: bool = False  # contrast each frame's pooled vector instead of the clip's
     match_group: int = 0  # samples, neighbours in the global batch, that wrong partners are drawn from; 0 = all
     match_negatives: int = 1  # wrong videos of each text, and wrong texts of each video
     match_loss: str = "pairs"  # one of MATCH_LOSSES: right or wrong, which of the list is right, or both
     mlm_share: float = 1.0  # of the batch's samples, whose words are masked
     frozen: bool = False  # the encoders are: cross-modal decoder and matching head alone are trained
-    optim: Optim = field(default_factory=Optim)
+    optim: Optim = field(default_factory=Optim)  # its keys are below
 
     def waiting(self, step: int, steps: int) -> frozenset[str]:
         """Objectives that are not on yet at a step."""
@@ -85,32 +88,32 @@ def objective_places() -> dict[str, str]:
 class TextWarmup:
     """Contrast of captions with their paraphrases before any video is seen; for text encoders from scratch."""
 
-    steps: int = 0
-    batch_size: int = 64
-    lr: float = 1e-3
-    temperature: float = 0.1
+    steps: int = 0  # 0: none
+    batch_size: int = 64  # captions of a step
+    lr: float = 1e-3  # of AdamW, constant
+    temperature: float = 0.1  # of the contrast
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All three stages and what they share."""
 
-    masked: Stage = field(default_factory=Stage)
-    multimodal: Stage = field(default_factory=Stage)
-    unmasked: Stage = field(default_factory=Stage)
+    masked: Stage = field(default_factory=Stage)  # the video side alone, from the teacher
+    multimodal: Stage = field(default_factory=Stage)  # videos and texts, masked, with the teacher
+    unmasked: Stage = field(default_factory=Stage)  # videos and texts, whole
     refine: Stage = field(default_factory=Stage)  # unmasked, with look-alikes in one batch
     matching: Stage = field(default_factory=Stage)  # decoder and head alone
     stages: tuple[str, ...] = PAPER_STAGES  # that run where none is named
-    warmup: TextWarmup = field(default_factory=TextWarmup)
+    warmup: TextWarmup = field(default_factory=TextWarmup)  # of a text side from scratch
     gather_ranks: int = 1  # the contrastive gradient is divided by this (see DIFFERENCES)
     align_layers: int = 1  # last layers of the encoder aligned with as many of the teacher's
     init: str = "clean"  # one of INITS: dt's initialisation and the layer that is aligned
-    official_frames: bool = False
-    seed: int = 42
+    official_frames: bool = False  # frames are chosen as the released loader does (see DIFFERENCES)
+    seed: int = 42  # of order, masks and new weights
     streams: int = 1024  # canonical streams: a multiple of every number of ranks it may run on
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    flip: bool = True
-    max_bad_fraction: float = 0.05
+    crop_scale: tuple[float, float] = (0.5, 1.0)  # share of a frame that a random crop covers
+    flip: bool = True  # mirror half of the clips
+    max_bad_fraction: float = 0.05  # share of unreadable samples at which a run stops
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from open_clip.pretrained import get_pretrained_cfg
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
@@ -25,7 +21,6 @@ from vtr.encoders.clip_teacher import ClipTeacher, FrameTeacher
 from vtr.encoders.tower_teacher import TowerTeacher
 from vtr.errors import UsageError, VtrError
 from vtr.models import hub
-from vtr.models.open_clip import quick_gelu_needed, quiet
 from vtr.models.video_text import VideoTextModel
 from vtr.pretrain.recipes import Recipe, Stage
 from vtr.pretrain.settings import RunSettings
@@ -51,6 +46,11 @@ def load_teacher(name: str) -> FrameTeacher:
     """
     if Path(name, "teacher.safetensors").is_file():
         return _load_small(Path(name))
+    import open_clip  # a second, in each function that needs it: stages without a teacher start without
+    from open_clip.pretrained import get_pretrained_cfg
+
+    from vtr.models.open_clip import quick_gelu_needed, quiet
+
     architecture, _, pretrained = name.partition("/")
     # OpenAI's weights want QuickGELU, which the architecture's name does not say and open_clip only warns of.
     quick_gelu = quick_gelu_needed(architecture, pretrained)
@@ -82,6 +82,9 @@ def teacher_of(model: nn.Module, name: str) -> FrameTeacher:
     Raises:
         UsageError: It is no vision transformer, or one whose patches are pooled inside.
     """
+    import open_clip
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
     visual = model.get_submodule("visual")
     tower = getattr(visual, "trunk", None)
     if isinstance(tower, nn.Module) and all(hasattr(tower, part) for part in _TOWER):
@@ -101,6 +104,8 @@ def teacher_of(model: nn.Module, name: str) -> FrameTeacher:
 
 def small_clip(image_size: int, patch_size: int, vocab_size: int, context: int, pad_id: int) -> nn.Module:
     """An untrained open_clip CLIP of the demo's size; its text tower reads our tokenizer's ids."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
     return CLIP(
         embed_dim=_SMALL["embed_dim"],
         vision_cfg=CLIPVisionCfg(

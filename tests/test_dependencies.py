@@ -17,9 +17,14 @@ else:
 
 
 def declared(repo: Path) -> set[str]:
-    """Names of all that an installation brings, extras included, but for those of developers."""
+    """Names of all that an installation brings, extras included, but for those of developers and the docs."""
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
-    extras = [name for extra, names in project["optional-dependencies"].items() if extra != "dev" for name in names]
+    extras = [
+        name
+        for extra, names in project["optional-dependencies"].items()
+        if extra not in ("dev", "docs")
+        for name in names
+    ]
     return {re.split(r"[\s\[<>=;!~]", name, maxsplit=1)[0] for name in [*project["dependencies"], *extras]}
 
 

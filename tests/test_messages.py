@@ -37,7 +37,7 @@ def fields_of(settings: type) -> set[str]:
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
     """The flags of every verb."""
-    return {verb: {*flags_of(module, verb)} for verb, (module, _) in VERBS.items()}
+    return {verb: {*flags_of(verb)} for verb in VERBS}
 
 
 def texts(repo: Path) -> Iterator[tuple[str, str]]:

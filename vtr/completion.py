@@ -44,18 +44,29 @@ class CompletionSettings:
     """bash, zsh or fish."""
 
 
-def flags_of(module: str, verb: str) -> list[str]:
-    """The flags of a verb, `--help` included."""
-    from vtr.launch import ENTRIES, settings_of
+def settings_of(verb: str) -> type:
+    """The settings that a verb's flags describe."""
+    from vtr import launch
+    from vtr.verbs import VERBS
 
-    settings = settings_of(verb) if verb in ENTRIES else importlib.import_module(module).COMMANDS[verb][0]
-    names = []
-    for field in dataclasses.fields(settings):
-        if "Positional" not in str(field.type):
-            renamed = re.search(r"""arg\(name=["'](\w+)""", str(field.type))  # a flag that Python has a keyword for
-            name = renamed[1] if renamed else field.name
-            names.append(f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-"))
-    return [*names, "--help"]
+    if verb in launch.ENTRIES:
+        return launch.settings_of(verb)
+    found: type = importlib.import_module(VERBS[verb][0]).COMMANDS[verb][0]
+    return found
+
+
+def flag_of(field: dataclasses.Field[object]) -> str:
+    """A setting's flag, as it is typed; nothing for one that stands alone."""
+    if "Positional" in str(field.type):
+        return ""
+    renamed = re.search(r"""arg\(name=["'](\w+)""", str(field.type))  # a flag that Python has a keyword for
+    name = renamed[1] if renamed else field.name
+    return f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
+
+
+def flags_of(verb: str) -> list[str]:
+    """The flags of a verb, `--help` included."""
+    return [*filter(None, map(flag_of, dataclasses.fields(settings_of(verb)))), "--help"]
 
 
 def script(shell: str, verbs: dict[str, tuple[str, str]]) -> str:
@@ -66,7 +77,7 @@ def script(shell: str, verbs: dict[str, tuple[str, str]]) -> str:
     """
     if shell not in SHELLS:
         raise unknown_name("shell", shell, SHELLS)
-    flags = {verb: flags_of(module, verb) for verb, (module, _) in verbs.items()}
+    flags = {verb: flags_of(verb) for verb in verbs}
     groups: dict[str, list[str]] = {}
     for verb in verbs:
         first, _, second = verb.partition(" ")

@@ -149,6 +149,8 @@ def _training(settings: DemoSettings) -> list[str | Path]:
     words: list[str | Path] = ["pretrain", "--corpus", "demo", "--out", settings.out, "--data-root", settings.data_root]
     # A number of threads that followed the cores would round differently with each.
     words += ["--resume", "latest", "--ranks", str(settings.ranks), "--threads", "1"]
+    # Each rank decodes for itself: with as many cores as ranks a worker takes from its rank what it gives, and 0.3 GiB more.
+    words += ["--workers", "0"]
     words += ["--demo-clips", str(settings.clips), "--demo-images", str(settings.images)]
     words += ["--stage", settings.stage] if settings.stage else []
     words += ["--steps", str(settings.steps)] if settings.steps else []

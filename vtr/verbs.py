@@ -24,6 +24,7 @@ VERBS = {
     "serve": ("vtr.library.commands", "search a library in a browser, and a REST API"),
     "mcp": ("vtr.library.commands", "a library as tools of an agent (Model Context Protocol)"),
     "models": ("vtr.models.commands", "official checkpoints: list, describe, fetch"),
+    "models push": ("vtr.models.commands", "upload a model to the Hugging Face hub, with its card"),
     "benchmarks": ("vtr.eval.commands", "evaluation protocols: list them"),
     "benchmarks check": ("vtr.eval.commands", "what of a benchmark is there, missing, broken"),
     "benchmarks fetch": ("vtr.eval.commands", "fetch annotations that do not come with vtr"),

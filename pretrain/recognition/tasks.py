@@ -34,33 +34,33 @@ class TuneRecipe:
         classes: 0 = regression, -1 = as many as the training list has.
     """
 
-    frames: int = 8
-    pixels: int = 224
+    frames: int = 8  # of a clip
+    pixels: int = 224  # side of a frame
     classes: int = 0
     lr: float = 2e-4
-    lr_batch: int = 256
+    lr_batch: int = 256  # samples of a step that lr is for
     min_lr: float = 1e-6
     warmup_lr: float = 1e-6
-    scale_floor: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    clip_grad: float = 0.0
-    warmup_epochs: float = 5.0
-    epochs: float = 50.0
+    scale_floor: bool = False  # min_lr and warmup_lr go with the batch too
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    eps: float = 1e-8  # of AdamW
+    weight_decay: float = 0.05  # of matrices
+    clip_grad: float = 0.0  # global gradient norm; 0 = no clipping
+    warmup_epochs: float = 5.0  # of linearly rising learning rate, then a cosine
+    epochs: float = 50.0  # passes over the training list
     batch_size: int = 256
     repeats: int = 1
-    drop_path: float = 0.0
-    layer_decay: float = 1.0
+    drop_path: float = 0.0  # stochastic depth: the last block's rate
+    layer_decay: float = 1.0  # learning rate of a block to that of the next
     decay_rule: str = "right"
-    smoothing: float = 0.1
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    erase: float = 0.25
+    smoothing: float = 0.1  # of the labels
+    mixup: float = 0.8  # alpha; 0 = off
+    cutmix: float = 1.0  # alpha; 0 = off
+    erase: float = 0.25  # probability of erasing a rectangle
     augment: str = ""
     order: str = "augment first"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    flip: bool = True
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of a frame that a random crop covers
+    flip: bool = True  # mirror half of the clips
     sampling: str = "segments"
     views: tuple[int, int] = (4, 3)
     crop_ratio: float = 1.0
@@ -68,7 +68,7 @@ class TuneRecipe:
     window_stride: float = 0.0
     self_distill: bool = False
     start: str = "scratch"
-    seed: int = 0
+    seed: int = 0  # of order, augmentation and new weights
 
     @property
     def scale(self) -> float:

@@ -68,3 +68,10 @@ def test_a_bad_folder_is_one_clear_line(what: str, tmp_path: Path) -> None:
     with pytest.raises(VtrError, match=says) as error:
         vtr.load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_words_are_refused_in_one_line() -> None:
+    model = RecognitionModel(RecognitionConfig(video=VideoMambaConfig(image_size=32, dim=32, depth=1)))
+    for ask in (lambda: model.encode_text("a dog"), lambda: model.rank("a dog", ["a.mp4"])):
+        with pytest.raises(UsageError, match="has no text side"):
+            ask()

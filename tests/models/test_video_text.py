@@ -14,6 +14,7 @@ from vtr.encoders.clip_teacher import ClipTeacher
 from vtr.errors import UsageError, VtrError
 from vtr.eval.features import EncodeSettings, load_clip
 from vtr.models.base import combined_scores
+from vtr.models.rank import Ranked, Ranking
 
 
 def frames(batch: int = 2, count: int = 4) -> torch.Tensor:
@@ -86,7 +87,15 @@ def test_a_path_or_paths_are_read_as_the_library_reads_them(tmp_path: Path) -> N
         (torch.zeros(4, 3, 32, 32), r"expected frames \(B, T, 3, H, W\), got a tensor \(4, 3, 32, 32\)"),
         ([], "a list of paths"),
         ([3], "a list of paths"),
+        ([torch.zeros(4, 3, 32, 32)], "a list of paths; got Tensor in the list"),
+        (5, "a list of paths; got int"),
+        (b"clip.mp4", "a list of paths; got bytes"),
+        ({"clip.mp4"}, "a list of paths; got set"),
         ("nothing.mp4", "nothing.mp4"),
+        ("https://me:secret@example.com/a.mp4", r"https://example.com/a.mp4 is an address, and nothing is fetched"),
+        (Path("/"), "is a folder"),
+        (torch.zeros(1, 4, 3, 32, 32, dtype=torch.int64), "as uint8 .* got torch.int64"),
+        (torch.full((1, 4, 3, 32, 32), 255.0), "normalised already, these go up to 255"),
     ],
 )
 def test_what_is_no_video_is_one_line_in_the_words_of_python(wrong: object, says: str) -> None:
@@ -94,6 +103,22 @@ def test_what_is_no_video_is_one_line_in_the_words_of_python(wrong: object, says
         small_model().encode_video(wrong)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
     assert "--" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [], ["a dog", 3], b"a dog", [b"a dog"]])
+def test_what_is_no_text_is_one_line(wrong: object) -> None:
+    with pytest.raises(UsageError, match="encode_text: expected a text or a list of texts, got"):
+        small_model().encode_text(wrong)  # type: ignore[arg-type]
+
+
+def test_files_and_words_are_encoded_without_gradients_but_in_training(tmp_path: Path) -> None:
+    model = small_model()
+    [path] = write_videos(tmp_path, 1)
+    assert not model.encode_video(path).embedding.requires_grad
+    assert not model.encode_text("a dog").embedding.requires_grad
+    assert model.encode_video(frames()).embedding.requires_grad
+    assert model.encode_text(model.tokenise(["a dog"])).embedding.requires_grad
+    assert model.train().encode_text("a dog").embedding.requires_grad
 
 
 @torch.no_grad()
@@ -107,16 +132,22 @@ def test_videos_are_ranked_by_what_search_ranks_them_by(tmp_path: Path) -> None:
         combined_scores(cosines[i], model.match(text.tokens, text.mask, seen.tokens[i : i + 1])[0], 0.07).item()
         for i in range(11)
     ]
-    assert [f.video for f in found] == [str(paths[i]) for i in sorted(range(11), key=lambda i: -both[i])]
+    order = sorted(range(11), key=lambda i: -both[i])
+    assert [(f.index, f.path) for f in found] == [(i, str(paths[i])) for i in order]
     assert found[0].score == pytest.approx(max(both), abs=1e-4)
     alone = model.rank("a dog", paths, rerank=False)
     assert alone[0].score == pytest.approx(float(cosines.max()), abs=1e-5)
 
 
-@pytest.mark.parametrize(("text", "videos"), [("", ["a.mp4"]), ("a dog", "a.mp4")])
+@pytest.mark.parametrize(("text", "videos"), [("", ["a.mp4"]), ("a dog", "a.mp4"), ("a dog", [])])
 def test_a_ranking_of_nothing_is_refused(text: str, videos: list[str]) -> None:
     with pytest.raises(UsageError, match="rank: expected"):
         small_model().rank(text, videos)
+
+
+def test_a_ranking_is_a_table_in_a_notebook() -> None:
+    shown = Ranking([Ranked(1, "<b>.mp4", 0.25)])._repr_html_()
+    assert "<td>&lt;b&gt;.mp4</td><td>0.250</td>" in shown
 
 
 def test_a_model_says_in_one_line_what_it_holds() -> None:

@@ -46,6 +46,7 @@ class VerifySettings:
     shards: tyro.conf.Positional[tuple[str, ...]]
     """Folders, .tar files, brace and :: lists."""
     json: bool = False
+    """Print as JSON."""
 
 
 def build(settings: BuildSettings) -> int:

@@ -31,14 +31,14 @@ _COMPARED = 200_000  # samples of a member whose keys are all compared
 class MemberTable(TypedDict, total=False):
     """A `[[member]]` of a corpus file."""
 
-    name: str
-    media: str
-    shards: str
-    items: int
-    texts: int
-    licence: str
-    source: str
-    make: str
+    name: str  # as it is printed and kept in run.json
+    media: str  # video | image | auto: each sample says
+    shards: str  # below the data root: a folder, a .tar, x-{000..009}.tar, A::B
+    items: int  # files as published; 0 or absent: unknown
+    texts: int  # captions as published, where a file has several; what is found is compared with them
+    licence: str  # of the data, in words
+    source: str  # where the data come from
+    make: str  # the command that makes the shards
 
 
 @dataclass(frozen=True, kw_only=True)

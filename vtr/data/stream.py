@@ -354,6 +354,8 @@ class Stream:
         self.workers = min(settings.workers, len(owned))
         mine = {m: {i: places[i] for i in owned if i in places} for m, places in (start or {}).items()}
         part = _Part(corpus, settings, self.weights, owned, mine, first_step)
+        if self.workers:  # torch is loaded once, by the server the workers are forked from, not by each of them
+            multiprocessing.set_forkserver_preload(["__main__", "torch"])
         self._loader = torch.utils.data.DataLoader(
             part,
             batch_size=None,

@@ -146,7 +146,7 @@ class _Tools:
 def _listed(library: Library, where: str, first: int, count: int) -> dict[str, object]:
     def read() -> dict[str, object]:
         values: list[object] = []
-        condition = to_sql(parse(where, library.columns()), values) if where.strip() else "1"
+        condition = to_sql(parse(where, library.columns()), values) if where.strip() else ""
         total, rows = library.store.listed(condition, values, first, count)
         videos = [
             {

@@ -69,6 +69,7 @@ class AddSettings(WorkSettings):
     """Add folders and files to a library; unchanged ones are skipped."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     paths: tyro.conf.Positional[tuple[str, ...]]
     """Folders, files, and addresses (https://, s3:// …) of single videos."""
     model: str | None = None
@@ -97,6 +98,7 @@ class SyncSettings(WorkSettings):
     """Bring a library up to date with folders: new files added, changed ones done again, vanished ones forgotten."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Folders; videos of the library that lie elsewhere are left alone."""
     model: str | None = None
@@ -120,6 +122,7 @@ class WatchSettings(WorkSettings):
     """Keep a library up to date with folders as they change, until Ctrl-C; it can be searched and served meanwhile."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Folders."""
     model: str | None = None
@@ -136,6 +139,7 @@ class RemoveSettings:
     """Forget videos; the files themselves stay."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     paths: tyro.conf.Positional[tuple[str, ...]]
     """Files, or folders for all that is in them."""
 
@@ -145,7 +149,9 @@ class InfoSettings:
     """Show what a library holds, and what could not be read."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     json: bool = False
+    """Print as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +159,11 @@ class VerifySettings:
     """Check that database, vectors and index agree; exit code 1 when something is wrong."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     files: bool = False
     """Also read every indexed file and compare its content."""
     json: bool = False
+    """Print as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +171,7 @@ class CompactSettings:
     """Free the room of forgotten videos and bring the index up to date; searching goes on meanwhile."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     max_memory: str | None = None
     """Most memory the index may take from now on."""
 
@@ -172,7 +181,9 @@ class ExportSettings:
     """Write all segments, their vectors and metadata to a Parquet file."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     out: Path
+    """The file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +191,7 @@ class PushSettings:
     """Bring a collection on Milvus up to date with a library; only what differs is sent."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     to: str
     """milvus://HOST:PORT/NAME, or milvus:///ABSOLUTE/FILE.db/NAME for Milvus Lite; MILVUS_TOKEN holds the password."""
     staging: str | None = None
@@ -282,6 +294,7 @@ class ServeSettings:
     """Search a library in a browser: one page and a REST API, until Ctrl-C."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     host: str = "127.0.0.1"
     """Address to listen on; elsewhere than on this machine a token is asked for."""
     port: int = 8000
@@ -294,6 +307,12 @@ class ServeSettings:
     """Also serve symbolic links that lead out of their folder."""
     max_upload: str = "64M"
     """Largest clip to search by."""
+    log: Literal["text", "json", "off"] = "text"
+    """One line a request on stderr: time, client, method, path, status, bytes, milliseconds, id; no queries."""
+    cors: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another web site whose pages may ask, as in https://example.org; * for all (may be given several times)."""
+    root_path: str = ""
+    """Prefix under which a proxy shows the server, as in /videos."""
     model: str | None = None
     """The library's model, where it has moved since."""
 
@@ -303,6 +322,7 @@ class McpSettings:
     """Give an agent a library as tools (Model Context Protocol, over stdin and stdout): search, look at frames, cut clips."""
 
     library: tyro.conf.Positional[Path]
+    """The library's folder."""
     model: str | None = None
     """The library's model, where it has moved since."""
     clips: Path | None = None

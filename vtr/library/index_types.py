@@ -18,9 +18,9 @@ class Description(TypedDict, total=False):
     """What index.faiss says of itself.
 
     Keys: type, count (segments), last (the highest segment id it may hold), lists, nprobe, refine (candidates for each
-    hit that are re-scored exactly), lengths (whether the vectors differ in length, so that it holds unit
-        vectors and words are scored again; missing in older ones, which hold the vectors as they are), code_bytes, trained_on (segments when it was trained), sample, recall_at_10,
-    measured_on (segments when recall was measured), generation (of the database), library (its id), crc, bytes.
+    hit that are re-scored exactly), lengths (whether the vectors differ in length, so that it holds unit vectors and words
+    are scored again; missing in older ones, which hold the vectors as they are), code_bytes, trained_on (segments when it
+    was trained), sample, recall_at_10, measured_on (segments when recall was measured), generation (of the database), library (its id), crc, bytes.
     """
 
     type: str

@@ -136,7 +136,12 @@ class Library(StoredSearcher):
         return library
 
     def set_limits(self, *, max_memory: int | None = None, token_cache: int | None = None) -> None:
-        """Write down how many bytes the index may take and how many visual tokens may take on disk; None: as it is."""
+        """Write down what the library may take; None: as it is.
+
+        Args:
+            max_memory: Bytes of the index.
+            token_cache: Bytes of visual tokens kept on disk.
+        """
         changed = replace(
             self.settings,
             max_memory=self.settings.max_memory if max_memory is None else max_memory,

@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS segments (
 CREATE INDEX IF NOT EXISTS segments_of ON segments(video);
 CREATE INDEX IF NOT EXISTS videos_by_content ON videos(sha256);
 CREATE INDEX IF NOT EXISTS videos_by_size ON videos(bytes);
+CREATE INDEX IF NOT EXISTS videos_by_time ON videos(modified);
 CREATE INDEX IF NOT EXISTS videos_by_origin ON videos(origin) WHERE origin IS NOT NULL;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY);
@@ -72,14 +73,40 @@ class Records:
         """Videos that are files of their own and could be read, by path."""
         return list(self._videos("reason IS NULL AND origin IS NULL ORDER BY path"))
 
-    def listed(self, condition: str, values: Sequence[object], first: int, count: int) -> tuple[int, list[VideoRow]]:
-        """How many readable videos a condition over `segments` and `videos` allows, and some of them, by path."""
-        inside = (
-            "reason IS NULL AND id IN (SELECT videos.id FROM segments JOIN videos ON videos.id = segments.video "
-            f"WHERE {condition})"
-        )
+    def listed(
+        self, condition: str, values: Sequence[object], first: int, count: int, *, newest: bool = False
+    ) -> tuple[int, list[VideoRow]]:
+        """How many readable videos a condition over `segments` and `videos` allows, and some of them.
+
+        Args:
+            condition, values: "" for all videos.
+            first, count: How many are passed over, and how many are given.
+            newest: By date, those without one last; otherwise by path.
+        """
+        inside = "reason IS NULL"
+        if condition:
+            inside += (
+                " AND id IN (SELECT videos.id FROM segments JOIN videos ON videos.id = segments.video "
+                f"WHERE {condition})"
+            )
         total = int(self.db.execute(f"SELECT COUNT(*) FROM videos WHERE {inside}", values).fetchone()[0])
-        return total, list(self._videos(f"{inside} ORDER BY path LIMIT ? OFFSET ?", (*values, count, first)))
+        order = "modified DESC, id DESC" if newest else "path"
+        return total, list(self._videos(f"{inside} ORDER BY {order} LIMIT ? OFFSET ?", (*values, count, first)))
+
+    def spread(self, count: int) -> list[Metadata]:
+        """Metadata of up to so many readable videos that have some, spread over the library."""
+        where = "FROM videos WHERE meta IS NOT NULL AND reason IS NULL"
+        total = int(self.db.execute(f"SELECT COUNT(*) {where}").fetchone()[0])
+        sql = f"SELECT meta FROM (SELECT meta, ROW_NUMBER() OVER (ORDER BY id) - 1 AS place {where}) WHERE place % ? = 0 LIMIT ?"
+        return [_metadata(r[0]) for r in self.db.execute(sql, (max(1, total // count), count))]
+
+    def middles(self, videos: Collection[int]) -> dict[int, int]:
+        """The segment in the middle of each of these videos."""
+        out = {}
+        for video in videos:
+            ids = [r[0] for r in self.db.execute("SELECT id FROM segments WHERE video = ? ORDER BY start", (video,))]
+            out.update({video: ids[len(ids) // 2]} if ids else {})
+        return out
 
     def of_content(self, sha256: str, but: str = "") -> list[VideoRow]:
         """Readable files of this content, except the one at the path `but`."""

@@ -93,6 +93,11 @@ class Searcher(ABC):
         with _LOADING:
             return self._loaded()
 
+    @property
+    def model_path(self) -> str | None:
+        """What the model is loaded from."""
+        return self._model_path
+
     def _loaded(self) -> VideoTextEncoder:
         if self._model is None:
             if not self._model_path:
@@ -144,7 +149,7 @@ class Searcher(ABC):
         return _encoding().example_frames(source, self.settings, self.model, isolated=isolated)
 
     def segment_frames(self, path: str, start: float, end: float, lasts: float | None = None) -> Tensor:
-        """The frames a segment was embedded from: uint8 tensor (T, 3, S, S)."""
+        """The frames a segment was embedded from: uint8 tensor (T, 3, S, S); its path, start and end as in `frames_of`."""
         whole = end <= start
         return self.frames_of(path, None if whole else start, None if whole else end, lasts=lasts)
 

@@ -411,6 +411,9 @@ def serve(settings: ServeSettings) -> int:
         follow_links=settings.follow_links,
         allow_hosts=settings.allow_host,
         max_upload=settings.max_upload,
+        log=settings.log,
+        cors=settings.cors,
+        root_path=settings.root_path,
     )
 
 

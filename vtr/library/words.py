@@ -145,6 +145,16 @@ class Words:
         except sqlite3.OperationalError:  # a read-only library of before there were words, or an SQLite without FTS5
             return False
 
+    def some_said(self, count: int) -> list[str]:
+        """Up to so many cues, spread over the library."""
+        try:
+            last = int(self.db.execute("SELECT COALESCE(MAX(rowid), 0) FROM cues").fetchone()[0])
+            places = range(1, last + 1, max(1, last // count))
+            rows = [self.db.execute("SELECT text FROM cues WHERE rowid >= ? LIMIT 1", (p,)).fetchone() for p in places]
+        except sqlite3.OperationalError:  # a read-only library of before there were words
+            return []
+        return list(dict.fromkeys(r[0] for r in rows[:count] if r))
+
     def spoken(self) -> tuple[int, list[str]]:
         """How many videos have subtitles, and what could not be taken of them as it stands, a line each."""
         try:

@@ -5,8 +5,9 @@ B batch, T frames, F pooled vectors, L tokens, Lv visual tokens, D and H widths 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -17,6 +18,7 @@ from vtr.data.decode import read_frames
 from vtr.data.sampling import middle_frames
 from vtr.data.text import TokenBatch
 from vtr.data.transforms import eval_frames
+from vtr.data.uri import is_uri, shown_uri
 from vtr.encoders.base import EncoderConfig
 from vtr.encoders.bert import KeysValues
 from vtr.encoders.video_text import TextFeatures, VideoFeatures
@@ -35,8 +37,13 @@ __all__ = [
     "Videos",
     "combined_scores",
     "encoder_facts",
+    "joined",
     "load_strictly",
+    "tokens_of",
 ]
+
+_FILES = 8  # read and encoded at once
+_NORMALISED = 30.0  # no pixel is so far from the mean in any model's statistics; 255 is
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -144,19 +151,30 @@ class Model(nn.Module):
             return frames
         return (frames.to(self._mean.dtype) / 255 - self._mean) / self._std
 
-    def _frames(self, videos: Videos, facts: VideoFacts, antialias: bool) -> Tensor:
-        """Frames on the model's device; files are read as evaluation and libraries read them."""
-        if not isinstance(videos, Tensor):
-            paths = [videos] if isinstance(videos, str | Path) else list(videos)
-            if not paths or not all(isinstance(path, str | Path) for path in paths):
-                raise UsageError(
-                    "encode_video: expected frames (B, T, 3, H, W) as a tensor, the path of a video, or a list of paths"
-                )
-            clips = [read_frames(path, lambda n: middle_frames(n, facts.num_frames)).frames for path in paths]
-            videos = torch.stack([eval_frames(clip, facts.image_size, antialias=antialias) for clip in clips])
-        elif videos.ndim != 5 or videos.shape[2] != 3:
-            raise UsageError(f"encode_video: expected frames (B, T, 3, H, W), got a tensor {tuple(videos.shape)}")
-        return videos.to(self.device)
+    @contextlib.contextmanager
+    def _inference(self, given: object) -> Iterator[None]:
+        """Gradients are for tensors and tokens, and for a model in training: files and words are asked to be encoded."""
+        keep = self.training or isinstance(given, Tensor | TokenBatch)
+        with torch.set_grad_enabled(keep and torch.is_grad_enabled()):
+            yield
+
+    def _frames(self, videos: Videos, facts: VideoFacts, antialias: bool) -> Iterator[Tensor]:
+        """Frames on the model's device, those of a few files at a time, read as evaluation and libraries read them."""
+        if isinstance(videos, Tensor):
+            _check_frames(videos, values=not self.training)
+            yield videos.to(self.device)
+            return
+        paths = paths_of(
+            videos, "encode_video: expected frames (B, T, 3, H, W) as a tensor, the path of a video, or a list of paths"
+        )
+        for start in range(0, len(paths), _FILES):
+            clips = [
+                read_frames(path, lambda n: middle_frames(n, facts.num_frames)).frames
+                for path in paths[start : start + _FILES]
+            ]
+            yield torch.stack([eval_frames(clip, facts.image_size, antialias=antialias) for clip in clips]).to(
+                self.device
+            )
 
     def _identity(self) -> str:
         """What a fingerprint covers beside the weights."""
@@ -177,6 +195,70 @@ class Model(nn.Module):
     def __repr__(self) -> str:
         millions = sum(p.numel() for p in self.parameters()) / 1e6
         return f"{type(self).__name__}({self._facts()}, {millions:.1f} M parameters, on {self.device})"
+
+
+def _check_frames(frames: Tensor, *, values: bool) -> None:
+    if frames.ndim != 5 or frames.shape[2] != 3:
+        raise UsageError(f"encode_video: expected frames (B, T, 3, H, W), got a tensor {tuple(frames.shape)}")
+    if frames.dtype != torch.uint8 and not frames.is_floating_point():
+        raise UsageError(f"encode_video: expected frames as uint8 (0 to 255) or normalised floats, got {frames.dtype}")
+    if values and frames.is_floating_point() and frames.numel() and float(frames.detach().amax()) > _NORMALISED:
+        raise UsageError(
+            f"encode_video: floats are taken as normalised already, these go up to {float(frames.detach().amax()):g}: give "
+            "frames of 0 to 255 as uint8"
+        )
+
+
+def paths_of(videos: object, expected: str) -> list[str | Path]:
+    """A path, or each of a list of paths.
+
+    Args:
+        videos: As it was given.
+        expected: The message where it is neither.
+
+    Raises:
+        UsageError: It is neither, or holds an address: nothing is fetched unasked.
+    """
+    given = [videos] if isinstance(videos, bytes) or not isinstance(videos, Sequence) else list(videos)
+    paths: list[str | Path] = []
+    for path in [videos] if isinstance(videos, str) else given:
+        if not isinstance(path, str | Path):
+            raise UsageError(f"{expected}; got {type(path).__name__}{'' if path is videos else ' in the list'}")
+        if isinstance(path, str) and is_uri(path):
+            raise UsageError(
+                f"{shown_uri(path)} is an address, and nothing is fetched here: give a file, or put the video into a "
+                "library (Library.add fetches)"
+            )
+        paths.append(path)
+    if not paths:
+        raise UsageError(f"{expected}; got an empty list")
+    return paths
+
+
+def tokens_of(texts: Texts, tokenise: Callable[[Sequence[str]], TokenBatch]) -> TokenBatch:
+    """Ready tokens as they are, else those of a text or texts.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    if isinstance(texts, TokenBatch):
+        return texts
+    several = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, Sequence) else [texts]
+    wrong = [type(text).__name__ for text in several if not isinstance(text, str)]
+    if wrong or not several:
+        raise UsageError(
+            f"encode_text: expected a text or a list of texts, got {wrong[0] if wrong else 'an empty list'}"
+        )
+    return tokenise(several)
+
+
+def joined(parts: Sequence[VideoFeatures]) -> VideoFeatures:
+    """Features of batches as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+    embedding, frames, tokens, pooled, aligned = zip(*parts)
+    teacher = None if aligned[0] is None else torch.cat(aligned, 1)
+    return VideoFeatures(torch.cat(embedding), torch.cat(frames), torch.cat(tokens), torch.cat(pooled), teacher)
 
 
 def encoder_facts(video: EncoderConfig) -> str:

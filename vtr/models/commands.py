@@ -51,6 +51,41 @@ class ModelsSettings:
     """Print as JSON."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PushSettings:
+    """Upload a model of yours to the Hugging Face hub, with a card of its data, recipe and figures."""
+
+    model: tyro.conf.Positional[str]
+    """A run, a model folder, or an official checkpoint."""
+    name: tyro.conf.Positional[str]
+    """OWNER/NAME on the hub; vtr.load and --model take it then."""
+    dry_run: bool = False
+    """Print the card, upload nothing."""
+    licence: str = ""
+    """Of the weights, as the hub names it (apache-2.0, cc-by-nc-4.0 …); default: not stated."""
+    results: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Result files, or folders of them, beside the run's own (may be given several times); those of other models are left out."""
+    private: bool = False
+    """Make the repository private, where it is new."""
+
+
+def push(settings: PushSettings) -> int:
+    """`vtr models push`; the token is HF_TOKEN, or what `hf auth login` has kept."""
+    from vtr.models.folder import SavedModel
+    from vtr.models.load import load  # torch comes with it
+    from vtr.models.publish import card_of
+
+    model = load(settings.model, "cpu")
+    if not isinstance(model, SavedModel):
+        raise UsageError(f"{settings.model} is another project's model: only models of vtr are uploaded")
+    if settings.dry_run:
+        print(card_of(model, settings.name, licence=settings.licence, results=settings.results))
+        return 0
+    given = {"licence": settings.licence, "results": settings.results, "private": settings.private}
+    print(model.push_to_hub(settings.name, **given))
+    return 0
+
+
 def models(settings: ModelsSettings) -> int:
     """`vtr models`."""
     if settings.get or settings.file or settings.vocabulary:
@@ -131,4 +166,4 @@ def _details(c: Checkpoint) -> str:
     return "\n".join(lines)
 
 
-COMMANDS = {"models": (ModelsSettings, models)}
+COMMANDS = {"models": (ModelsSettings, models), "models push": (PushSettings, push)}

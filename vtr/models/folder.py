@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from vtr.errors import VtrError
 from vtr.files import write_atomically
 from vtr.models.base import Model, load_strictly
+from vtr.models.publish import push
 
 _M = TypeVar("_M", bound="SavedModel")
 
@@ -41,9 +42,15 @@ class _Undrawn(TorchFunctionMode):
 
 
 class SavedModel(Model):
-    """A model that lies in a folder of its own."""
+    """A model that lies in a folder of its own.
+
+    Attributes:
+        files: What such a folder must hold.
+        folder: The one it was loaded from; None of a new model.
+    """
 
     files: ClassVar[tuple[str, ...]] = ("config.json", "model.safetensors")
+    folder: Path | None = None
 
     def _values(self) -> dict[str, object]:
         """The content of config.json."""
@@ -78,6 +85,31 @@ class SavedModel(Model):
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise VtrError(f"{folder}: the model cannot be written ({why})") from error
 
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        licence: str = "",
+        results: Sequence[str | Path] = (),
+        private: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Upload the model and its card to the Hugging Face hub, where `vtr.load(name)` finds it; returns the address.
+
+        Args:
+            name: OWNER/NAME; made where it is not there.
+            licence: Identifier of the weights' licence as the hub knows it, as in "apache-2.0"; "": not stated.
+            results: Result files of evaluations, or folders of them, beside the run's own. Only those of this very
+                model are in the card.
+            private: Of a repository that is made by this; one that is there stays as it is.
+            token: With the right to write; default: HF_TOKEN, or what `hf auth login` has kept.
+
+        Raises:
+            UsageError: The name is none, or there is no token.
+            VtrError: The hub is out of reach or refuses.
+        """
+        return push(self, name, licence=licence, results=results, private=private, token=token)
+
     @classmethod
     def from_pretrained(cls: type[_M], folder: str | Path) -> _M:
         """Load a folder written by `save_pretrained`.
@@ -97,6 +129,7 @@ class SavedModel(Model):
         except (SafetensorError, OSError) as error:
             raise VtrError(f"{folder}/model.safetensors is damaged: {str(error).splitlines()[0]}") from error
         load_strictly(model, state, str(folder / "model.safetensors"))
+        model.folder = folder
         return model.eval()
 
 

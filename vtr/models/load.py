@@ -43,6 +43,10 @@ def load(name: str | Path, device: str | torch.device | None = None, *, file: st
     Raises:
         UsageError: The name is misspelt, or `file` belongs to no official checkpoint.
         VtrError: There is nothing of that name, or it is damaged.
+
+    >>> import vtr
+    >>> vtr.load("runs/demo", "cpu").config.embed_dim
+    16
     """
     if str(name).startswith(registry.OPEN_CLIP):
         from vtr.models.open_clip import OpenClipModel  # seconds of imports that only these models need
@@ -98,7 +102,7 @@ def _folder(name: str | Path) -> Path:
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "runs/")):
         try:
             with offline_if_unreachable():
-                return Path(snapshot_download(str(name)))
+                return Path(snapshot_download(str(name), allow_patterns=[*VideoTextModel.files, "source.json"]))
         except Exception as error:  # no network, unknown id, gated: many kinds
             raise VtrError(
                 f"model {str(name)!r}: no such folder, and not on the hub ({type(error).__name__})"

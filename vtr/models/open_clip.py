@@ -22,7 +22,7 @@ from torch import Tensor
 from vtr.data.text import TokenBatch
 from vtr.errors import UsageError, VtrError, unknown_name
 from vtr.models import hub
-from vtr.models.base import TextFeatures, Texts, VideoFeatures, Videos
+from vtr.models.base import TextFeatures, Texts, VideoFeatures, Videos, joined, tokens_of
 from vtr.models.peer import PeerConfig, PeerModel, PeerVideoConfig
 from vtr.models.registry import OPEN_CLIP
 
@@ -66,6 +66,9 @@ class OpenClipModel(PeerModel):
     def load(cls, name: str, device: str | torch.device | None = None) -> OpenClipModel:
         """Load "open_clip:MODEL/PRETRAINED" (a tag of open_clip, or a file) or "open_clip:hf-hub:OWNER/NAME".
 
+        Args:
+            device: Where to put it; default: a GPU if there is one.
+
         Raises:
             UsageError: The name is none of open_clip's.
             VtrError: The weights are neither in the cache nor downloadable, or damaged.
@@ -99,7 +102,11 @@ class OpenClipModel(PeerModel):
 
     def encode_video(self, videos: Videos) -> VideoFeatures:
         """Encode frames (B, T, 3, S, S), uint8 or already normalised; or the path of a file, or a list of paths."""
-        frames = self._frames(videos, self.config.video, self.config.antialias)
+        with self._inference(videos):
+            frames = self._frames(videos, self.config.video, self.config.antialias)
+            return joined([self._encoded(part) for part in frames])
+
+    def _encoded(self, frames: Tensor) -> VideoFeatures:
         parts = [
             F.normalize(self.clip.encode_image(self.normalise(part)).float(), dim=-1)
             for part in frames.flatten(0, 1).split(_IMAGES)
@@ -109,18 +116,19 @@ class OpenClipModel(PeerModel):
 
     def encode_text(self, texts: Texts) -> TextFeatures:
         """Encode a text, several texts, or ready tokens; `tokens` of the result is the embedding again."""
-        batch = texts if isinstance(texts, TokenBatch) else self.tokenise([texts] if isinstance(texts, str) else texts)
+        batch = tokens_of(texts, self.tokenise)
         ids = batch.ids.to(self.device)
-        unit = F.normalize(self.clip.encode_text(ids).float(), dim=-1)
+        with self._inference(texts):
+            unit = F.normalize(self.clip.encode_text(ids).float(), dim=-1)
         return TextFeatures(unit, unit[:, None], batch.mask.to(self.device), ids)
 
     def tokenise(self, texts: Sequence[str], most: int | None = None) -> TokenBatch:
-        """The model's own tokens (B, L) of texts as they are, cut at its context length."""
+        """The model's own tokens (B, L) of texts as they are, cut at its context length, whatever `most` asks for."""
         ids = self.tokenizer(list(texts), self.context)
         return TokenBatch(ids=ids, mask=(ids != ids[:, -1:]).long().flip(1).cummax(1).values.flip(1))
 
     def cut(self, texts: Sequence[str], most: int | None = None) -> int:
-        """How many texts are longer than the context."""
+        """How many texts are longer than the context, whatever `most` asks for."""
         short = self.tokenizer([""], self.context + 1)[0, -1]  # what a text that ends before has there
         return int((self.tokenizer(list(texts), self.context + 1)[:, -1] != short).sum())
 

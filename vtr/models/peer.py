@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
 from vtr.encoders.bert import KeysValues
 from vtr.errors import UsageError
-from vtr.models.base import Model, VideoTextEncoder
-from vtr.models.rank import Ranked, rank
+from vtr.models.base import Model
+from vtr.models.rank import ComparesVideos
 
 _FRAMES = 8  # as many as the published retrieval models see
 
@@ -35,7 +32,7 @@ class PeerConfig:
     antialias: bool = True  # as CLIP models were trained, and as other models' processors resize
 
 
-class PeerModel(Model):
+class PeerModel(ComparesVideos, Model):
     """A model of another project behind the protocol `VideoTextEncoder`.
 
     Attributes:
@@ -55,16 +52,12 @@ class PeerModel(Model):
         return self.config.max_text_tokens
 
     def visual_memory(self, visual: Tensor) -> list[KeysValues]:
-        """Refused: there is no cross-modal decoder."""
+        """Refused with a UsageError: there is no cross-modal decoder."""
         raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
 
     def match(self, text_tokens: Tensor, text_mask: Tensor, visual: Tensor | list[KeysValues]) -> Tensor:
-        """Refused: there is no cross-modal decoder."""
+        """Refused with a UsageError: there is no cross-modal decoder to give logits (N, 2), as in `VideoTextNetwork.match`."""
         raise UsageError(f"{self.name} has no cross-modal decoder: it cannot re-rank")
-
-    def rank(self, text: str, videos: Sequence[str | Path], rerank: bool = True) -> list[Ranked]:
-        """Videos, best first, by cosine; see `vtr.models.rank.rank`."""
-        return rank(cast(VideoTextEncoder, self), text, videos, rerank)  # a model itself has the rest of the protocol
 
     def _identity(self) -> str:
         return self.name

@@ -6,15 +6,18 @@ B batch, T frames, D width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
+import torch
 from torch import Tensor
 
 from vtr.encoders.base import EncoderConfig
 from vtr.encoders.registry import build_encoder, config_from_dict, config_to_dict
 from vtr.encoders.videomamba import VideoMambaConfig
-from vtr.errors import unknown_name
+from vtr.errors import UsageError, unknown_name
 from vtr.models.base import IMAGENET_MEAN, IMAGENET_STD, Videos, encoder_facts
 from vtr.models.folder import SavedModel
 
@@ -51,7 +54,8 @@ class RecognitionModel(SavedModel):
         Args:
             videos: Frames (B, T, 3, H, W), uint8 or already normalised; or the path of a file, or a list of paths.
         """
-        return self.encoder(self._pixels(videos)).cls
+        with self._inference(videos):
+            return torch.cat([self.encoder(pixels).cls for pixels in self._pixels(videos)])
 
     def classify(self, videos: Videos) -> Tensor:
         """Logits (B, classes) of videos as `features` takes them.
@@ -59,10 +63,19 @@ class RecognitionModel(SavedModel):
         Raises:
             UsageError: The model has no classifier.
         """
-        return self.encoder.classify(self._pixels(videos))
+        with self._inference(videos):
+            return torch.cat([self.encoder.classify(pixels) for pixels in self._pixels(videos)])
 
-    def _pixels(self, videos: Videos) -> Tensor:
-        return self.normalise(self._frames(videos, self.config.video, antialias=False))
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        """Refused: there are no words to compare with."""
+        raise UsageError(
+            f"{self!r} has no text side: `features` and `classify` are what it has; texts need a video-text model (vtr models)"
+        )
+
+    encode_text = encode_video = similarity = rank = _refuse
+
+    def _pixels(self, videos: Videos) -> Iterator[Tensor]:
+        return map(self.normalise, self._frames(videos, self.config.video, antialias=False))
 
     def _values(self) -> dict[str, object]:
         return {"kind": KIND, **dataclasses.asdict(self.config), "video": config_to_dict(self.config.video)}

@@ -17,7 +17,7 @@ from vtr.data.text import TokenBatch
 from vtr.errors import UsageError, VtrError
 from vtr.files import install_command
 from vtr.models import hub
-from vtr.models.base import TextFeatures, Texts, VideoFeatures, Videos
+from vtr.models.base import TextFeatures, Texts, VideoFeatures, Videos, joined, tokens_of
 from vtr.models.peer import PeerConfig, PeerModel, PeerVideoConfig
 from vtr.models.registry import SENTENCE_TRANSFORMERS
 
@@ -93,7 +93,9 @@ class SentenceTransformerModel(PeerModel):
         Raises:
             UsageError: The frames are normalised already: this model does that itself.
         """
-        frames = self._frames(videos, self.config.video, self.config.antialias)
+        return joined([self._features(part) for part in self._frames(videos, self.config.video, self.config.antialias)])
+
+    def _features(self, frames: Tensor) -> VideoFeatures:
         if frames.dtype != torch.uint8:
             raise UsageError(f"{self.name}: expected frames as uint8, got {frames.dtype}; it normalises them itself")
         frames = frames.cpu()
@@ -107,7 +109,7 @@ class SentenceTransformerModel(PeerModel):
 
     def encode_text(self, texts: Texts) -> TextFeatures:
         """Encode a text, several texts, or what `tokenise` made of them; `tokens` of the result is the embedding again."""
-        batch = texts if isinstance(texts, TokenBatch) else self.tokenise([texts] if isinstance(texts, str) else texts)
+        batch = tokens_of(texts, self.tokenise)
         words = [bytes(row[:n].tolist()).decode() for row, n in zip(batch.ids.cpu(), batch.mask.sum(1).tolist())]
         # By name: a text that looks like the path of a picture is a text.
         unit = self._encoded([{"text": text} for text in words], query=True)

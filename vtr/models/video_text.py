@@ -20,9 +20,19 @@ from vtr.encoders.registry import config_from_dict, config_to_dict
 from vtr.encoders.video_text import VideoTextNetwork
 from vtr.encoders.videomamba import VideoMambaConfig
 from vtr.errors import UsageError, VtrError, unknown_name
-from vtr.models.base import IMAGENET_MEAN, IMAGENET_STD, TextFeatures, Texts, VideoFeatures, Videos, encoder_facts
+from vtr.models.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TextFeatures,
+    Texts,
+    VideoFeatures,
+    Videos,
+    encoder_facts,
+    joined,
+    tokens_of,
+)
 from vtr.models.folder import SavedModel
-from vtr.models.rank import Ranked, rank
+from vtr.models.rank import ComparesVideos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +74,7 @@ class ModelConfig:
         return values
 
 
-class VideoTextModel(SavedModel, VideoTextNetwork):
+class VideoTextModel(ComparesVideos, SavedModel, VideoTextNetwork):
     """The whole video-text model.
 
     Args:
@@ -99,17 +109,41 @@ class VideoTextModel(SavedModel, VideoTextNetwork):
             mask: (B, 1 + T*P) bool, True = dropped (training).
             keep_temporal: One pooled vector a frame, not one a video.
 
+        Returns:
+            `embedding` (B, E), the mean of unit vectors; one video is a batch of one. `frame_embeddings` (B, F, E),
+            `tokens` (B, Lv, D), `pooled` (B, F, D).
+
         Raises:
             UsageError: It is none of these.
             DecodeError: A file is missing or no video.
+
+        >>> import vtr
+        >>> vtr.load("runs/demo").encode_video(["a.mp4", "b.mp4"]).embedding.shape
+        torch.Size([2, 16])
         """
-        pixels = self.normalise(self._frames(videos, self.config.video, self.config.antialias))
-        return self.encode_pixels(pixels, mask, keep_temporal)
+        with self._inference(videos):
+            frames = self._frames(videos, self.config.video, self.config.antialias)
+            return joined([self.encode_pixels(self.normalise(part), mask, keep_temporal) for part in frames])
 
     def encode_text(self, texts: Texts) -> TextFeatures:
-        """Encode a text, several texts, or ready tokens; texts are cleaned as in training (`clean_caption`)."""
-        batch = texts if isinstance(texts, TokenBatch) else self.tokenise([texts] if isinstance(texts, str) else texts)
-        return self.encode_ids(batch.ids.to(self.device), batch.mask.to(self.device))
+        """Encode texts, cleaned as in training (`clean_caption`).
+
+        Args:
+            texts: A text, a list of texts, or what `tokenise` made of them.
+
+        Returns:
+            `embedding` (B, E), unit vectors; one text is a batch of one. `tokens` (B, L, H), `mask` and `ids` (B, L).
+
+        Raises:
+            UsageError: It is none of these.
+
+        >>> import vtr
+        >>> vtr.load("runs/demo").encode_text(["a dog", "a cat"]).embedding.shape
+        torch.Size([2, 16])
+        """
+        batch = tokens_of(texts, self.tokenise)
+        with self._inference(texts):
+            return self.encode_ids(batch.ids.to(self.device), batch.mask.to(self.device))
 
     def text_limit(self, most: int | None = None) -> int:
         """Tokens of the longest text: `most`, but no more than there are positions."""
@@ -120,22 +154,10 @@ class VideoTextModel(SavedModel, VideoTextNetwork):
         return self.tokenizer([clean_caption(text) for text in texts], self.text_limit(most))
 
     def cut(self, texts: Sequence[str], most: int | None = None) -> int:
-        """How many texts `tokenise` cuts."""
+        """How many texts `tokenise` cuts, where `most` tokens are asked for."""
         limit = self.text_limit(most)
         full = (self.tokenise(texts, limit).mask.sum(1) == limit).nonzero()[:, 0].tolist()
         return sum(len(self.tokenizer.tokens(clean_caption(texts[i]))) + 2 > limit for i in full)
-
-    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
-        """Cosine similarities (texts, videos), averaged over a video's pooled vectors; temperature 1."""
-        return text.embedding @ video.embedding.T
-
-    def rank(self, text: str, videos: Sequence[str | Path], rerank: bool = True) -> list[Ranked]:
-        """Videos, best first; see `vtr.models.rank.rank`.
-
-        >>> model.rank("a dog", ["a.mp4", "b.mp4"])  # doctest: +SKIP
-        [Ranked(video='b.mp4', score=3.1), Ranked(video='a.mp4', score=-2.4)]
-        """
-        return rank(self, text, videos, rerank)
 
     def _values(self) -> dict[str, object]:
         return self.config.to_dict()

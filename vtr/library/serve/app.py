@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 import python_multipart  # noqa: F401 - FastAPI asks for it late, and not in one line
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 import vtr
 from vtr.data.decode import DecodeError
 from vtr.errors import HTTP, UsageError, VtrError
-from vtr.files import package_file
 from vtr.library.serve import queries
+from vtr.library.serve.account import REQUEST, Account, Metrics
 from vtr.library.serve.engine import UPLOADS, Engine, ServerOptions
-from vtr.library.serve.guard import FAULT, OPEN, Guard
+from vtr.library.serve.first_view import add_first_view
+from vtr.library.serve.front import add_page
+from vtr.library.serve.guard import FAULT, OPEN, Guard, cookie_name
+from vtr.library.serve.manual import add_manual
 from vtr.library.serve.media import Refused
 from vtr.library.serve.routes import add_curve, add_login, add_media, add_moments, add_queries, only_known
 from vtr.library.serve.schema import UPLOAD_PATH
@@ -37,7 +39,7 @@ MOST_UPLOAD = 1 << 30  # bytes: uploads are kept in memory
 
 def make_app(
     path: str | Path, model: VideoTextEncoder | str | Path | None = None, options: ServerOptions | None = None
-) -> Guard:
+) -> Account:
     """The ASGI application over a library; the model and the index are loaded here.
 
     Raises:
@@ -54,58 +56,76 @@ def make_app(
         yield
         engine.close()
 
+    metrics = Metrics()
     app = FastAPI(
         title="vtr",
         description="Moments of videos, found in words or by a clip.",
         version=vtr.__version__,
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
+        servers=[{"url": options.root_path}] if options.root_path else None,
         lifespan=lifespan,
         dependencies=[Depends(only_known)],
     )
     _handle_errors(app)
-    _page(app)
+    add_page(app)
     add_queries(app, engine, path, options)
+    add_first_view(app, engine)
     add_moments(app, engine)
     add_curve(app, engine)
     add_media(app, engine)
     add_taking(app, engine)
-    add_login(app, options.token)
+    add_manual(app, engine, metrics)
+    add_login(app, options)
     if options.token is not None:
-        _document_token(app)
-    return Guard(
+        _document_token(app, options.token)
+    guarded: ASGIApp = Guard(
         app,
         token=options.token,
         hosts=None if options.hosts is None else set(options.hosts),
         upload=UPLOAD_PATH,
         upload_bytes=options.upload_bytes + (4 << 10),  # the form around the clip
         uploads=UPLOADS,
+        origins=options.cors,
     )
+    if options.cors:
+        guarded = CORSMiddleware(
+            guarded,
+            allow_origins=options.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Range", "X-Request-ID"],
+            expose_headers=["Content-Range", "Content-Disposition", "ETag", "Retry-After", "X-Request-ID"],
+        )
+    return Account(guarded, metrics=metrics, log=options.log, root_path=options.root_path)
 
 
 def _handle_errors(app: FastAPI) -> None:
-    def failed(_: Request, error: Exception) -> Response:
+    def failed(request: Request, error: Exception) -> Response:
         headers = {"retry-after": "1"} if isinstance(error, queries.Busy) else None
         text = " ".join((error.said(HTTP) if isinstance(error, VtrError) else str(error)).split())
-        return JSONResponse({"error": text}, _status(error), headers)
+        return _problem(request, text, _status(error), headers)
 
-    def invalid(_: Request, error: Exception) -> Response:
+    def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         place = ".".join(p for p in first["loc"][1:] if isinstance(p, str))
-        return JSONResponse({"error": f"{place}: {first['msg']}" if place else first["msg"]}, 422)
+        return _problem(request, f"{place}: {first['msg']}" if place else first["msg"], 422)
 
-    def http(_: Request, error: Exception) -> Response:
+    def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        return _problem(request, str(error.detail), error.status_code, error.headers)
 
-    def broken(_: Request, error: Exception) -> Response:
-        return JSONResponse({"error": FAULT}, 500)  # the guard logs it
+    def broken(request: Request, _: Exception) -> Response:
+        return _problem(request, FAULT, 500)  # the guard logs it
 
     app.add_exception_handler(Exception, broken)
     app.add_exception_handler(VtrError, failed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(StarletteHTTPException, http)
+
+
+def _problem(request: Request, text: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": text, "request": request.scope.get(REQUEST)}, status, headers)
 
 
 def _status(error: Exception) -> int:
@@ -118,35 +138,20 @@ def _status(error: Exception) -> int:
     return 422 if isinstance(error, DecodeError) else 500
 
 
-def _page(app: FastAPI) -> None:
-    html = package_file("vtr.library.serve", "page.html").read_text(encoding="utf-8")
-    allowed = {
-        tag: " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-            for text in re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        )
-        for tag in ("script", "style")
-    }
-    policy = (
-        f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']}; img-src 'self' blob: data:; "
-        "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def page() -> Response:
-        return HTMLResponse(html, headers={"content-security-policy": policy, "cache-control": "no-cache"})
-
-
-def _document_token(app: FastAPI) -> None:
+def _document_token(app: FastAPI, token: str) -> None:
     plain = app.openapi
+    ways = {
+        "token": {"type": "http", "scheme": "bearer"},
+        "cookie": {"type": "apiKey", "in": "cookie", "name": cookie_name(token)},
+    }
 
     def openapi() -> dict[str, Any]:
         schema = plain()
-        schema.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        schema.setdefault("components", {})["securitySchemes"] = ways
         for path, methods in schema["paths"].items():
             if path not in OPEN:
                 for operation in methods.values():
-                    operation["security"] = [{"token": []}]
+                    operation["security"] = [{name: []} for name in ways]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from fastapi import HTTPException, Request, Response
 from starlette.types import Receive, Scope, Send
 
+from vtr.library.serve.account import HEAD
 from vtr.library.serve.media import TYPES, Opened, Refused, Video, byte_range
 
 _PART = 256 << 10  # bytes of a file that are read at once
@@ -53,7 +54,7 @@ class FileAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            at = self._end if scope["method"] == "HEAD" else self._first
+            at = self._end if scope.get(HEAD) else self._first
             while at < self._end:
                 part = await asyncio.to_thread(self._opened.read, min(_PART, self._end - at), at)
                 if not part:
@@ -62,7 +63,7 @@ class FileAnswer(Response):
                 await send({"type": "http.response.body", "body": part, "more_body": at < self._end})
                 if await self._request.is_disconnected():
                     return
-            if self._first == self._end or scope["method"] == "HEAD":
+            if self._first == self._end or scope.get(HEAD):
                 await send({"type": "http.response.body", "body": b""})
         finally:
             self._opened.close()

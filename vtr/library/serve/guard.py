@@ -8,8 +8,11 @@ import json
 import logging
 import secrets
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vtr.library.serve.account import REQUEST
 
 log = logging.getLogger("vtr.serve")
 
@@ -44,21 +47,30 @@ class Guard:
         upload: Path whose body may be `upload_bytes` long.
         upload_bytes: Bytes.
         uploads: Number of uploads at the same time.
+        origins: Other web sites whose pages may ask ("*": all).
     """
 
     def __init__(
-        self, app: Any, *, token: str | None, hosts: set[str] | None, upload: str, upload_bytes: int, uploads: int
+        self,
+        app: ASGIApp,
+        *,
+        token: str | None,
+        hosts: set[str] | None,
+        upload: str,
+        upload_bytes: int,
+        uploads: int,
+        origins: tuple[str, ...] = (),
     ) -> None:
-        self.app, self.token, self.hosts = app, token, hosts
+        self.app, self.token, self.hosts, self.origins = app, token, hosts, origins
         self.upload, self.upload_bytes, self.uploads = upload, upload_bytes, uploads
         self._uploading = 0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return None  # there are no web sockets here
-        answer = _Answer(send)
+        answer = _Answer(send, scope.get(REQUEST))
         headers = {k.lower(): v.decode("latin-1") for k, v in scope["headers"]}
         refused = self._refusal(scope, headers)
         if refused:
@@ -74,14 +86,14 @@ class Guard:
             pass
         except Exception:
             # The client learns that it failed, the log why.
-            log.exception("%s %s failed", scope["method"], scope["path"])
+            log.exception("%s %s failed (%s)", scope["method"], scope["path"], scope.get(REQUEST, "-"))
             if answer.started and not answer.finished:
                 raise  # the connection is cut: a half answer must not look whole
             await answer.error(500, FAULT)
         finally:
             self._uploading -= upload
 
-    def _refusal(self, scope: Any, headers: dict[bytes, str]) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str] | None:
         host = headers.get(b"host", "")
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
@@ -90,7 +102,8 @@ class Guard:
         if self.hosts is not None and name not in self.hosts:
             return 403, "this server does not answer under that host name; --allow-host NAME would add it"
         origin = headers.get(b"origin")
-        if scope["method"] not in ("GET", "HEAD") and origin and urlsplit_netloc(origin) != host.lower():
+        foreign = origin and not {origin, "*"} & {*self.origins} and urlsplit_netloc(origin) != host.lower()
+        if scope["method"] not in ("GET", "HEAD") and foreign:
             return 403, "requests from other web sites are refused"
         if self.token is not None and scope["path"] not in OPEN and not self._known(headers):
             return 401, "a token is needed: Authorization: Bearer TOKEN (the server printed it when it started)"
@@ -136,11 +149,11 @@ def urlsplit_netloc(origin: str) -> str:
 class _Answer:
     """`send` with the headers that every answer carries; remembers whether an answer has begun."""
 
-    def __init__(self, send: Any) -> None:
-        self._send = send
+    def __init__(self, send: Send, request: str | None) -> None:
+        self._send, self._request = send, request
         self.started = self.finished = self.closed = False
 
-    async def __call__(self, message: Any) -> None:
+    async def __call__(self, message: Message) -> None:
         if self.closed:
             return
         if message["type"] == "http.response.start":
@@ -157,7 +170,7 @@ class _Answer:
         if self.started:
             self.closed = True
             return
-        body = json.dumps({"error": text}).encode()
+        body = json.dumps({"error": text, "request": self._request}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
@@ -171,12 +184,12 @@ class _Answer:
 class _Body:
     """`receive` with a limit on bytes and on time."""
 
-    def __init__(self, receive: Any, answer: _Answer, limit: int) -> None:
+    def __init__(self, receive: Receive, answer: _Answer, limit: int) -> None:
         self._receive, self._answer, self._limit = receive, answer, limit
         self._bytes, self._whole = 0, False
         self._until: float | None = None
 
-    async def __call__(self) -> Any:
+    async def __call__(self) -> Message:
         if self._whole:
             return await self._receive()  # only tells when the client goes
         now = asyncio.get_running_loop().time()

@@ -11,8 +11,8 @@ from typing import Annotated
 
 from fastapi import FastAPI, File, Form, Header, HTTPException, Query, Request, Response, UploadFile
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
-import vtr
 from vtr.errors import unknown_name
 from vtr.library.files import shown
 from vtr.library.found import Hit, hit_dict
@@ -20,21 +20,18 @@ from vtr.library.library import Library
 from vtr.library.serve import queries
 from vtr.library.serve.engine import Engine, ServerOptions
 from vtr.library.serve.file_answer import FileAnswer
+from vtr.library.serve.first_view import about, kind_of
 from vtr.library.serve.guard import cookie_name, cookie_value
-from vtr.library.serve.media import TYPES
 from vtr.library.serve.schema import (
     FILE,
     MAX_K,
     MAX_MOMENTS,
-    MAX_QUERY,
-    MAX_RERANK,
-    MAX_TEXTS,
     MAX_WHERE,
     PICTURE,
     UPLOAD_PATH,
     AllMoments,
     Answer,
-    By,
+    Asked,
     CurveAnswer,
     Health,
     Id,
@@ -42,14 +39,13 @@ from vtr.library.serve.schema import (
     K,
     Limits,
     Login,
-    MinScore,
     Moment,
     Moments,
     Of,
     Unmerged,
+    Unwanted,
+    WhatFor,
     Where,
-    Within,
-    Words,
     problems,
 )
 
@@ -58,10 +54,17 @@ async def only_known(request: Request) -> None:
     """Refuse parameters that a route does not have: what is misspelt must not be ignored."""
     route = request.scope.get("route")
     if isinstance(route, APIRoute) and route.include_in_schema:  # the page's parameters are the page's own
-        known = [parameter.alias for parameter in route.dependant.query_params]
+        known = [name for p in route.dependant.query_params for name in _names(p.alias, p.field_info.annotation)]
         for name in request.query_params:
             if name not in known:
                 raise unknown_name("parameter", name[:100], known or ["none"])
+
+
+def _names(alias: str, kind: object) -> list[str]:
+    """What a parameter is called in an address; a model stands for one of each of its fields."""
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return [alias]
+    return [field.alias or name for name, field in kind.model_fields.items()]
 
 
 def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions) -> None:
@@ -77,40 +80,13 @@ def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions
     @app.get("/api/info", response_model=Info, responses=problems(503), operation_id="info")
     async def info() -> Info:
         """What the library holds, and the limits of requests."""
-        return await engine.lookup.ask(_info, path, limits)
+        return await engine.lookup.ask(about, path, limits)
 
     @app.get("/api/search", response_model=Answer, responses=problems(400, 503), operation_id="search")
-    async def search(
-        q: Annotated[
-            list[Words],
-            Query(max_length=MAX_TEXTS, description="what to look for; several count the same", examples=[["a dog"]]),
-        ],
-        minus: Annotated[
-            list[Words], Query(default_factory=list, max_length=MAX_TEXTS, description="texts that are unwanted")
-        ],
-        k: K = 24,
-        rerank: Annotated[
-            int, Query(ge=0, le=MAX_RERANK, description="best segments that the cross-modal decoder looks at again")
-        ] = 0,
-        where: Where = "",
-        all_moments: AllMoments = False,
-        moments: Moments = 1,
-        unmerged: Unmerged = False,
-        min_score: MinScore = 0.0,
-        then: Annotated[
-            str | None, Query(max_length=MAX_QUERY, description="what happens after it in the same video")
-        ] = None,
-        before: Annotated[str | None, Query(max_length=MAX_QUERY, description="what happened before it")] = None,
-        within: Within = 60.0,
-        by: By = None,
-    ) -> Answer:
+    async def search(asked: Annotated[Asked, Query()]) -> Answer:
         """Moments for a text, or for several; of one text also what others come after or before."""
-        lane = engine.slow if rerank else engine.quick
-        options = {"rerank": rerank, "minus": minus, "by": by, **_common(where, all_moments, moments, unmerged)}
-        options |= {"min_score": min_score or None, "then": then or None, "before": before or None, "within": within}
-        shown_query = " \u2192 ".join(t for t in (before, " + ".join(q), then) if t)
-        shown_query += "".join(f" \u2212 {text}" for text in minus)
-        return await _answer(shown_query, lambda: lane.ask(queries.search, q, k, **options))
+        lane = engine.slow if asked.rerank else engine.quick
+        return await _answer(asked.title, lambda: lane.ask(queries.search, asked.q, asked.k, **asked.options()))
 
     @app.post(UPLOAD_PATH, response_model=Answer, responses=problems(400, 408, 503), operation_id="search_by_clip")
     async def search_clip(
@@ -147,10 +123,8 @@ def add_curve(app: FastAPI, engine: Engine) -> None:
     )
     async def curve(
         video: Id,
-        q: Annotated[list[Words], Query(max_length=MAX_TEXTS, description="what to look for")],
-        minus: Annotated[
-            list[Words], Query(default_factory=list, max_length=MAX_TEXTS, description="texts that are unwanted")
-        ],
+        q: WhatFor,
+        minus: Annotated[Unwanted, Query(default_factory=list)],
         of: Of = None,
     ) -> CurveAnswer:
         """How well a video fits a text from moment to moment."""
@@ -210,25 +184,6 @@ def _one(library: Library, segment: int, of: str | None) -> queries.Answered:
     return queries.Answered([(hit, row.video)], [], queries.stamp(library))
 
 
-def _info(library: Library, path: Path, limits: Limits) -> Info:
-    values = library.info()
-    return Info(
-        name=shown(path.absolute().name),
-        library=queries.stamp(library),
-        model=None if values["model"] is None else shown(Path(values["model"]).name),
-        videos=values["videos"],
-        segments=values["segments"],
-        seconds=values["seconds"],
-        unreadable=len(values["unreadable"]),
-        cut_off=len(values["cut_off"]),
-        window=values["window"],
-        stride=values["stride"],
-        columns=library.columns(),
-        version=vtr.__version__,
-        limits=limits,
-    )
-
-
 def _common(where: str, all_moments: bool, moments: int, unmerged: bool) -> dict[str, object]:
     return {
         "where": where if where.strip() else None,
@@ -243,11 +198,10 @@ async def _answer(query: str, found: Callable[[], Awaitable[queries.Answered]]) 
     answered = await found()
     moments = []
     for hit, video in answered.pairs:
-        kind = TYPES.get(Path(hit.path).suffix.lower(), "file/" if hit.end > hit.start else "image/").split("/")[0]
         values = {**hit_dict(hit), "path": shown(hit.path), "name": shown(Path(hit.path).name)}
         values["copies"] = [shown(copy) for copy in hit.copies]
         moments.append(
-            Moment.model_validate({**values, "video": video, "kind": kind if kind in ("video", "image") else "file"})
+            Moment.model_validate({**values, "video": video, "kind": kind_of(hit.path, hit.end > hit.start)})
         )
     spent = round(1000 * (time.perf_counter() - started), 1)
     return Answer(query=query, hits=moments, milliseconds=spent, notes=answered.notes, library=answered.library)
@@ -285,6 +239,12 @@ def add_media(app: FastAPI, engine: Engine) -> None:
         """Six frames of a moment side by side, each at most 320 pixels wide."""
         return await picture(segment, of, 6, 320)
 
+    @app.get(
+        "/api/videos/{video}/file",
+        response_class=Response,
+        responses={**problems(404, 409, 410, 416, 503), **FILE},
+        operation_id="file",
+    )
     async def file(
         request: Request,
         video: Id,
@@ -301,20 +261,17 @@ def add_media(app: FastAPI, engine: Engine) -> None:
             opened.close()
             raise
 
-    responses = {**problems(404, 409, 410, 416, 503), **FILE}
-    app.get("/api/videos/{video}/file", response_class=Response, responses=responses, operation_id="file")(file)
-    app.head("/api/videos/{video}/file", include_in_schema=False)(file)
 
-
-def add_login(app: FastAPI, token: str | None) -> None:
+def add_login(app: FastAPI, options: ServerOptions) -> None:
     @app.post("/api/login", status_code=204, response_class=Response, responses=problems(400), operation_id="login")
     async def login(given: Login) -> Response:
         """Set a cookie for the token, so that pictures and videos of the page can be asked for."""
-        response = Response(status_code=204)
+        response, token = Response(status_code=204), options.token
         if token is None:
             return response
         if not secrets.compare_digest(given.token.encode("utf-8", "replace"), token.encode()):
             await asyncio.sleep(0.5)
             raise HTTPException(401, "that is not the token the server printed", {"www-authenticate": "Bearer"})
-        response.set_cookie(cookie_name(token), cookie_value(token), httponly=True, samesite="strict", path="/")
+        place = f"{options.root_path}/"
+        response.set_cookie(cookie_name(token), cookie_value(token), httponly=True, samesite="strict", path=place)
         return response

@@ -111,12 +111,59 @@ class Limits(BaseModel):
     upload_bytes: int
 
 
+class Listed(BaseModel):
+    """A video of the library."""
+
+    video: int
+    segment: Annotated[int, Field(description="one of its middle, for a picture")]
+    name: str
+    title: Annotated[str, Field(description="its metadata's title, else the file's name without its ending")]
+    path: str
+    duration: float
+    modified: Annotated[str | None, Field(description="the file's date, ISO 8601; null where it is not known")]
+    kind: Literal["video", "image", "file"]
+    metadata: dict[str, str | int | float | bool]
+
+
+class Videos(BaseModel):
+    """Videos of the library, the newest first."""
+
+    total: int
+    first: Annotated[int, Field(description="how many were passed over")]
+    videos: list[Listed]
+    library: str
+
+
+class Example(BaseModel):
+    """A query that this library answers."""
+
+    q: str
+    by: Annotated[Literal["picture", "words"], Field(description="`by` of a search that finds it")]
+    origin: Annotated[Literal["caption", "subtitle"], Field(description="where it was taken from")]
+
+
+class Examples(BaseModel):
+    """Queries out of the library's own captions and subtitles; none where it has neither."""
+
+    examples: list[Example]
+    library: str
+
+
 class Info(BaseModel):
     """What the library holds."""
 
     name: str
     library: str
     model: str | None
+    trained: Annotated[bool | None, Field(description="false: its weights are random; null: it is not known")]
+    trained_on: Annotated[
+        str | None, Field(description="corpus of its run, data of its release, or tag of its weights")
+    ]
+    knows: Annotated[str | None, Field(description="what it can tell apart, where that is little")]
+    words: Annotated[bool, Field(description="there are subtitles: a search may be `by` words")]
+    frame_vectors: Annotated[bool, Field(description="hits have finer ends, and curves values of single frames")]
+    confidence: Annotated[bool, Field(description="hits of texts say how sure they are")]
+    reranks: Annotated[bool, Field(description="the model has a cross-modal decoder: `rerank`")]
     videos: int
     segments: int
     seconds: float
@@ -139,6 +186,7 @@ class Problem(BaseModel):
     """Why a request was refused, in one line."""
 
     error: str
+    request: Annotated[str | None, Field(description="the request's id, as in the header X-Request-ID and in the log")]
 
 
 class Login(BaseModel):
@@ -168,6 +216,46 @@ MinScore = Annotated[float, Query(ge=0, le=1, description="leave out hits whose 
 Within = Annotated[float, Query(ge=0, le=86_400, description="seconds between it and what comes before or then")]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY)]
 Id = Annotated[int, InPath(ge=1, le=2**63 - 1, examples=[1])]
+WhatFor = Annotated[
+    list[Words],
+    Query(max_length=MAX_TEXTS, description="what to look for; several count the same", examples=[["a dog"]]),
+]
+Unwanted = Annotated[list[Words], Query(max_length=MAX_TEXTS, description="texts that are unwanted")]
+Phrase = Annotated[str, Field(max_length=MAX_QUERY)]
+
+
+class Asked(BaseModel):
+    """A query of texts, as parameters of an address."""
+
+    q: WhatFor
+    minus: Unwanted = []
+    k: K = 24
+    rerank: Annotated[
+        int, Query(ge=0, le=MAX_RERANK, description="best segments that the cross-modal decoder looks at again")
+    ] = 0
+    where: Where = ""
+    all_moments: AllMoments = False
+    moments: Moments = 1
+    unmerged: Unmerged = False
+    unrefined: Annotated[bool, Query(description="hits begin and end where segments do")] = False
+    min_score: MinScore = 0.0
+    then: Annotated[Phrase | None, Query(description="what happens after it in the same video")] = None
+    before: Annotated[Phrase | None, Query(description="what happened before it")] = None
+    within: Within = 60.0
+    by: By = None
+
+    @property
+    def title(self) -> str:
+        """The query for people."""
+        wanted = " \u2192 ".join(t for t in (self.before, " + ".join(self.q), self.then) if t)
+        return wanted + "".join(f" \u2212 {text}" for text in self.minus)
+
+    def options(self) -> dict[str, object]:
+        """What `Library.search` takes beside texts and number."""
+        values = self.model_dump(include={*Asked.model_fields} - {"q", "k"})
+        for name in ("min_score", "then", "before"):
+            values[name] = values[name] or None
+        return {**values, "where": self.where if self.where.strip() else None}
 
 
 def problems(*statuses: int) -> Responses:
@@ -182,6 +270,9 @@ PICTURE: Responses = {
     }
 }
 _BYTES = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
+METRICS: Responses = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text format"}
+}
 LIST: Responses = {
     200: {
         "description": "the list, of the media type of its format",

@@ -1,13 +1,6 @@
-"""`vtr serve`: a REST API (FastAPI, OpenAPI at /openapi.json) and one page over a library.
+"""`vtr serve`: a REST API (FastAPI) and one page over a library; /docs lists the routes.
 
-GET  /                                   the page
-GET  /api/info                           what the library holds, and the limits
-GET  /api/search?q=…&minus=…&where=…      moments for texts
-POST /api/search/clip                    moments like an uploaded clip or image (multipart, field `clip`)
-GET  /api/segments/ID/similar            moments like one of the library
-GET  /api/segments/ID/thumbnail.jpg      its first frame; preview.jpg: six frames side by side
-GET  /api/videos/ID/file                 the file itself, in byte ranges
-POST /api/login                          a token for a cookie, where the server has one
+Bounds on connections, on headers and on waiting for them are set here, what a request may do in `vtr.library.serve.guard`.
 """
 
 from __future__ import annotations
@@ -22,13 +15,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vtr.errors import UsageError, VtrError
 from vtr.library.index import parse_size
+from vtr.library.serve.account import Log
 from vtr.library.serve.app import MOST_UPLOAD, make_app
 from vtr.library.serve.engine import LOCAL, ServerOptions
-from vtr.library.serve.guard import Guard
 
 MAX_CONNECTIONS = 256
 HEADER_SECONDS = 30.0  # for a request line and headers
@@ -44,6 +38,9 @@ def serve(
     follow_links: bool,
     allow_hosts: tuple[str, ...],
     max_upload: str,
+    log: Log = "text",
+    cors: tuple[str, ...] = (),
+    root_path: str = "",
 ) -> int:
     """Serve until Ctrl-C; prints the page's address when it is ready.
 
@@ -66,6 +63,9 @@ def serve(
             hosts=None if hosts is None else frozenset(h.lower() for h in hosts),
             follow_links=follow_links,
             upload_bytes=upload_bytes,
+            log=log,
+            cors=cors,
+            root_path=root_path,
         )
         app = make_app(path, model, options)
         listening.listen(128)
@@ -78,7 +78,7 @@ def serve(
     return 0
 
 
-def server_config(app: Guard) -> uvicorn.Config:
+def server_config(app: ASGIApp) -> uvicorn.Config:
     """The uvicorn.Config of the server: bounds on connections, on headers and on waiting for them."""
 
     class Protocol(H11Protocol):

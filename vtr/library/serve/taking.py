@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,14 +13,34 @@ from vtr.data.decode.cut import cut
 from vtr.library.serve import queries
 from vtr.library.serve.engine import Engine
 from vtr.library.serve.media import TYPES, Files, Moment, Refused, identity
-from vtr.library.serve.schema import FILE, LIST, MAX_TEXTS, By, Id, K, Of, Where, Words, problems
+from vtr.library.serve.schema import FILE, LIST, Asked, Id, Of, problems
 from vtr.library.timeline import timeline
 
 MOST_SECONDS = 300.0  # of a clip
 MOST_BYTES = 256 << 20
 _DECODE = 30.0  # seconds without progress after which a clip is given up
 
-Format = Literal["edl", "fcpxml", "csv", "srt", "json"]
+
+class Taken(Asked):
+    """A query, and the form in which its hits are wanted."""
+
+    format: Annotated[Literal["edl", "fcpxml", "csv", "srt", "json"], Query(description="of the list")]
+
+
+def with_ends(moment: Moment, start: float | None, end: float | None) -> Moment:
+    """A segment's moment with a hit's ends, which may be finer, or those of several segments.
+
+    Raises:
+        Refused: It would end before it begins, or begin after its video.
+    """
+    if start is None and end is None:
+        return moment
+    first, last = moment.start if start is None else start, min(moment.end if end is None else end, moment.lasts)
+    if first >= last:
+        raise Refused(
+            400, f"a clip from {first:g} to {last:g} s of {moment.lasts:g} s: expected a start before its end"
+        )
+    return replace(moment, start=first, end=last)
 
 
 def clip_of(files: Files, moment: Moment, exact: bool) -> tuple[bytes, str]:
@@ -77,10 +98,12 @@ def add_taking(app: FastAPI, engine: Engine) -> None:
         exact: Annotated[
             bool, Query(description="from the very frame: encoded again; else from a key frame on")
         ] = False,
+        start: Annotated[float | None, Query(ge=0, description="seconds; the segment's, if left out")] = None,
+        end: Annotated[float | None, Query(ge=0, description="seconds; the segment's, if left out")] = None,
         of: Of = None,
     ) -> Response:
         """A moment as a file of its own: a copy from the key frame before it, or exact."""
-        moment = await engine.lookup.ask(queries.moment_of, segment, of)
+        moment = with_ends(await engine.lookup.ask(queries.moment_of, segment, of), start, end)
         data, ending = await engine.uploads.run(clip_of, engine.files, moment, exact)
         named = {"content-disposition": f'attachment; filename="clip_{segment}{ending}"'}
         return Response(data, media_type=TYPES[ending], headers=named)
@@ -91,18 +114,14 @@ def add_taking(app: FastAPI, engine: Engine) -> None:
         responses={**problems(503), **LIST},
         operation_id="export",
     )
-    async def export(
-        q: Annotated[list[Words], Query(max_length=MAX_TEXTS, description="what to look for", examples=[["a dog"]])],
-        format: Annotated[Format, Query(description="of the list")],
-        k: K = 24,
-        where: Where = "",
-        by: By = None,
-    ) -> Response:
-        """The hits of a query for other programs: an edit list, a table, or subtitles."""
-        options = {"where": where if where.strip() else None, "by": by}
-        answered = await engine.quick.ask(queries.search, q, k, **options)
+    async def export(asked: Annotated[Taken, Query()]) -> Response:
+        """The hits of a query for other programs: an edit list, a table, or subtitles; parameters as of a search."""
+        lane = engine.slow if asked.rerank else engine.quick
+        answered = await lane.ask(queries.search, asked.q, asked.k, **asked.options())
         hits = [hit for hit, _ in answered.pairs]
-        text, _ = await engine.opening.run(timeline, f".{format}", hits, " + ".join(q))
+        text, _ = await engine.opening.run(timeline, f".{asked.format}", hits, asked.title)
         kinds = {"csv": "text/csv", "json": "application/json", "fcpxml": "application/xml"}
-        named = {"content-disposition": f'attachment; filename="hits.{format}"'}
-        return Response(text.encode("utf-8", "replace"), media_type=kinds.get(format, "text/plain"), headers=named)
+        named = {"content-disposition": f'attachment; filename="hits.{asked.format}"'}
+        return Response(
+            text.encode("utf-8", "replace"), media_type=kinds.get(asked.format, "text/plain"), headers=named
+        )
