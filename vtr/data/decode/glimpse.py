@@ -82,9 +82,7 @@ def _of_planes(frame: VideoFrame) -> np.ndarray | None:
 
 def _sampled(plane: VideoPlane, height: int, width: int, bits: int) -> np.ndarray:
     """Codes (N, N), as of 8 bits, of a plane of a picture of this size."""
-    kind = np.dtype(np.uint8 if bits <= 8 else "<u2")
-    lines = np.frombuffer(memoryview(plane), kind, plane.height * plane.line_size // kind.itemsize).reshape(
-        plane.height, -1
-    )
+    kind: type[np.uint8] | type[np.uint16] = np.uint8 if bits <= 8 else np.uint16
+    lines = np.frombuffer(memoryview(plane), kind).reshape(-1, plane.line_size // kind().itemsize)
     samples = lines.take(_places(height, plane.height), 0).take(_places(width, plane.width), 1)
-    return samples if bits <= 8 else samples >> (bits - 8)
+    return np.right_shift(samples, max(0, bits - 8))
