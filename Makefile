@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EXTRAS ?= dev
 
-.PHONY: demo test docs wheel smoke gpu lint types clean
+.PHONY: demo test tests docs wheel smoke gpu lint types clean
 
 # A second call is instant: the stamp is newer than pyproject.toml.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "vtr needs Python 3.10 or newer; set PYTHON=python3.x" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip compiles on one core; some packages hold files that are no Python
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -27,12 +29,15 @@ types: $(STAMP)
 	@ln -s ../../../vtr/* build/types/vtr/ && for d in encoders kernels pretrain eval data_manifests; do ln -s ../../../$$d build/types/vtr/$$d; done
 	$(BIN)/mypy --config-file pyproject.toml --no-error-summary build/types/vtr
 
-test: lint types
+test: lint types tests
+
+tests: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The site of docs/ in build/docs/index.html: a broken link, reference or page fails; no network is needed once its packages are there.
 docs: $(STAMP)
 	@$(BIN)/python -c 'import furo, myst_parser' 2> /dev/null || $(BIN)/python -m pip install --quiet -e '.[docs]'
+	@rm -rf build/docs build/doctrees  # reference pages come from code whose changes Sphinx does not see
 	$(BIN)/python -m sphinx -W -n --keep-going -q -j 2 -b html -d build/doctrees docs build/docs
 	$(BIN)/python docs/check_links.py build/docs
 

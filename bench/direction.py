@@ -5,7 +5,9 @@ python -m bench.direction --seeds 0 --steps 20 --tests 18 --out /tmp/try     # a
 
 The clips are those of `vtr.data.motion`; of each class that is another's reversal a clip and itself played backwards are
 told apart, chance 50 %. Captions are put together from openings, names, colours, ways of moving and endings; those of the
-tests use names and verbs that no caption of the training has. The words of direction themselves occur in both. Everything but the option is the same: model, clips, captions, steps, order, the text side's warm-up from scratch.
+tests use names and verbs that no caption of the training has. The words of direction themselves occur in both. Everything but
+the option is the same: model, clips, captions, steps, order. The text side begins from random weights, as no real one does: it is
+warmed up, with the option on turned captions too. Finished trainings are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +37,7 @@ from vtr.eval.benchmarks import Question
 from vtr.eval.decisions import Shown, contrast_rows
 from vtr.eval.metrics import retrieval_metrics
 from vtr.eval.orders import ordered
+from vtr.eval.trials import once
 from vtr.models.video_text import ModelConfig, VideoTextModel
 from vtr.pretrain.optim import build_optimizer, learning_rate
 from vtr.pretrain.recipes import Optim, Stage
@@ -63,6 +67,8 @@ class BenchSettings:
     """Of torch."""
     out: Path = RESULTS
     """Folder of direction.md and direction.json."""
+    kept: Path = Path("runs/direction")
+    """Folder of finished trainings, which are not done again."""
 
 
 class Words(NamedTuple):
@@ -140,25 +146,35 @@ class Clips(NamedTuple):
     colours: Tensor  # (N, 2): of disc and ground
 
 
+def _colours(count: int, seed: int) -> tuple[Tensor, torch.Generator]:
+    """Of disc and ground (N, 2), and the generator that drew them."""
+    g = torch.Generator().manual_seed(seed + 1)
+    disc = torch.randint(len(_COLOURS), (count,), generator=g)
+    ground = (disc + 1 + torch.randint(len(_COLOURS) - 1, (count,), generator=g)) % len(_COLOURS)
+    return torch.stack([disc, ground], 1), g
+
+
+def sentences(count: int, seed: int, words: Words) -> list[str]:
+    """The captions of `draw`, without its clips."""
+    return captions(MotionTask().facts(count, seed)[0], _colours(count, seed)[0], words, seed)
+
+
 def draw(task: MotionTask, count: int, seed: int, words: Words) -> Clips:
     """Clips with captions, a function of its arguments: the task's motions, in colours that tell clips apart.
 
     In a batch nearly every clip has colours of its own, as clips of a real corpus have: who knows them needs no direction.
     """
-    _, labels, facts = task.scenes(count, seed)
-    g = torch.Generator().manual_seed(seed + 1)
-    disc = torch.randint(len(_COLOURS), (count,), generator=g)
-    ground = (disc + 1 + torch.randint(len(_COLOURS) - 1, (count,), generator=g)) % len(_COLOURS)
+    labels, facts = task.facts(count, seed)
+    colours, g = _colours(count, seed)
     shades, side = torch.tensor(list(_COLOURS.values())).float(), task.size
     lit = facts[..., 2:] * 255
     flashes = (lit.amin(-1) == 255) | (lit.amax(-1) == 0)
-    colour = torch.where(flashes[..., None], lit, shades[disc][:, None])[..., None, None]
+    colour = torch.where(flashes[..., None], lit, shades[colours[:, 0]][:, None])[..., None, None]
     along = torch.arange(side).float() + 0.5
     dx, dy = (along - facts[..., i, None] * side for i in (0, 1))
     cover = (0.16 * side - (dx[:, :, None, :] ** 2 + dy[..., None] ** 2).sqrt() + 0.5).clamp(0, 1)[:, :, None]
     noise = torch.randn(count, task.frames, 1, side, side, generator=g) * task.noise
-    frames = (shades[ground][:, None, :, None, None] + noise) * (1 - cover) + colour * cover
-    colours = torch.stack([disc, ground], 1)
+    frames = (shades[colours[:, 1]][:, None, :, None, None] + noise) * (1 - cover) + colour * cover
     return Clips(
         frames.clamp(0, 255).to(torch.uint8), captions(labels, colours, words, seed),
         captions(labels, colours, words, seed, backwards=True), labels, colours,
@@ -168,7 +184,7 @@ def draw(task: MotionTask, count: int, seed: int, words: Words) -> Clips:
 def build(seed: int) -> VideoTextModel:
     """A small model from random weights, with the words of the training captions."""
     torch.manual_seed(seed)
-    tokenizer = Tokenizer.train(draw(MotionTask(), 4000, _TRAIN, TRAINING).captions, 160)  # rare words in pieces
+    tokenizer = Tokenizer.train(sentences(4000, _TRAIN, TRAINING), 160)  # rare words in pieces
     text = BertConfig(
         vocab_size=tokenizer.vocab_size, hidden=64, layers=3, fusion_layer=2, heads=4, intermediate=128,
         max_positions=64, dropout=0.0, vision_width=64,
@@ -195,8 +211,9 @@ def train(seed: int, settings: BenchSettings, *, direction: bool) -> VideoTextMo
     """One training; its clips, captions and order are those of the seed."""
     task, size = MotionTask(), settings.batch_size
     model = build(seed).train()
-    texts = draw(task, settings.warmup_steps * size, _TRAIN + 7919 * (seed + 1), TRAINING).captions
-    triples = [(t, t, lexicon().turned(t) if direction else "") for t in texts]
+    texts = sentences(settings.warmup_steps * size, _TRAIN + 7919 * (seed + 1), TRAINING)
+    told = [lexicon().unfamiliar(t, number) if direction else ("", "") for number, t in enumerate(texts)]
+    triples = [(t, same or t, turned) for t, (same, turned) in zip(texts, told)]
     cosine = warm_up_text(model, triples, batch_size=size, lr=1e-3, temperature=0.1)
     print(f"  after the warm-up: cosine of captions and turned ones {cosine:.2f}", file=sys.stderr)
     optim = Optim(lr=settings.lr, betas=(0.9, 0.98), clip_grad=3.0)
@@ -211,8 +228,7 @@ def train(seed: int, settings: BenchSettings, *, direction: bool) -> VideoTextMo
         clips = draw(task, size, _TRAIN + 104_729 * (seed + 1) + number, TRAINING)
         ids = torch.arange(size) + number * size
         optimizer.zero_grad(set_to_none=True)
-        meta = [{"sibling_caption": lexicon().turned(c)} if direction else {} for c in clips.captions]
-        found = step(clips.frames, clips.captions, ids, meta, None, number)
+        found = step(clips.frames, clips.captions, ids, [{}] * size, None, number)
         torch.nn.utils.clip_grad_norm_(step.parameters(), optim.clip_grad)
         optimizer.step()
         if number % 50 == 0 or number == settings.steps - 1:
@@ -249,20 +265,26 @@ def tested(model: VideoTextModel, clips: Clips) -> dict[str, float]:
     return found | {"retrieval R@1": retrieval_metrics(similarity, [places[i] for i in range(len(text))]).r1}
 
 
+def _trained(seed: int, settings: BenchSettings, clips: Clips, *, direction: bool) -> dict[str, float]:
+    began = time.process_time()
+    return {**tested(train(seed, settings, direction=direction), clips), "cpu seconds": time.process_time() - began}
+
+
 def run(settings: BenchSettings) -> int:
     """Train, test, print and keep."""
     torch.set_num_threads(settings.threads)
     clips = draw(MotionTask(), settings.tests, _TEST, HELD_OUT)
-    count, reached, _ = reach(draw(MotionTask(), 900, _TRAIN, TRAINING).captions)
+    count, reached, _ = reach(sentences(900, _TRAIN, TRAINING))
     said = f"{reached} of {count} training captions tell a direction or an order"
     print(said, file=sys.stderr)
     rows: list[dict[str, object]] = []
+    of = {name: value for name, value in asdict(settings).items() if name not in ("seeds", "out", "kept")}
     for seed in settings.seeds:
         for direction in (True, False):
-            began = time.process_time()
-            found = tested(train(seed, settings, direction=direction), clips)
-            rows.append({"direction negatives": "on" if direction else "off", "seed": seed, **found,
-                         "cpu seconds": round(time.process_time() - began)})  # fmt: skip
+            word = "on" if direction else "off"
+            rows.append({"direction negatives": word, "seed": seed} | once(
+                settings.kept / f"{word}-{seed}.json", of, partial(_trained, seed, settings, clips, direction=direction)
+            ))  # fmt: skip
             print(rows[-1], file=sys.stderr)
     shown = ("direction negatives", "seed", "embedding all", "embedding frames shuffled", "embedding one frame repeated",
              "match all", "retrieval R@1", "cpu seconds")  # fmt: skip

@@ -41,7 +41,7 @@ CODECS = {
     "hevc": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=none"}),
 }
 SIZES = {"Ti": "tiny", "S": "small", "M": "middle"}
-OPEN_CLIP = ("ViT-B-32", "PE-Core-B-16")
+OPEN_CLIP = ("ViT-B-32", "PE-Core-B-16", "PE-Core-S-16-384", "PE-Core-T-16-384")
 MODELS = ("demo", *SIZES, *OPEN_CLIP)
 
 

@@ -29,6 +29,7 @@ html_copy_source = False
 html_show_sphinx = False
 exclude_patterns: list[str] = ["README.md", "site"]
 highlight_language = "text"
+smartquotes = False  # a flag begins with two dashes, in prose too
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
@@ -41,11 +42,12 @@ autodoc_class_signature = "separated"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 python_maximum_signature_line_length = 90
 
 # Every name of ours that is referred to must be on a page. Those of torch, numpy and Python have theirs elsewhere.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!vtr\.).*"), ("py:.*", r".*\.(T|_M|Snapshot)")]
+nitpick_ignore_regex = [("py:.*", r"(?!vtr\.).*"), ("py:.*", r".*\.(_\w+|T|Snapshot)")]
 
 
 def setup(app: Sphinx) -> None:

@@ -119,6 +119,12 @@ def _plain(kind: object) -> str:
     return {"str": "text", "bool": "true | false"}.get(text, text.replace("str", "text"))
 
 
+def _metavar(kind: str) -> str:
+    """A type as it stands behind a flag."""
+    names = {"text": "TEXT", "int": "N", "float": "X", "Path": "PATH"}
+    return " ".join(names.get(word, word) for word in kind.split())
+
+
 def verbs() -> str:
     """Every verb with its flags."""
     return "\n".join(_verb(verb) for verb in VERBS)
@@ -129,7 +135,7 @@ def _verb(verb: str) -> str:
     fields = sorted(dataclasses.fields(kind), key=lambda f: flag_of(f) != "")
     rows = []
     for f in fields:
-        value = "" if str(f.type) == "bool" else f" {_plain(f.type)}"
+        value = "" if str(f.type) == "bool" else f" {_metavar(_plain(f.type))}"
         shown = f"{flag_of(f)}{value}" if flag_of(f) else f.name.upper()
         rows.append((code(shown), "" if f.default is False else default(f), said(kind, f.name)))
     about = inspect.getdoc(kind) or VERBS[verb][1]
@@ -151,13 +157,12 @@ def entries() -> str:
 
 # What the public functions take and give.
 _SHAPES = (
-    "library.found.Hit",
     "library.found.Step",
     "data.subtitles.Cue",
     "library.settings.Info",
     "library.settings.Compacted",
     "library.index_types.Description",
-    "models.rank.Ranked",
+    "models.base.VideoTextEncoder",
     "models.video_text.ModelConfig",
     "encoders.video_text.VideoFeatures",
     "encoders.video_text.TextFeatures",
@@ -191,9 +196,14 @@ def shapes() -> str:
 
 def rest() -> str:
     """The paths of the REST API out of its own OpenAPI description."""
+    from fastapi import FastAPI
+
     app_module = importlib.import_module("vtr.library.serve.app")
     with patch.object(app_module, "Engine"):  # no library is opened: only the routes are asked
-        schema = app_module.make_app("any.library", None, None).app.openapi()
+        app = app_module.make_app("any.library", None, None)
+    while not isinstance(app, FastAPI):  # what looks at requests before it does
+        app = app.app
+    schema = app.openapi()
     out = []
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():

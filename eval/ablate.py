@@ -38,7 +38,7 @@ class AblateSettings:
     """Train the rows of ablation tables, over several seeds."""
 
     tables: tyro.conf.Positional[tuple[str, ...]]
-    """task, scan, mask, align, ratio, droppath, distill, long, or all of these; encoder."""
+    """task, scan, mask, align, ratio, droppath, distill, long, or all of these; encoder, with flags of its own."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One training of every row for each."""
     out: Path = Path("runs/ablate")
@@ -57,10 +57,6 @@ class AblateSettings:
     """Peak learning rate (VideoMamba-Ti: half of it)."""
     threads: int = 2
     """Threads of torch."""
-    demo_steps: int = 1200
-    """Steps on the demo corpus (`encoder`; 0 = without)."""
-    data_root: Path = Path("data")
-    """Where the demo corpus is, or is made (`encoder`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -449,11 +445,10 @@ def run(settings: AblateSettings) -> int:
         if getattr(settings, flag) < 1:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(settings, flag)}: expected a positive number")
     for name in names:
-        if name not in TABLES and name != "encoder":
+        if name == "encoder":
+            raise UsageError("encoder has flags of its own and comes alone: python -m vtr.eval.ablate encoder")
+        if name not in TABLES:
             raise unknown_name("table", name, (*TABLES, "encoder", "all"))
-    if "encoder" in names and (code := _encoder(settings)):
-        return code
-    names = tuple(name for name in names if name != "encoder")
     import torch
 
     from vtr.data.motion import CLASSES
@@ -485,17 +480,6 @@ def run(settings: AblateSettings) -> int:
     return 0
 
 
-def _encoder(settings: AblateSettings) -> int:
-    """The comparison that pretrains, in a process of its own: pretraining builds on evaluation, not the other way round."""
-    flags = {
-        "steps": settings.steps, "demo-steps": settings.demo_steps, "batch-size": settings.batch_size, "lr": settings.lr,
-        "threads": settings.threads, "data-root": settings.data_root, "out": settings.out,
-    }  # fmt: skip
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    seeds = ["--seeds", *map(str, settings.seeds)]
-    return subprocess.run([sys.executable, "-m", "vtr.pretrain.encoder_ablation", *seeds, *words]).returncode
-
-
 _BUILDERS: dict[str, Callable[[AblateSettings, _Teachers], Table]] = {
     "task": _table_task,
     "scan": _table_scan,
@@ -511,9 +495,11 @@ _BUILDERS: dict[str, Callable[[AblateSettings, _Teachers], Table]] = {
 @reports_errors
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    settings = parsed(AblateSettings, argv, "python -m vtr.eval.ablate", __doc__ or "")
+    words = sys.argv[1:] if argv is None else argv
     try:
-        return run(settings)
+        if words[:1] == ["encoder"]:  # it pretrains, and pretraining builds on evaluation: in a process of its own
+            return subprocess.run([sys.executable, "-m", "vtr.pretrain.encoder_ablation", *words[1:]]).returncode
+        return run(parsed(AblateSettings, argv, "python -m vtr.eval.ablate", __doc__ or ""))
     except KeyboardInterrupt:
         print("vtr: stopped; finished trainings are kept, the same command continues", file=sys.stderr)
         return 130

@@ -58,9 +58,7 @@ class Protocol:
     """A benchmark file's content."""
 
     name: str  # the file's own; not written in it
-    captions: str = (
-        "each"  # how captions become queries: each | paragraph | shared | choices | class | counterfactual | reversed
-    )
+    captions: str = "each"  # each | paragraph | shared | choices | class | counterfactual | reversed
     source: str | None = None  # of a file about several sets of videos: the set that is meant
     text: str = "label"  # label or template, of Something-Something
     frames: int = 8  # of a video, where the model does not fix them
@@ -204,7 +202,9 @@ def load_benchmark(name: str, data_root: Path, *, paragraph: bool = False) -> Be
     path, entry = _annotation(protocol, root)
     ids = _beside(path, entry.ids) if entry.ids else None
     if protocol.captions in RULES:
-        format_name, items = read_contrasts([path, *(_beside(path, more) for more in entry.more)], protocol.source)
+        format_name, items = read_contrasts(
+            [path, *(_beside(path, more) for more in entry.more)], protocol.source, protocol.captions
+        )
     else:
         format_name, items = read_annotations(path, ids=ids, choices=protocol.captions == "choices")
     if protocol.captions != "class" and not any(item.captions for item in items):

@@ -22,18 +22,23 @@ from vtr.eval.annotations import Item
 
 RULES = ("counterfactual", "reversed")
 """The protocol kinds: of a video its right and its wrong text; of a clip and its reversal a text each."""
+_WANTED = {
+    "counterfactual": "a right and a wrong text of each video (VITATECS, CiA-Retrieval)",
+    "reversed": "texts of each clip and of its reversal (RTime, direction pairs)",
+}
 _VITATECS = ("src_dataset", "video_name", "caption", "counterfactual")
 _RTIME = ("forward_captions", "reverse_captions")
 _CIA = ("id", "value", "source", "modality")
 _PAIRS = ("video_a", "caption_a", "video_b", "caption_b")
 
 
-def read_contrasts(paths: Sequence[Path], source: str | None = None) -> tuple[str, list[Item]]:
+def read_contrasts(paths: Sequence[Path], source: str | None = None, rule: str | None = None) -> tuple[str, list[Item]]:
     """Read one annotation of pairs of texts; its format is recognised by its content.
 
     Args:
         paths: Its files: those of VITATECS's aspects; CiA's labels are found beside its inputs.
         source: Only what comes from this set of videos, where the file is of several.
+        rule: The protocol's, one of `RULES`: a file of the other kind is refused, whatever its name.
 
     Returns:
         The format in words, and items with `captions` and as many `wrong` ones.
@@ -49,23 +54,24 @@ def read_contrasts(paths: Sequence[Path], source: str | None = None) -> tuple[st
         table = read_table(path, (*_VITATECS, *_RTIME, *_CIA, *_PAIRS))
         names = set(table.columns) if isinstance(table, Table) else set()
         if isinstance(table, dict):
-            kinds["RTime"] = None
-            found += _rtime(path, table)
+            kind, of, items = "RTime", "reversed", _rtime(path, table)
         elif names >= set(_VITATECS):
-            kinds["VITATECS"] = None
-            found += _vitatecs(table, source)
+            kind, of, items = "VITATECS", "counterfactual", _vitatecs(table, source)
         elif names >= set(_PAIRS):
-            kinds["direction pairs"] = None
-            found += _direction_pairs(table)
+            kind, of, items = "direction pairs", "reversed", _direction_pairs(table)
         elif names >= set(_CIA):
-            kinds["CiA-Retrieval"] = None
-            found += _cia(table, source)
+            kind, of, items = "CiA-Retrieval", "counterfactual", _cia(table, source)
         else:
             raise VtrError(
-                f"{path}: columns {', '.join(sorted(names))}; expected those of VITATECS ({', '.join(_VITATECS)}), RTime (an "
+                f"{path}: columns {', '.join(sorted(names)) or 'of other names'}; expected those of VITATECS "
+                f"({', '.join(_VITATECS)}), RTime (an "
                 f"object by video with {', '.join(_RTIME)}), CiA-Retrieval ({', '.join(_CIA)}) or direction pairs "
                 f"({', '.join(_PAIRS)})"
             )
+        if rule not in (None, of):
+            raise VtrError(f"{path}: {kind}, texts of another kind ({of}); expected {_WANTED[str(rule)]}")
+        kinds[kind] = None
+        found += items
     if not found:
         raise VtrError(f"{paths[0]}: no pairs of texts" + (f" of {source} videos" if source else ""))
     return " and ".join(kinds), found

@@ -13,9 +13,11 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vtr.errors import UsageError, VtrError, reports_errors, unknown_name
 from vtr.settings import parsed
@@ -57,6 +59,19 @@ class EfficiencySettings:
     """Only parameters and multiply-adds."""
 
 
+Maker = Callable[[int, int], Any]
+"""Frames and pixels to an untrained network with `classify`; the process of a point gets it by name."""
+
+
+class Passes(NamedTuple):
+    """What `passes` measures; None: not measured, and the note says why."""
+
+    seconds: float | None  # median of a pass by the clock
+    cpu: float | None  # median CPU time of a pass, over all threads; the clock's on a GPU
+    memory: float | None  # GiB: the most it held over the process's own base; weights and input included
+    note: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One measurement."""
@@ -91,7 +106,7 @@ def build(model: str, size: str, frames: int, pixels: int) -> Any:
     return TimeSformer(replace(TIMESFORMER_SIZES[size], num_frames=frames, image_size=pixels, fused=model == "fused"))
 
 
-def _resident(key: str) -> float:
+def resident(key: str) -> float:
     """GiB of this process: VmRSS now, VmHWM at the most."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
@@ -100,7 +115,7 @@ def _resident(key: str) -> float:
 
 
 def _measure(
-    model: str, size: str, frames: int, pixels: int, batch: int, repeats: int, device: str, threads: int, pipe: Any
+    make: Maker, frames: int, pixels: int, batch: int, repeats: int, device: str, threads: int, pipe: Any
 ) -> None:
     """In a process of its own, so that its peak of memory is that of this point alone."""
     try:
@@ -111,14 +126,14 @@ def _measure(
         cuda = device == "cuda"
         with torch.inference_mode():
             # Libraries and kernels are loaded by a pass over one small frame; what they take is the process's base.
-            build(model, size, 1, 32).eval().to(device).classify(torch.randn(1, 1, 3, 32, 32, device=device))
+            make(1, 32).eval().to(device).classify(torch.randn(1, 1, 3, 32, 32, device=device))
             if not cuda:
-                base = _resident("VmRSS")
+                base = resident("VmRSS")
             else:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
                 base = torch.cuda.memory_allocated() / 2**30
-            net = build(model, size, frames, pixels).eval().to(device)
+            net = make(frames, pixels).eval().to(device)
             clip = torch.randn(batch, frames, 3, pixels, pixels, device=device)
             times, used = [], []
             for turn in range(repeats + 1):
@@ -131,36 +146,42 @@ def _measure(
                 if turn == 0 and times[0] > 60:
                     break
             seconds, cpu = statistics.median(times[1:] or times), statistics.median(used[1:] or used)
-            peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else _resident("VmHWM")
+            peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else resident("VmHWM")
         pipe.send((seconds, cpu, max(0.0, peak - base), ""))
     except Exception as error:  # out of memory, above all; the table says which
         pipe.send((None, None, None, str(error).splitlines()[0][:120]))
 
 
-def measure(settings: EfficiencySettings, model: str, size: str, frames: int, device: str) -> Point:
-    """One point."""
+def passes(
+    make: Maker, frames: int, pixels: int, *, batch: int = 1, repeats: int = 3, device: str = "cpu", threads: int = 1
+) -> Passes:
+    """Time and memory of a network's passes over clips, in a process of its own."""
     import multiprocessing
 
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(make, frames, pixels, batch, repeats, device, threads, there))
+    process.start()
+    there.close()
+    try:
+        found = Passes(*here.recv())
+    except EOFError:  # killed: out of memory
+        found = Passes(None, None, None, "its process was killed (out of memory?)")
+    process.join()
+    return found
+
+
+def measure(settings: EfficiencySettings, model: str, size: str, frames: int, device: str) -> Point:
+    """One point."""
     need = predicted_memory(model, size, frames, settings.pixels, settings.batch)
     if need > settings.max_memory:
         note = f"needs more than {need:.0f} GiB (--max-memory {settings.max_memory:g})"
         return Point(model=model, size=size, frames=frames, seconds=None, cpu=None, memory=None, note=note)
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_measure,
-        args=(
-            model, size, frames, settings.pixels, settings.batch, settings.repeats, device, settings.threads, there,
-        ),
+    found = passes(
+        partial(build, model, size), frames, settings.pixels, batch=settings.batch, repeats=settings.repeats,
+        device=device, threads=settings.threads,
     )  # fmt: skip
-    process.start()
-    there.close()
-    try:
-        seconds, cpu, memory, note = here.recv()
-    except EOFError:  # killed: out of memory
-        seconds, cpu, memory, note = None, None, None, "its process was killed (out of memory?)"
-    process.join()
-    return Point(model=model, size=size, frames=frames, seconds=seconds, cpu=cpu, memory=memory, note=note)
+    return Point(model=model, size=size, frames=frames, **found._asdict())
 
 
 def _check(settings: EfficiencySettings) -> str:
@@ -303,9 +324,9 @@ def run(settings: EfficiencySettings) -> int:
         settings.out.mkdir(parents=True, exist_ok=True)
         (settings.out / f"{name}.md").write_text(text)
         rows = {"command": command, "where": where, "points": [p.__dict__ for p in points]}
-        partial = settings.out / f"{name}.{os.getpid()}.tmp"
-        partial.write_text(json.dumps(rows, indent=1))
-        os.replace(partial, settings.out / f"{name}.json")
+        unfinished = settings.out / f"{name}.{os.getpid()}.tmp"
+        unfinished.write_text(json.dumps(rows, indent=1))
+        os.replace(unfinished, settings.out / f"{name}.json")
         if not settings.long:
             draw(settings.out / "efficiency.png", points, settings, where)
     except OSError as error:

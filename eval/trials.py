@@ -5,10 +5,12 @@ B batch, T frames, P patches of a frame, C classes.
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,8 @@ from vtr.encoders.clip_teacher import ClipTeacher
 from vtr.encoders.distill import DistillHead, alignment_loss, token_distillation_loss
 from vtr.encoders.masking import make_mask
 from vtr.encoders.videomamba import VideoMamba, VideoMambaConfig
+from vtr.errors import VtrError
+from vtr.files import write_atomically
 
 # A narrow VideoMamba on nine patches a frame: one training takes half a minute on two cores.
 SMALL = VideoMambaConfig(
@@ -40,6 +44,23 @@ class Budget:
     tests: int = 900
     lr: float = 1e-3
     weight_decay: float = 0.05
+
+
+def once(path: Path, what: Mapping[str, object], figures: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    """The figures of a training: those of the file if it was made of the same `what`, or made now and kept there."""
+    told = json.loads(json.dumps(what, default=str))
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["of"] == told:
+            return kept["figures"]
+    found = {name: round(value, 3) for name, value in figures().items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as partial:
+            partial.write_text(json.dumps({"of": told, "figures": found}) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise VtrError(f"{path} cannot be written: {error.strerror}") from error
+    return found
 
 
 class Score(NamedTuple):

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from vtr.threads import cores, wait_asleep
+
+wait_asleep()  # before a test loads torch: the workers of pytest share the cores, and what spins takes them from another
 # Read by gRPC when it is imported, by whichever test comes first: its threads break the decoders that later ones fork.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
@@ -34,6 +37,7 @@ def repo() -> Path:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
+    torch.set_num_threads(max(1, cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="no NVIDIA GPU on this machine")
         for item in items:

@@ -51,11 +51,12 @@ def build(folder: Path) -> Path:
 
 def install(wheel: Path, place: Path) -> Path:
     """An environment with the wheel and this one's dependencies; returns its folder of commands."""
-    venv.create(place, with_pip=True)
+    venv.create(place)
     (site,) = place.glob("lib/python*/site-packages")
     shared = [path for path in sys.path if path.endswith("site-packages")]
     (site / "shared.pth").write_text("".join(f"{path}\n" for path in shared))
-    subprocess.run([place / "bin/python", "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
+    into = [sys.executable, "-m", "pip", "--python", place / "bin/python"]
+    subprocess.run([*into, "install", "-q", "--no-deps", wheel], check=True)
     return place / "bin"
 
 
@@ -121,7 +122,7 @@ def main() -> int:
             assert "<html" in _asked("http://127.0.0.1:8471/", server).lower()
         finally:
             server.send_signal(signal.SIGINT)
-            server.communicate(timeout=30)
+            server.communicate(timeout=120)
         print("$ vtr serve my.library, one request and the page: answered", flush=True)
         changed = [
             p

@@ -1,10 +1,11 @@
-"""Reads the commands out of README.md and runs them after a demo, in the order they are written, in a copy of the checkout.
+"""Reads the commands out of README.md and the pages of docs/ and runs them after a demo, each page in a copy of the checkout.
 
-python -m tests.readme                       # as they are written, after `make demo`; hours
-python -m tests.readme --quick               # with the sizes of SMALLER
-python -m tests.readme --list                # what is run, what is not and why; runs nothing
+python -m tests.readme                       # the README, as it is written, after `make demo`; hours
+python -m tests.readme --quick docs/howto/search.md         # that page, with the sizes of SMALLER
+python -m tests.readme --list                # of all pages: what is run, what is not and why; runs nothing
 
-`tests/test_readme.py` checks the same commands without running them.
+A fenced block of `bash` or `python` holds commands. One that cannot be run everywhere says in its first line what it needs, as in
+`bash needs=weights,gpu`. `tests/test_readme.py` reads the same commands without running them.
 """
 
 from __future__ import annotations
@@ -24,24 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
-_WEIGHTS = "weights over the network"
-_DATA = "a data set that has to be fetched by hand"
-# What is not run, by how a command begins, and what it needs.
-NOT_RUN = {
-    "pip install": "the package index",
-    "vtr index build VIDEOS": _WEIGHTS,
-    "vtr serve videos.library": f"the library of real videos, and so {_WEIGHTS}",
-    "make demo": "it is what comes before; --demo names its result",
-    "make test": "this is part of it",
-    "make gpu": "a GPU",
-    "vtr pretrain --corpus 5M --data-root /data": f"eight GPUs, {_DATA}",
-    "vtr eval --model videomamba_middle.25m_f8": f"{_WEIGHTS}, {_DATA}",
-    "vtr eval --model open_clip:": f"{_WEIGHTS}, {_DATA}",
-    "vtr eval --model runs/5M": f"a run of weeks, {_DATA}",
-    "vtr finetune --task k400": _DATA,
-    "vtr finetune --task ssv2": _DATA,
-    "accelerate launch pretrain/finetune.py --task imagenet": _DATA,
-    "vtr finetune --task retrieval --data msrvtt": _DATA,
+# What a block may need, as its first line says it.
+NEEDS = {
+    "demo": "to be the first: --demo names its result",
+    "network": "the network",
+    "weights": "weights that are fetched once",
+    "data": "a data set that is fetched by hand",
+    "gpu": "a GPU",
+    "machines": "several machines, or a server of their own",
+    "tools": "a program that does not come with vtr",
+    "tests": "nothing, but it is a test itself",
+    "yours": "something of yours in the place of a name",
 }
 # What --quick says in a command that begins so: a flag that is there has this value instead.
 SMALLER = {
@@ -71,36 +65,44 @@ class Command:
     block: int
     """Which fenced block it stands in, from 0."""
     text: str
-    """As it is written; continued lines are one."""
+    """As it is written; continued lines are one, and so is a file that is written line by line."""
     python: bool = False
     """A whole block of Python."""
+    needs: tuple[str, ...] = ()
+    """What its block is marked as needing, of `NEEDS`."""
 
     @property
     def why_not(self) -> str:
         """Why it is not run, or nothing."""
-        return next((why for start, why in NOT_RUN.items() if self.text.startswith(start)), "")
+        return ", ".join(NEEDS.get(need, need) for need in self.needs)
+
+
+def pages() -> list[Path]:
+    """The README and the written pages of docs/, whose commands are checked; not results, which say how they were made."""
+    written = (p for p in sorted((REPO / "docs").rglob("*.md")) if "results" not in p.parts)
+    return [REPO / "README.md", *written]
 
 
 def commands(page: str) -> list[Command]:
     """The commands of a page's fenced blocks, in order; a block of Python is one command."""
     found: list[Command] = []
-    kind, block, begin, held = None, -1, 0, ""
-    for number, line in enumerate(page.splitlines(), 1):
-        if line.startswith("```"):
-            if kind is None:
-                kind, block, begin, held = line[3:].strip() or "sh", block + 1, number + 1, ""
-            else:
-                if held:
-                    found.append(Command(begin, block, held, python=True))
-                kind = None
-        elif kind == "python":
-            held += line + "\n"
-        elif kind is not None and line.strip():
-            begin = begin if held else number
-            held += line.removesuffix("\\")
-            if not line.endswith("\\"):
-                found.append(Command(begin, block, re.sub(r"\s+# .*", "", held)))
-                held = ""
+    block = -1
+    for fence in re.finditer(r"^```(\w*)([^\n]*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        kind, words, held = fence.groups()
+        if kind not in ("bash", "python"):
+            continue
+        block += 1
+        needs = tuple(re.sub(r".*\bneeds=(\S+).*", r"\1", words).split(",")) if "needs=" in words else ()
+        begin = page.count("\n", 0, fence.start()) + 2
+        if kind == "python":
+            found.append(Command(begin, block, held, python=True, needs=needs))
+            continue
+        for line in re.finditer(r"(?:.*\\\n)*.*<<'EOF'.*\n(?:.*\n)*?EOF\n|(?:.*\\\n)*.*\S.*\n", held):
+            text = line[0].rstrip("\n")
+            if "<<'EOF'" not in text:
+                text = re.sub(r"\s+# .*", "", text.replace("\\\n", ""))
+            if not text.startswith("# "):
+                found.append(Command(begin + held.count("\n", 0, line.start()), block, text, needs=needs))
     return found
 
 
@@ -126,9 +128,17 @@ def workplace(folder: Path, demo: Path, data: Path) -> None:
         if (REPO / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(REPO / name, folder / name)
-    for source, copy in ((demo, folder / "runs/demo"), (data, folder / "data/demo")):
-        if not copy.exists():
-            shutil.copytree(source, copy)
+    if not (folder / "runs/demo").exists():
+        shutil.copytree(demo, folder / "runs/demo")
+    if not (folder / "data/demo").exists():  # its files are replaced, never written into: links will do
+        shutil.copytree(data, folder / "data/demo", copy_function=_linked)
+
+
+def _linked(source: str, copy: str) -> None:
+    try:
+        os.link(source, copy)
+    except OSError:  # another disk
+        shutil.copyfile(source, copy)
 
 
 class Shell:
@@ -183,14 +193,14 @@ class Shell:
         return server.wait(60)
 
 
-def run(options: argparse.Namespace, folder: Path) -> int:
-    """Run them all in a new checkout; returns how many failed."""
+def run(options: argparse.Namespace, page: Path, folder: Path) -> int:
+    """Run a page's commands in a new checkout; returns how many failed."""
     workplace(folder / "checkout", options.demo, options.data)
     made = json.loads((options.data / "corpus.json").read_text())["settings"]
     shell, failed, ran, log = Shell(folder / "checkout", options.port), 0, 0, folder / "log"
     block = -1
     try:
-        for command in commands((REPO / "README.md").read_text()):
+        for command in commands(page.read_text()):
             if command.block != block and (code := shell.close()):
                 failed += 1
                 print(f"FAILED the server ended with exit code {code}", flush=True)
@@ -205,7 +215,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
                 code = 124
             ran += 1
             failed += code != 0
-            said = "python block" if command.python else text
+            said = "python block" if command.python else text.partition("\n")[0]
             print(
                 f"{f'FAILED ({code})' if code else 'ok'} {time.perf_counter() - begin:6.1f} s  {command.line}: {said}",
                 flush=True,
@@ -216,7 +226,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
                 )
     finally:
         shell.close()
-    print(f"{ran} commands of the README ran, {failed} failed")
+    print(f"{page.relative_to(REPO)}: {ran} commands ran, {failed} failed", flush=True)
     return failed
 
 
@@ -224,6 +234,7 @@ def main() -> int:
     """The command line; 1 if a command failed."""
     about, _, _ = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(prog="python -m tests.readme", description=about)
+    parser.add_argument("pages", nargs="*", type=Path, help="pages (default: README.md; `all`: every page)")
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="the demo's run (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="its corpus (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, as stated in the script")
@@ -231,15 +242,24 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, metavar="LINE", help="leave out what stands before")
     parser.add_argument("--stop", type=int, default=10**6, metavar="LINE", help="leave out what stands behind")
     parser.add_argument("--list", action="store_true", help="what is run, what is not and why")
-    parser.add_argument("--folder", type=Path, help="of the copy, kept and used again (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="of the copies, kept and used again (default: a temporary one)")
     options = parser.parse_args()
+    chosen = [page.resolve() for page in options.pages] or [REPO / "README.md"]
+    if options.pages == [Path("all")] or (options.list and not options.pages):
+        chosen = [page for page in pages() if commands(page.read_text())]
     if options.list:
-        for command in commands((REPO / "README.md").read_text()):
-            said = command.text.partition("\n")[0]
-            print(f"{command.line:4} {said}" + (f"   NOT RUN: needs {command.why_not}" if command.why_not else ""))
+        for page in chosen:
+            print(page.relative_to(REPO))
+            for command in commands(page.read_text()):
+                said = command.text.partition("\n")[0]
+                print(f"{command.line:4} {said}" + (f"   NOT RUN: needs {command.why_not}" if command.why_not else ""))
         return 0
+    failed = 0
     with tempfile.TemporaryDirectory() as name:
-        return int(run(options, options.folder or Path(name)) > 0)
+        for page in chosen:
+            place = (options.folder or Path(name)) / "-".join(page.relative_to(REPO).with_suffix("").parts)
+            failed += run(options, page, place)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ def test_a_near_name_is_offered_whatever_its_case_and_a_far_one_is_not() -> None
     known = ["anet", "msrvtt", "completion"]
     assert str(unknown_name("benchmark", "MSRVTT", known)) == "unknown benchmark 'MSRVTT': did you mean 'msrvtt'?"
     assert str(unknown_name("benchmark", "comp", known)) == "unknown benchmark 'comp': did you mean 'completion'?"
+    parts = ["vatex", "vitatecs_msrvtt", "vitatecs_vatex"]
+    assert str(unknown_name("benchmark", "vitatecs", parts)).endswith("mean 'vitatecs_msrvtt' or 'vitatecs_vatex'?")
+    assert str(unknown_name("benchmark", "VATEX", [*parts, "vatex_a", "vatex_b"])).endswith("mean 'vatex'?")
     assert str(unknown_name("benchmark", "nope", known)).endswith("known: anet, completion, msrvtt")
     assert str(unknown_name("benchmark", "nope", map(str, range(50)))).endswith(" and 10 more")
 

@@ -1,4 +1,4 @@
-"""The README's commands are read by what would run them, and each is run by tests/readme.py or said to need something."""
+"""Commands of README.md and docs/ are read by what would run them, and each is run by tests/readme.py or marked with its needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import NoReturn
 import pytest
 import tyro
 
-from tests.readme import NOT_RUN, SMALLER, Command, commands, smaller
+from tests.readme import NEEDS, REPO, SMALLER, Command, commands, pages, smaller
 from vtr.completion import flags_of
 from vtr.errors import VtrError
 from vtr.verbs import VERBS
@@ -28,9 +28,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PAGE = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-COMMANDS = commands(PAGE)
+TEXTS = {str(page.relative_to(REPO)): page.read_text() for page in pages()}
+COMMANDS = {page: commands(text) for page, text in TEXTS.items()}
+ALL = [(page, command) for page, found in COMMANDS.items() for command in found]
+# Each command once, wherever it stands.
+DISTINCT = {command.text: (page, command) for page, command in reversed(ALL) if not command.python}
 PLACEHOLDER = re.compile(r"\b(VIDEOS|[A-Z]+_MODEL|HOST|NAME|FILE|MODEL)\b|(^| )/data\b")
+OUTSIDE = ("whisper", "ffmpeg")  # programs that may not be here, in blocks marked with tools
 
 
 class Read(BaseException):
@@ -71,6 +75,8 @@ def read(words: list[str], repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if program == "python":
         module = rest[0] == "-m"
         name, *flags = rest[1:] if module else rest
+        if any(command.text.startswith(f"cat > {name} <<") for _, command in ALL):
+            return  # the page has written it
         monkeypatch.setattr(sys, "argv", [name, *flags])
         with reading_only(monkeypatch):
             if name == "vtr.cli":
@@ -109,17 +115,20 @@ def check_install(words: list[str], repo: Path) -> None:
     assert found[2] in project["optional-dependencies"]
 
 
-def shown(command: Command) -> str:
-    return f"{command.line}: {command.text.splitlines()[0]}"
+def shown(page: str, command: Command) -> str:
+    return f"{page}:{command.line}: {command.text.splitlines()[0]}"
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.python], ids=shown)
-def test_a_command_of_the_readme_has_flags_that_exist(
-    command: Command, repo: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("page", "command"), DISTINCT.values(), ids=[shown(*found) for found in DISTINCT.values()])
+def test_a_command_of_a_page_has_flags_that_exist(
+    page: str, command: Command, repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PWD", str(repo))
+    if "tools" in command.needs and command.text.split()[0] in OUTSIDE:
+        return
     for text in {command.text, smaller(command.text, 96, 48)}:
-        read(shlex.split(os.path.expandvars(text)), repo, monkeypatch)
+        first = text.partition("\n")[0] if "<<'EOF'" in text else text
+        read(shlex.split(os.path.expandvars(first.partition(" && ")[0])), repo, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -142,61 +151,84 @@ def test_a_command_with_a_name_that_does_not_exist_is_found(
         read(shlex.split(text), repo, monkeypatch)
 
 
-def test_python_of_the_readme_compiles_and_names_what_vtr_has() -> None:
+def test_python_of_the_pages_compiles_and_names_what_vtr_has() -> None:
     import vtr
 
-    blocks = [c.text for c in COMMANDS if c.python]
-    assert blocks
-    for text in blocks:
-        compile(text, "README.md", "exec")
-        assert all(hasattr(vtr, name) for name in re.findall(r"\bvtr\.(\w+)", text))
+    blocks = [(page, command.text) for page, command in ALL if command.python]
+    assert "README.md" in dict(blocks)
+    for page, text in blocks:
+        compile(text, page, "exec")
+        assert [name for name in re.findall(r"\bvtr\.(\w+)\(", text) if not hasattr(vtr, name)] == [], page
 
 
 def test_a_command_with_a_placeholder_is_not_run_and_says_why() -> None:
-    wrong = [shown(c) for c in COMMANDS if PLACEHOLDER.search(c.text) and not c.why_not]
+    wrong = [shown(*found) for found in ALL if PLACEHOLDER.search(found[1].text) and not found[1].needs]
     assert wrong == []
 
 
-def test_every_reason_and_every_smaller_size_belongs_to_a_command() -> None:
-    for start in (*NOT_RUN, *SMALLER):
-        assert any(c.text.startswith(start) for c in COMMANDS), f"{start}: no such command in the README"
+@pytest.mark.parametrize("page", TEXTS)
+def test_a_block_of_commands_says_that_it_is_one(page: str) -> None:
+    assert (
+        re.findall(r"^```(?:text|sh|console)?\n(?:vtr|pip|make|python|accelerate|torchrun) .*", TEXTS[page], re.M) == []
+    )
 
 
-def test_a_folder_that_a_command_reads_is_the_demos_or_made_before() -> None:
+def test_every_mark_is_known_and_every_smaller_size_belongs_to_a_command() -> None:
+    assert {need for _, command in ALL for need in command.needs} <= set(NEEDS)
+    for start in SMALLER:
+        assert any(command.text.startswith(start) for _, command in ALL), f"{start}: no such command on any page"
+
+
+@pytest.mark.parametrize("page", [page for page, found in COMMANDS.items() if found])
+def test_a_folder_that_a_command_reads_is_the_demos_or_made_before(page: str) -> None:
     made, wrong = ["runs/demo", "data/demo"], []
-    for command in (c for c in COMMANDS if not c.python and not c.why_not):
+    for command in (c for c in COMMANDS[page] if not c.python and not c.why_not and "<<'EOF'" not in c.text):
         words = shlex.split(command.text)
         for before, word in zip(["", *words], words):
-            ours = re.fullmatch(r"(runs|data)/\S+|\w+\.library|my_\w+\S*|shards|embeddings", word)
+            ours = re.fullmatch(r"(runs|data)/\S+|\w+\.library|my_\w+(/\S+)?|shards|embeddings|parts", word)
             if not ours or before == "-m":
                 continue
-            if before in ("--out", ">") or "--generate" in words or (words[0] == "cp" and word == words[-1]):
+            if before in ("--out", ">", "-p") or "--generate" in words or (words[0] == "cp" and word == words[-1]):
                 made.append(word)
             elif words[0] != "vtr" or word != words[1]:
-                wrong += [] if any(word.startswith(m) for m in made) else [f"{shown(command)}: {word}"]
+                wrong += [] if any(word.startswith(m) for m in made) else [f"{shown(page, command)}: {word}"]
     assert wrong == []
 
 
-def test_a_flag_module_or_page_that_the_text_names_exists(repo: Path) -> None:
-    prose = re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
-    known = {flag for verb in VERBS for flag in flags_of(verb)}
+@pytest.mark.parametrize("page", TEXTS)
+def test_a_flag_module_or_page_that_the_text_names_exists(page: str, repo: Path, known_flags: set[str]) -> None:
+    prose = re.sub(r"^```.*?^```", "", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
     for code in re.findall(r"`([^`\n]+)`", prose):
-        for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", code if not code.startswith("python") else ""):
-            assert flag in known, f"`{code}`: no verb has {flag}"
+        for flag in re.findall(
+            r"(?<!\S)--[a-z][a-z-]*", code if not code.startswith(("python", "pip", "pytest")) else ""
+        ):
+            assert flag in known_flags, f"`{code}`: no verb has {flag}"
         for module in re.findall(r"python -m ([a-z_.]+)(?!\S)", code):
             assert importlib.util.find_spec(module), f"`{code}`: no such module"
-    for page in re.findall(r"\]\(([\w/.]+)\)", prose):
-        assert (repo / page).is_file(), f"{page}: no such page"
+    for target in re.findall(r"\]\(([\w/.-]+)\)", prose):
+        assert ((repo / page).parent / target).is_file(), f"{target}: no such page"
 
 
-def test_commands_are_read_with_continued_lines_and_without_remarks() -> None:
+@pytest.fixture(scope="module")
+def known_flags() -> set[str]:
+    return {flag for verb in VERBS for flag in flags_of(verb)}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(TEXTS["README.md"].split()) <= 900
+
+
+def test_commands_are_read_with_continued_lines_files_and_needs_but_without_remarks() -> None:
     page = (
-        '# T\n```\nvtr a \\\n    --b 1    # what\n\nvtr c "#17"\n```\ntext\n```python\nimport vtr\nvtr.load(1)\n```\n'
+        '# T\n```bash\nvtr a \\\n    --b 1    # what\n\nvtr c "#17"\n```\ntext\n```toml\na = 1\n```\n```bash needs=gpu,data\n'
+        "cat > x <<'EOF'\na # b\n\nEOF\nls\n```\n```python\nimport vtr\n```\n"
     )
-    first, second, third = commands(page)
-    assert (first.line, first.text.split(), first.block) == (3, ["vtr", "a", "--b", "1"], 0)
+    first, second, file, listed, python = commands(page)
+    assert (first.line, first.text.split(), first.block, first.needs) == (3, ["vtr", "a", "--b", "1"], 0, ())
     assert (second.line, second.text) == (6, 'vtr c "#17"')
-    assert (third.line, third.text, third.python, third.block) == (10, "import vtr\nvtr.load(1)\n", True, 1)
+    assert (file.line, file.text, file.needs, file.block) == (13, "cat > x <<'EOF'\na # b\n\nEOF", ("gpu", "data"), 1)
+    assert (listed.line, listed.text) == (17, "ls")
+    assert (python.line, python.text, python.python, python.block) == (20, "import vtr\n", True, 2)
 
 
 def test_smaller_sizes_replace_those_of_the_readme() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, ParamSpec
 
 _P = ParamSpec("_P")
+_PARTS = 6  # names that begin as one that was asked for: all are named
 _LISTED = 40  # names in a message where none is near; verbs and settings are fewer
 
 
@@ -107,8 +108,12 @@ def unknown_name(what: str, name: str, known: Iterable[str], before: str = "") -
     """
     names = sorted(known)
     folded = {known_name.casefold(): known_name for known_name in reversed(names)}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
-    near = near or [known_name for known_name in sorted(folded) if name and known_name.startswith(name.casefold())]
+    asked = name.casefold()
+    near = difflib.get_close_matches(asked, folded, n=1, cutoff=0.6)
+    near = near or [known_name for known_name in sorted(folded) if name and known_name.startswith(asked)]
+    parts = [n for n in sorted(folded) if name and n.startswith(asked) and not n.removeprefix(asked)[:1].isalnum()]
+    near = parts if asked not in folded and 1 < len(parts) <= _PARTS else near[:1]  # "vitatecs", of which there are two
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    hint = f"did you mean {before + folded[near[0]]!r}?" if near else f"known: {', '.join(names[:_LISTED])}{more}"
+    meant = " or ".join(repr(before + folded[one]) for one in near)
+    hint = f"did you mean {meant}?" if near else f"known: {', '.join(names[:_LISTED])}{more}"
     return UsageError(f"unknown {what} {before + name!r}: {hint}")

@@ -62,6 +62,15 @@ def test_a_line_that_is_no_pair_is_refused_with_its_place(change: dict[str, str]
         read_contrasts([vitatecs(tmp_path / "a.jsonl", {}, change)])
 
 
+def test_a_file_of_another_benchmark_under_its_name_is_refused(tmp_path: Path) -> None:
+    path = vitatecs(tmp_path / "test.json", {})
+    with pytest.raises(VtrError, match=r"VITATECS, texts of another kind .*expected texts of each clip and of its"):
+        load_benchmark(f"rtime={path}", tmp_path)
+    path.write_text(json.dumps({"331": {"forward_captions": ["he sits"], "reverse_captions": ["he stands"]}}))
+    with pytest.raises(VtrError, match=r"RTime, texts of another kind .*expected a right and a wrong text"):
+        load_benchmark(f"vitatecs_msrvtt={path}", tmp_path)
+
+
 def test_rtime_pairs_every_forward_text_with_one_of_the_reversal(tmp_path: Path) -> None:
     entry = {"temporal": True, "reverse": True, "forward_captions": ["he sits"], "reverse_captions": ["he stands"],
              "forward_rewrites": ["he sits down", "down he sits"], "reverse_rewrites": ["he stands up"]}  # fmt: skip

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import small_model, video_bytes
+from tests.library.victims import beside, embed_and_die, vtr
 from vtr.cli import main, run
 from vtr.errors import VtrError
 from vtr.library import Library
@@ -123,29 +124,23 @@ def test_vectors_are_those_of_the_files_themselves_and_samples_can_be_looked_at_
 
 
 def test_a_killed_process_loses_only_the_shard_it_was_at(
-    shards: Path, tmp_path: Path, repo: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for shard in range(3, 21):  # enough to be in the middle of it
+    for shard in range(3, 6):
         os.link(shards / f"{shard % 3:06d}.tar", shards / f"{shard:06d}.tar")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vtr.cli", *command(shards)], cwd=repo, stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    while len(list((tmp_path / "e").glob("*.parquet"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = beside(embed_and_die, command(shards), 3)
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "e").glob("*.parquet")}
-    assert 3 <= len(kept) < 21
+    assert len(kept) == 3
     partial = build_from(tmp_path / "e", tmp_path / "lib")  # what is there can be searched already
     assert verify(partial) == []
     partial.close()
     assert run(command(shards)) == 0
-    assert f"{21 - len(kept)} parts written" in capsys.readouterr().err
+    assert "3 parts written" in capsys.readouterr().err
     assert all((tmp_path / "e" / name).stat().st_mtime_ns == when for name, when in kept.items())
     library = library_of(tmp_path)
-    assert library.store.segments() == 7 * 30
+    assert library.store.segments() == 2 * 30
     assert verify(library) == []
 
 
@@ -270,22 +265,21 @@ def test_files_are_embedded_with_their_lists_metadata_and_only_what_is_new_again
         assert library.search("a dog", where="views = 5")[0].path == str(folder / "0.mp4")
 
 
-def test_a_killed_processs_claims_are_taken_over_by_one_that_waits(shards: Path, tmp_path: Path, repo: Path) -> None:
+def test_a_killed_processs_claims_are_taken_over_by_one_that_waits(shards: Path, tmp_path: Path) -> None:
     for shard in range(3, 12):
         os.link(shards / f"{shard % 3:06d}.tar", shards / f"{shard:06d}.tar")
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "vtr.cli", *command(shards)]
-    process = subprocess.Popen(words, cwd=repo, stderr=subprocess.DEVNULL, env=env)
+    process = beside(vtr, command(shards))
     while not list((tmp_path / "e").glob("work/*/0*.claim")):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGSTOP)  # alive, and holding what it has
-    other = subprocess.Popen(words, cwd=repo, stderr=subprocess.PIPE, text=True, env=env)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)  # alive, and holding what it has
+    other = beside(vtr, command(shards))
     while len(list((tmp_path / "e").glob("*.parquet"))) < 11 - len(list((tmp_path / "e").glob("work/*/0*.claim"))):
-        assert other.poll() is None
+        assert other.is_alive()
         time.sleep(0.01)
     process.kill()
-    process.wait()
-    _, talk = other.communicate()
-    assert other.returncode == 0, talk
+    process.join()
+    other.join(300)
+    assert other.exitcode == 0
     assert library_of(tmp_path).store.segments() == 4 * 30

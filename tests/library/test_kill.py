@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,35 +15,11 @@ import pytest
 
 from tests.helpers import small_model, write_videos
 from tests.library.test_library import indexed_above
+from tests.library.victims import add_and_die, beside, search_meanwhile
 from vtr.errors import VtrError
 from vtr.library import Library
 from vtr.library import index as indexes
 from vtr.library.verify import verify
-
-# The process kills itself at a chosen call of a chosen function: before or after it has done its work.
-_VICTIM = """
-import os, signal, sys
-from pathlib import Path
-from tests.helpers import small_model
-from vtr.library import Library, index
-from vtr.library.store import Store
-place, when, count, lib, videos = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
-owner, name = {"append": (Store, "append"), "count": (Store, "_count"), "write": (index, "write"),
-               "settings": (Library, "_write_settings")}[place]
-real, calls = getattr(owner, name), [0]
-index.EXACT_UP_TO, index.TAIL_UP_TO = 2, 0  # an index as large libraries have one
-library = Library.open(lib, small_model())
-def killed(*words):
-    calls[0] += 1
-    if calls[0] == count and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    out = real(*words)
-    if calls[0] == count and when == "after":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return out
-setattr(owner, name, killed)
-library.add(videos)
-"""
 
 
 @pytest.mark.parametrize(
@@ -58,7 +35,7 @@ library.add(videos)
     ],
 )
 def test_a_killed_add_goes_on_with_nothing_lost_and_nothing_twice(
-    tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch, place: str, when: str, count: int, kept: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, when: str, count: int, kept: int
 ) -> None:
     clips = write_videos(tmp_path / "source", 5)
     (tmp_path / "videos").mkdir()
@@ -67,14 +44,9 @@ def test_a_killed_add_goes_on_with_nothing_lost_and_nothing_twice(
             with Library.create(tmp_path / "lib", small_model()) as library:
                 library.add(tmp_path / "videos")
         clip.rename(tmp_path / "videos" / clip.name)
-    done = subprocess.run(
-        [sys.executable, "-c", _VICTIM, place, when, str(count), str(tmp_path / "lib"), str(tmp_path / "videos")],
-        cwd=repo,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    victim = beside(add_and_die, place, when, count, tmp_path / "lib", tmp_path / "videos")
+    victim.join(300)
+    assert victim.exitcode == -signal.SIGKILL
     indexed_above(monkeypatch, 2)
     again = Library.open(tmp_path / "lib", small_model())
     assert verify(again) == []
@@ -107,47 +79,18 @@ def test_writers_killed_at_random_moments_leave_a_consistent_library(repo: Path)
     assert done.stdout.endswith(f"{count} moments, 0 wrong\n")
 
 
-_READER = """
-import sys
-from pathlib import Path
-from tests.helpers import small_model
-from vtr.library import Library, index
-index.EXACT_UP_TO, index.TAIL_UP_TO = 10, 5
-lib, stop = Path(sys.argv[1]), Path(sys.argv[2])
-library = Library.open(lib, small_model())
-seen, count = set(), 0
-print("ready", flush=True)
-while not stop.exists():
-    hits = library.search("a dog runs", k=100, all_moments=True, unmerged=True, where="duration < 100" if count % 2 else None)
-    assert len({h.segment for h in hits}) == len(hits)
-    assert len({(h.path, h.start) for h in hits}) == len(hits)
-    assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
-    always = [h for h in hits if "/kept/" in h.path]
-    assert len(always) == 9, len(always)
-    for hit in always:
-        seen.add((hit.path, hit.start, round(hit.score, 4)))
-    count += 1
-assert len(seen) == 9, seen  # the same answer, whatever was written meanwhile
-print(count)
-"""
-
-
-def test_several_processes_search_while_one_writes(tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_search_while_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     indexed_above(monkeypatch, 10)
     write_videos(tmp_path / "kept", 3, frames=16)
     more = write_videos(tmp_path / "more", 8, frames=16)
     library = Library.create(tmp_path / "lib", small_model(), window=1.0, stride=0.5)
     library.add(tmp_path / "kept")
-    command = [sys.executable, "-c", _READER, str(tmp_path / "lib"), str(tmp_path / "stop")]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    readers = [
-        subprocess.Popen(command, cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    context = multiprocessing.get_context("forkserver")
+    ready, over, searches = context.Semaphore(0), context.Event(), context.SimpleQueue()
+    readers = [beside(search_meanwhile, tmp_path / "lib", 9, ready, over, searches) for _ in range(3)]
     try:
-        for reader in readers:
-            assert reader.stdout is not None
-            assert reader.stdout.readline() == "ready\n"
+        for _ in readers:
+            assert ready.acquire(timeout=300), [reader.exitcode for reader in readers]
         for _ in range(6):
             library.add(tmp_path / "more")
             library.remove([more[0], more[1]])
@@ -156,10 +99,11 @@ def test_several_processes_search_while_one_writes(tmp_path: Path, repo: Path, m
             library.remove([tmp_path / "more"])
             library.compact()
     finally:
-        (tmp_path / "stop").touch()
-        answers = [reader.communicate(timeout=60) for reader in readers]
-    assert [reader.returncode for reader in readers] == [0, 0, 0], [a[1] for a in answers]
-    assert all(int(a[0]) >= 5 for a in answers)
+        over.set()
+        for reader in readers:
+            reader.join(60)
+    assert [reader.exitcode for reader in readers] == [0, 0, 0]  # what one found wrong it has written to stderr
+    assert all(searches.get() >= 5 for _ in readers)
     assert verify(library) == []
 
 

@@ -21,13 +21,12 @@ import vtr.models.official
 from tests.helpers import WORDS, write_videos
 from vtr.cli import main
 from vtr.data.text import Tokenizer
-from vtr.encoders.bert import BertConfig
 from vtr.encoders.videomamba import VIDEOMAMBA_SIZES, VideoMamba, VideoMambaConfig
 from vtr.errors import UsageError, VtrError
 from vtr.eval.zero_shot import main as zero_shot
 from vtr.models.official import convert, load_checkpoint
 from vtr.models.registry import find, registry
-from vtr.models.video_text import ModelConfig, VideoTextModel
+from vtr.models.video_text import VideoTextModel
 
 RETRIEVAL, MASKED = "videomamba_middle.25m_f8", "videomamba_middle.k400_mask_pt_f8"
 VIDEO, IMAGE, LONG = "videomamba_tiny.k400_f8", "videomamba_tiny.in1k_res224", "videomamba_middle.breakfast_mask_ft_f64"
@@ -35,29 +34,9 @@ State = dict[str, Tensor]
 
 
 @pytest.fixture(autouse=True)
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
-    """The published models in small: the same tensors with other widths; a cache folder of its own, no network."""
-    tokenizer = Tokenizer.train(WORDS, 90)
-    for name, dim in (("tiny", 32), ("small", 48), ("middle", 64)):
-        monkeypatch.setitem(VIDEOMAMBA_SIZES, name, VideoMambaConfig(dim=dim, depth=2))
-
-    def config(video: VideoMambaConfig) -> ModelConfig:
-        text = BertConfig(
-            vocab_size=tokenizer.vocab_size, hidden=32, layers=3, fusion_layer=2, heads=4, intermediate=64,
-            max_positions=64, vision_width=video.dim,
-        )  # fmt: skip
-        return ModelConfig(video=video, text=text, embed_dim=16)
-
-    def no_network() -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(vtr.models.official, "_retrieval_config", config)
-    monkeypatch.setattr(vtr.models.official, "reach_hub", no_network)
-    monkeypatch.setenv("VTR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    (tmp_path / "cache").mkdir()
-    tokenizer.save(tmp_path / "cache" / "tokenizer.json")
-    return tokenizer
+def small(small_release: Callable[..., Tokenizer]) -> Tokenizer:
+    sizes = {n: VideoMambaConfig(dim=dim, depth=2) for n, dim in (("tiny", 32), ("small", 48), ("middle", 64))}
+    return small_release(VIDEOMAMBA_SIZES, sizes, hidden=32)
 
 
 def encoder(name: str, **changes: Any) -> VideoMamba:

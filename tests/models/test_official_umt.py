@@ -19,7 +19,7 @@ import vtr.models.official
 from tests.helpers import WORDS, small_model, write_videos
 from vtr.cli import main
 from vtr.data.text import Tokenizer
-from vtr.encoders.bert import Bert, BertConfig
+from vtr.encoders.bert import Bert
 from vtr.encoders.video_text import VideoTextNetwork
 from vtr.encoders.vit import VIT_SIZES, ViT, ViTConfig
 from vtr.errors import VtrError
@@ -30,7 +30,7 @@ from vtr.models.load import load_encoder
 from vtr.models.official import load_checkpoint
 from vtr.models.recognition import RecognitionModel
 from vtr.models.registry import find, registry, release_protocol
-from vtr.models.video_text import ModelConfig, VideoTextModel
+from vtr.models.video_text import VideoTextModel
 
 State = dict[str, Tensor]
 NAMES = [name for name, c in registry().items() if c.model == "UMT"]
@@ -40,28 +40,9 @@ LM_HEAD = "text_encoder.cls.predictions"
 
 
 @pytest.fixture(autouse=True)
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published models in small; a cache folder of its own, no network."""
-    tokenizer = Tokenizer.train(WORDS, 90)
-    for name, dim in (("umt_base", 32), ("umt_large", 64)):
-        monkeypatch.setitem(VIT_SIZES, name, ViTConfig(dim=dim, depth=7, heads=4, num_frames=4, pool="avg"))
-
-    def config(video: ViTConfig) -> ModelConfig:
-        text = BertConfig(
-            vocab_size=tokenizer.vocab_size, hidden=video.dim, layers=3, fusion_layer=2, heads=4, intermediate=64,
-            max_positions=64, vision_width=video.dim,
-        )  # fmt: skip
-        return ModelConfig(video=video, text=text, embed_dim=16)
-
-    def no_network() -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(vtr.models.official, "_retrieval_config", config)
-    monkeypatch.setattr(vtr.models.official, "reach_hub", no_network)
-    monkeypatch.setenv("VTR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    (tmp_path / "cache").mkdir()
-    tokenizer.save(tmp_path / "cache" / "tokenizer.json")
+def small(small_release: Callable[..., Tokenizer]) -> None:
+    sizes = (("umt_base", 32), ("umt_large", 64))
+    small_release(VIT_SIZES, {n: ViTConfig(dim=dim, depth=7, heads=4, num_frames=4, pool="avg") for n, dim in sizes})
 
 
 def official(name: str) -> State:

@@ -53,7 +53,9 @@ def test_all_stages_run_and_leave_a_model_that_loads(repo: Path, demo_root: Path
 
 @pytest.mark.slow
 def test_a_dry_run_counts_plans_measures_and_writes_nothing(repo: Path, demo_root: Path, tmp_path: Path) -> None:
-    done = pretrain(repo, "--dry-run", "--stage", "masked", "--steps", 50, *demo_flags(demo_root, tmp_path / "dry"))
+    done = pretrain(
+        repo, "--dry-run", "--workers", 0, "--stage", "masked", "--steps", 50, *demo_flags(demo_root, tmp_path / "dry")
+    )
     assert done.returncode == 0, done.stderr
     assert "demo-video" in done.stdout
     assert "masked: 50 steps on every rank" in done.stdout
@@ -65,7 +67,7 @@ def test_a_dry_run_counts_plans_measures_and_writes_nothing(repo: Path, demo_roo
 @pytest.mark.slow
 def test_two_ranks_on_a_cpu_hold_equal_weights(repo: Path, demo_root: Path, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541")
-    flags = ("--stage", "unmasked", "--steps", 2, *demo_flags(demo_root, tmp_path / "two"))
+    flags = ("--stage", "unmasked", "--steps", 2, "--workers", 0, *demo_flags(demo_root, tmp_path / "two"))
     done = pretrain(repo, *flags, launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert "2 ranks hold equal weights" in done.stderr
@@ -76,7 +78,20 @@ def test_a_training_step_reads_real_shards_as_they_are(repo: Path, shared: Path,
     corpus = tmp_path / "real.toml"
     shard = shared / "data" / "shards" / "cc12m-train-0000.tar"
     corpus.write_text(f'[[member]]\nname = "cc12m"\nmedia = "image"\nshards = "{shard}"\n')
-    flags = ("--corpus", corpus, "--model", "demo", "--stage", "unmasked", "--steps", 1, "--log-every", 1)
+    flags = (
+        "--corpus",
+        corpus,
+        "--model",
+        "demo",
+        "--stage",
+        "unmasked",
+        "--steps",
+        1,
+        "--log-every",
+        1,
+        "--workers",
+        0,
+    )
     done = pretrain(repo, *flags, "--out", tmp_path / "run", "--set", "streams=4", "batch_size=8")
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "run" / "log.jsonl").read_text())

@@ -79,7 +79,7 @@ def test_a_stopped_run_leaves_a_checkpoint_and_goes_on_as_if_it_had_not_been(
     ranks: int, repo: Path, demo_root: Path, tmp_path: Path
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
-    assert started(repo, demo_root, whole, ranks=ranks).wait(300) == 0
+    assert started(repo, demo_root, whole, "--workers", 0, ranks=ranks).wait(300) == 0
     call = started(repo, demo_root, out, ranks=ranks)
     while len(rows(out)) < 3 and call.poll() is None:
         time.sleep(0.02)
@@ -99,7 +99,7 @@ def test_a_stopped_run_leaves_a_checkpoint_and_goes_on_as_if_it_had_not_been(
     if ranks == 1:
         assert call.returncode == 130
         assert "Traceback" not in said
-    assert started(repo, demo_root, out, "--resume", "latest", ranks=ranks).wait(300) == 0
+    assert started(repo, demo_root, out, "--resume", "latest", "--workers", 0, ranks=ranks).wait(300) == 0
     assert [r["loss"] for r in rows(out)] == [r["loss"] for r in rows(whole)]
 
 

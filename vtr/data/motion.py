@@ -50,7 +50,22 @@ class MotionTask:
     def scenes(self, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """As `draw`, and what is to be seen in each frame: (count, T, 5), place (x, y) and colour (r, g, b) in [0, 1]."""
         g = torch.Generator().manual_seed(seed)
+        labels, facts = self._acted(count, g)
+        side, place, colour = self.size, facts[..., :2] * self.size, facts[..., 2:] * 255
+        along = torch.arange(side).float() + 0.5
+        dx, dy = (along - place[..., i, None] for i in (0, 1))  # (count, T, S)
+        distance = (dx[:, :, None, :] ** 2 + dy[:, :, :, None] ** 2).sqrt()
+        cover = (0.14 * side - distance + 0.5).clamp(0, 1)[:, :, None]
+        ground = 50 + 60 * torch.rand(count, 1, 3, 1, 1, generator=g)
+        noise = torch.randn(count, self.frames, 1, side, side, generator=g) * self.noise
+        clips = (ground + noise) * (1 - cover) + colour[..., None, None] * cover
+        return clips.clamp(0, 255).to(torch.uint8), labels, facts
 
+    def facts(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Labels and facts of `scenes` without its pictures."""
+        return self._acted(count, torch.Generator().manual_seed(seed))
+
+    def _acted(self, count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
         def uniform(*shape: int) -> Tensor:
             return torch.rand(*shape, generator=g)
 
@@ -78,15 +93,7 @@ class MotionTask:
         if self.frames != FRAMES:
             at = torch.arange(self.frames) * FRAMES // self.frames  # the same action, slower or faster
             shift, colour = shift[:, at], colour[:, at]
-        place = rest[:, None] + shift
-        along = torch.arange(side).float() + 0.5
-        dx, dy = (along - place[..., i, None] for i in (0, 1))  # (count, T, S)
-        distance = (dx[:, :, None, :] ** 2 + dy[:, :, :, None] ** 2).sqrt()
-        cover = (0.14 * side - distance + 0.5).clamp(0, 1)[:, :, None]
-        ground = 50 + 60 * uniform(count, 1, 3, 1, 1)
-        noise = torch.randn(count, self.frames, 1, side, side, generator=g) * self.noise
-        clips = (ground + noise) * (1 - cover) + colour[..., None, None] * cover
-        return clips.clamp(0, 255).to(torch.uint8), labels, torch.cat([place / side, colour / 255], -1)
+        return labels, torch.cat([(rest[:, None] + shift) / side, colour / 255], -1)
 
 
 def shuffled_frames(clips: Tensor, seed: int) -> Tensor:

@@ -1,7 +1,7 @@
-// A search, and its hits as cards.
+// A search: asked, waited for, shown.
 "use strict";
 
-async function search({like = null, file = null}) {
+async function search({like = null, file = null, further = false}) {
   running?.abort();
   const mine = running = new AbortController();
   const retry = () => search({like, file});
@@ -11,18 +11,15 @@ async function search({like = null, file = null}) {
   try {
     if (file && info && file.size > info.limits.upload_bytes)
       throw new Refusal(413, `${file.name} has ${size(file.size)}; clips of up to ${size(info.limits.upload_bytes)} can be searched by. Cut out the moment first.`);
-    const where = condition();
+    const values = parameters();
     $("line").hidden = false;
-    ghosts = setTimeout(showGhosts, 120);
+    if (!further) ghosts = setTimeout(showGhosts, 120);
     slow = setTimeout(() => {
       say(file ? "Still working on the clip…" : "Still searching…");
       $("cancel").hidden = false;
     }, 2500);
     say(file ? "Sending and reading the clip…" : "Searching…");
-    const values = new URLSearchParams({k: fields.k.value});
-    if (where) values.set("where", where);
-    if (fields.group.value === "all") values.set("all_moments", "true");
-    else if (fields.group.value !== "best") values.set("moments", fields.group.value);
+    $("grid").setAttribute("aria-busy", "true");
     await entered;
     let url, options = {signal: mine.signal};
     if (file) {
@@ -35,23 +32,20 @@ async function search({like = null, file = null}) {
       const of = new URLSearchParams(location.search).get("library") || library;
       if (of) values.set("library", of);
       url = `api/segments/${like}/similar?${values}`;
-    } else {
-      for (const part of texts(text)) values.append("q", part);
-      for (const part of texts(fields.minus.value)) values.append("minus", part);
-      if (fields.rerank.value !== "0") values.set("rerank", fields.rerank.value);
-      url = `api/search?${values}`;
-    }
+    } else url = `api/search?${ofWords(values, text)}`;
     const answer = await (await ask(url, options)).json();
     if (mine !== running) return;
+    asked = like || file ? null : values;
     if (like) setChip(`like ${answer.query}`);
-    document.title = `${like || file ? "like " : ""}${answer.query} - vtr`;
-    show(answer);
+    document.title = `${asked ? "" : "like "}${answer.query} - vtr`;
+    $("heading").textContent = `Moments ${asked ? "for" : "like"} ${answer.query}`;
+    show(answer, further);
   } catch (error) {
     if (mine !== running || error.name === "AbortError") return;
-    failed(error, retry);
+    failed(error, retry, file);
   } finally {
     clearTimeout(slow); clearTimeout(ghosts);
-    if (mine === running) { running = null; $("cancel").hidden = true; }
+    if (mine === running) { running = null; $("cancel").hidden = true; $("grid").removeAttribute("aria-busy"); }
   }
 }
 
@@ -60,112 +54,94 @@ function say(text) { $("status").textContent = text; }
 function setChip(text) {
   $("chip").hidden = !text;
   $("chip").firstElementChild.textContent = text || "";
-  if (text) $("q").value = "";
+  if (text) { $("q").value = ""; fields.then.value = ""; showThen(false); }
+}
+
+function clearGrid(...nodes) {
+  $("state").replaceChildren();
+  $("grid").replaceChildren(...nodes);
+  $("notes").hidden = $("rest").hidden = $("export").hidden = true;
 }
 
 function showGhosts() {
-  $("state").replaceChildren();
-  $("grid").replaceChildren(...Array.from({length: 8}, () =>
+  clearGrid(...Array.from({length: 8}, () =>
     make("li", {className: "card ghost", "aria-hidden": "true"}, make("div", {className: "play"}), make("i"), make("i"))));
 }
 
-function show(answer) {
+function show(answer, further) {
+  const before = $("grid").querySelectorAll(".play").length;
   hits = answer.hits;
   library = answer.library;
   shown = question();
-  $("state").replaceChildren();
-  $("notes").hidden = !answer.notes.length;
-  $("notes").textContent = answer.notes.join(" \u00b7 ");
+  curves.clear();
+  clearGrid();
+  learn(hits.map(hit => hit.path));
+  const none = hits.length > 0 && hits.every(hit => hit.weak);
+  const notes = answer.notes.filter(note => !hits.length || !note.startsWith("nothing like that"));  // the dividers say it
+  $("notes").hidden = !notes.length;
+  $("notes").textContent = notes.join(" \u00b7 ");
   $("line").hidden = false;
   if (!hits.length) return nothing();
   const videos = new Set(hits.map(hit => hit.video)).size;
   say(`${plural(hits.length, "moment")}${videos < hits.length ? ` of ${plural(videos, "video")}` : ""} in ${answer.milliseconds < 1000 ? Math.max(1, Math.round(answer.milliseconds)) + " ms" : (answer.milliseconds / 1000).toFixed(1) + " s"}`);
-  $("grid").replaceChildren(...hits.map(card));
-  scrollTo({top: 0});
+  const groups = grouped(hits);
+  const first = groups.findIndex(group => hits[group[0]].weak);
+  const cards = groups.map(group => card(group, hits));
+  if (none) cards.unshift(allWeak(Math.max(...hits.map(hit => hit.confidence))));
+  else if (first >= 0) cards.splice(first, 0, divider("Weak", "Other words that have nothing to do with this library find moments as good as these."));
+  $("grid").replaceChildren(...cards);
+  offerLists();
+  $("rest").hidden = groups.length < Number(given("k")) || given("k") === "100";
+  if (!further) scrollTo({top: 0});
+  else $("grid").querySelectorAll(".play")[before]?.focus();
   openAddressed();
 }
 
-const rated = (hit, digits) => hit.score < 0 && !hit.match ? "<0" : hit.match.toFixed(digits);
-const measures = {similarity: "similarity to the words", likeness: "likeness to the example", mixed: "similarity and likeness", combined: "careful ranking"};
-const copiesOf = hit => hit.copies.length ? `${plural(hit.copies.length + 1, "copy").replace("copys", "copies")} of this file` : "";
-const wordsOf = hit => hit.metadata.caption ?? hit.metadata.title;
-
-function card(hit, place, own) {
-  const picture = make("img", {alt: "", loading: "lazy", decoding: "async", src: media(`api/segments/${hit.segment}/thumbnail.jpg`)});
-  const play = make("button", {type: "button", className: "play", "aria-label": `Play ${hit.name}, ${span(hit)}`}, picture,
-    make("span", {className: "badge", textContent: span(hit)}));
-  picture.addEventListener("error", async () => {
-    const note = make("span", {className: "none", textContent: "No picture"});
-    picture.replaceWith(note);
-    try { await ask(picture.src); } catch (error) { note.textContent = error.message; }
-  });
-  play.addEventListener("click", () => { listed = own; openPlayer(place); });
-  const like = make("button", {type: "button", className: "act like", textContent: "More like this",
-    "aria-label": `More like this: ${hit.name}, ${span(hit)}`});
-  like.addEventListener("click", () => more(hit));
-  const folder = hit.path.slice(0, -hit.name.length - 1) || "/";
-  const bar = make("i", {"aria-hidden": "true"});
-  bar.style.setProperty("--match", `${Math.round(100 * hit.match)}%`);
-  const score = make("span", {className: "score", title: `${measures[hit.measure]}: ${rated(hit, 3)}`
-    + (hit.reranked ? `; similarity ${hit.similarity.toFixed(3)}` : ""), "aria-label": `${measures[hit.measure]} ${hit.match.toFixed(2)}`}, bar, hit.match.toFixed(2));
-  const words = wordsOf(hit);
-  const about = words === undefined ? make("small", {className: "folder", title: hit.path}, make("bdi", {textContent: folder}))
-    : make("small", {className: "words", textContent: String(words), title: String(words)});
-  const node = make("li", {className: hit.moment > 1 ? "card further" : "card"}, play,
-    make("div", {className: "text"}, make("b", {textContent: hit.name, title: hit.path}), score,
-      about, ...(hit.copies.length ? [make("small", {className: "copies", textContent: copiesOf(hit), title: hit.copies.join("\n")})] : []), like));
-  if (hit.end > hit.start) preview(play, hit);
-  return node;
+function allWeak(best) {
+  const why = `${percent(1 - best)} of unrelated queries find a moment as good as the best of these.`;
+  if (best >= .5) return divider("Only weak hits", why);
+  return divider("Nothing like that here", `${why} ${info && knows() || "Try other words."}`);
 }
 
-// The frames of a moment, one after the other, while the pointer rests on its picture (or the focus, with the keyboard).
-function preview(play, hit) {
-  let timer, run = 0;
-  const stop = () => { clearTimeout(timer); run++; play.querySelector("canvas")?.remove(); };
-  const start = () => {
-    if (still.matches || !hovers.matches) return;
-    stop();
-    const mine = run;
-    timer = setTimeout(async () => {
-      const strip = await loadStrip(hit);
-      if (!strip || mine !== run || !play.querySelector("img")) return;
-      const canvas = make("canvas");
-      play.querySelector("img").after(canvas);
-      animate(canvas, strip, () => mine === run && canvas.isConnected);
-    }, 180);
-  };
-  play.addEventListener("pointerenter", start);
-  play.addEventListener("pointerleave", stop);
-  play.addEventListener("focus", () => play.matches(":focus-visible") && start());
-  play.addEventListener("blur", stop);
+// Places of the hits that are one card: a video's moments together, where they were asked for together.
+function grouped(hits) {
+  const groups = [];
+  hits.forEach((hit, place) => hit.moment > 1 && groups.length && !given("then") && given("group") !== "all" && hits[groups.at(-1)[0]].video === hit.video
+    ? groups.at(-1).push(place) : groups.push([place]));
+  return groups;
+}
+const divider = (title, text) => make("li", {className: "divide"}, make("h2", {textContent: title}), make("p", {textContent: text}));
+
+const lists = {csv: "table", json: "for programs", edl: "CMX 3600 edit list", fcpxml: "Final Cut, Resolve, Premiere", srt: "subtitles"};
+function offerLists() {
+  $("export").hidden = !asked;
+  if (!asked) return;
+  $("export").querySelector(".list").replaceChildren(...Object.entries(lists).map(([format, about]) => {
+    const link = make("a", {href: `api/export?${asked}&format=${format}`, download: `hits.${format}`, textContent: format.toUpperCase()}, make("small", {textContent: about}));
+    link.addEventListener("click", event => { event.preventDefault(); take(link.href, `hits.${format}`, say); });
+    return link;
+  }));
 }
 
-const STRIP = 6;  // frames in preview.jpg
-async function loadStrip(hit) {
-  const strip = new Image();
-  strip.src = media(`api/segments/${hit.segment}/preview.jpg`);
-  try { await strip.decode(); return strip; } catch { return null; }
-}
-
-function animate(canvas, strip, going) {
-  const width = canvas.width = strip.naturalWidth / STRIP;
-  canvas.height = strip.naturalHeight;
-  const paper = canvas.getContext("2d");
-  let frame = 0;
-  const step = () => {
-    if (!going()) return;
-    paper.drawImage(strip, width * frame, 0, width, strip.naturalHeight, 0, 0, width, canvas.height);
-    canvas.dataset.frame = frame;
-    frame = (frame + 1) % STRIP;
-    setTimeout(step, 320);
-  };
-  step();
+// A file that the server makes: fetched, so that what goes wrong is said here and not on a page of its own.
+async function take(url, name, tell) {
+  tell(`Making ${name}…`);
+  try {
+    const answer = await ask(url);
+    const given = /filename="([^"]+)"/.exec(answer.headers.get("content-disposition") || "")?.[1] ?? name;
+    const link = make("a", {href: URL.createObjectURL(await answer.blob()), download: given});
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    tell(`${given} is saved`);
+  } catch (error) { tell(error.message); }
 }
 
 async function more(hit) {
   $("player").close();
   await leaving;
   clip = null;
+  fields.then.value = "";
+  showThen(false);
   history.pushState(null, "", address(String(hit.segment)));
   search({like: String(hit.segment)});
 }
