@@ -67,7 +67,9 @@ def install(wheel: Path, place: Path) -> Path:
 
 def release_notes(version: str, changes: str) -> str:
     """The section of CHANGELOG.md of a version; AssertionError where it has none with a date."""
-    found = re.search(rf"^## {re.escape(version)}, \d{{4}}-\d\d-\d\d$(.*?)(?=^## |\Z)", changes, re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^## {re.escape(version)}, \d{{4}}-\d\d-\d\d$(.*?)(?=^## |\Z)", changes, re.MULTILINE | re.DOTALL
+    )
     assert found, f"CHANGELOG.md has no section '## {version}, DATE'"
     return found[0].strip()
 
