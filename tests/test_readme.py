@@ -34,7 +34,8 @@ ALL = [(page, command) for page, found in COMMANDS.items() for command in found]
 # Each command once, wherever it stands.
 DISTINCT = {command.text: (page, command) for page, command in reversed(ALL) if not command.python}
 PLACEHOLDER = re.compile(r"\b(VIDEOS|[A-Z]+_MODEL|HOST|NAME|FILE|MODEL)\b|(^| )/data\b")
-OUTSIDE = ("whisper", "ffmpeg", "podman", "useradd", "runuser", "systemctl")  # programs that may not be here, in blocks marked with tools
+# Programs that may not be here, in blocks marked with tools.
+OUTSIDE = ("whisper", "ffmpeg", "podman", "useradd", "runuser", "systemctl")
 
 
 class Read(BaseException):
