@@ -212,7 +212,8 @@ def train(seed: int, settings: BenchSettings, *, direction: bool) -> VideoTextMo
     task, size = MotionTask(), settings.batch_size
     model = build(seed).train()
     texts = sentences(settings.warmup_steps * size, _TRAIN + 7919 * (seed + 1), TRAINING)
-    triples = [(t, t, lexicon().turned(t) if direction else "") for t in texts]
+    told = [lexicon().unfamiliar(t, number) if direction else ("", "") for number, t in enumerate(texts)]
+    triples = [(t, same or t, turned) for t, (same, turned) in zip(texts, told)]
     cosine = warm_up_text(model, triples, batch_size=size, lr=1e-3, temperature=0.1)
     print(f"  after the warm-up: cosine of captions and turned ones {cosine:.2f}", file=sys.stderr)
     optim = Optim(lr=settings.lr, betas=(0.9, 0.98), clip_grad=3.0)

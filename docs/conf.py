@@ -42,13 +42,15 @@ autodoc_class_signature = "separated"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 python_maximum_signature_line_length = 90
 
 # Every name of ours that is referred to must be on a page. Those of torch, numpy and Python have theirs elsewhere.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!vtr\.).*"), ("py:.*", r".*\.(T|_M|Snapshot)")]
+nitpick_ignore_regex = [("py:.*", r"(?!vtr\.).*"), ("py:.*", r".*\.(_\w+|T|Snapshot)")]
 
 
 def setup(app: Sphinx) -> None:
     """Fill the reference pages while they are read."""
     app.connect("source-read", reference_pages.filled)
+    app.connect("autodoc-process-docstring", reference_pages.one_field, priority=400)  # before napoleon's

@@ -62,8 +62,8 @@ class Stage:
     mlm_probability: float = 0.5  # share of the words that are masked
     sibling_negatives: bool = False  # each clip's sibling caption is one more negative, where the corpus has one
     # A clip played backwards is one more wrong partner of a caption that tells a direction or an order, and the caption
-    # turned to it one more of the clip (vtr.data.direction): in VTC and in VTM. Where a corpus has no siblings, `text` takes
-    # turned captions for them: a text side from random weights needs it, or neither side moves first.
+    # turned to it one more of the clip (vtr.data.direction): in VTC and in VTM. Where a corpus has no siblings, `text` tells the
+    # caption from the turned one amid invented words: a text side from random weights needs it, or neither side moves first.
     direction_negatives: bool = False
     drop_path: float = 0.0  # stochastic depth of the video encoder: the last block's rate
     keep_temporal: bool = False  # contrast each frame's pooled vector instead of the clip's

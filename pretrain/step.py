@@ -159,7 +159,7 @@ class PretrainStep:
         else:
             with torch.no_grad():
                 self.model.temp.clamp_(0.001, 0.5)
-            texts = self._texts(captions, meta, frames.shape[1] > 1)
+            texts = self._texts(captions, meta, frames.shape[1] > 1, seeds)
             once = len(pieces) == 1 and not self.stage.frozen
             parts = []
             for rows in pieces:
@@ -234,17 +234,19 @@ class PretrainStep:
         visible = torch.stack([t[~mask].view(count, -1, t.shape[-1]) for t in out.layers])
         return Piece(rows, part, mask, visible[:, :, own:])
 
-    def _texts(self, captions: Sequence[str], meta: Sequence[Meta], moving: bool) -> Texts:
+    def _texts(self, captions: Sequence[str], meta: Sequence[Meta], moving: bool, seeds: Tensor) -> Texts:
         """All texts of the rank's batch, padded to the longest of the global batch."""
         model = self.model
         wanted = {kind for objective in self.objectives.values() for kind in objective.kinds()}
-        turned = [self._lexicon.turned(c) if moving else "" for c in captions] if self._lexicon else []
-        siblings = [str(m.get("sibling_caption") or t) for m, t in zip(meta, turned or [""] * len(meta))]
-        every = {
-            "caption": list(captions),
-            "paraphrase": [str(m.get("paraphrase") or c) for m, c in zip(meta, captions)],
-            "sibling": siblings,
-        }
+        told = self._lexicon if moving else None
+        turned = [told.turned(c) if told else "" for c in captions] if self._lexicon else []
+        paraphrases = [str(m.get("paraphrase") or c) for m, c in zip(meta, captions)]
+        siblings = [str(m.get("sibling_caption") or "") for m in meta]
+        if told and "sibling" in wanted and not self.stage.sibling_negatives:
+            for row, seed in enumerate(seeds.tolist()):
+                if turned[row] and not siblings[row]:
+                    paraphrases[row], siblings[row] = told.unfamiliar(captions[row], seed)
+        every = {"caption": list(captions), "paraphrase": paraphrases, "sibling": siblings}
         kinds = tuple(kind for kind in every if kind == "caption" or kind in wanted)
         tokens = model.tokenizer([t for kind in kinds for t in every[kind]] + turned, model.config.max_text_tokens)
         ids, mask = tokens.ids, tokens.mask

@@ -26,6 +26,18 @@ def test_a_caption_is_turned_by_its_words_of_direction_or_order(caption: str, tu
     assert lexicon().turned(caption) == turned
 
 
+def test_amid_invented_words_the_direction_is_all_that_differs() -> None:
+    caption = "a man in a red coat walks slowly up the stairs"
+    assert lexicon().unfamiliar(caption, 1) == lexicon().unfamiliar(caption, 1) != lexicon().unfamiliar(caption, 2)
+    kept = 0
+    for seed in range(200):
+        same, turned = lexicon().unfamiliar(caption, seed)
+        assert [(a, b) for a, b in zip(same.split(), turned.split()) if a != b] == [("up", "down")]
+        kept += sum(a == b for a, b in zip(caption.split(), same.split()))
+    assert 0.6 < kept / 200 / len(caption.split()) < 0.8
+    assert lexicon().unfamiliar("a dog on a mat", 1) == ("", "")
+
+
 @pytest.mark.parametrize(
     "caption",
     [

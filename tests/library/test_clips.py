@@ -173,6 +173,11 @@ def test_the_server_cuts_moments_it_knows_and_hands_out_lists(films: list[Path],
             (tmp_path / "got.mp4").write_bytes(answer.content)
             with av.open(tmp_path / "got.mp4") as clip:
                 assert clip.duration / 1e6 == pytest.approx(2.0, abs=1.9 if not exact else 0.05)
+        wider = client.get(place, params={"exact": True, "start": 0.5, "end": 3.0})  # ends of a hit, not of its segment
+        (tmp_path / "got.mp4").write_bytes(wider.content)
+        with av.open(tmp_path / "got.mp4") as clip:
+            assert clip.duration / 1e6 == pytest.approx(2.5, abs=0.05)
+        assert client.get(place, params={"start": 3, "end": 1}).status_code == 400
         assert client.get("/api/segments/999/clip").status_code == 404
         assert client.get(place, params={"path": "/etc/passwd"}).status_code == 400
         listed = client.get("/api/export", params={"q": "a dog", "format": "edl", "k": 1})

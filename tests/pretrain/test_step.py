@@ -144,6 +144,21 @@ def test_a_reversed_clip_shows_the_same_patches_backwards_and_images_have_none()
     assert (step.turned, len(seen)) == (0, 3)
 
 
+def test_text_pairs_of_a_corpus_without_siblings_are_of_turned_captions_amid_invented_words() -> None:
+    model, _ = build(dropout=0.0)
+    texts, meta = ["a circle moves left", "a circle", "it grows", "a square"], [{}] * 4
+    meta[2] = {"sibling_caption": "it sings"}
+    step = PretrainStep(model, Stage(text=1.0, direction_negatives=True))
+    found = step._texts(texts, meta, True, torch.arange(4))
+    assert found.kinds == ("caption", "paraphrase", "sibling")
+    assert found.has_sibling.tolist() == [True, False, True, False]
+    assert [bool((found.ids[0, row] == found.ids[1, row]).all()) for row in (1, 2, 3)] == [True] * 3
+    assert (found.ids[1, 0] != found.ids[2, 0]).sum() == 1
+    assert not step._texts(texts, [{}] * 4, False, torch.arange(4)).has_sibling.any()  # images
+    both = PretrainStep(model, Stage(text=1.0, vtc=1.0, sibling_negatives=True, direction_negatives=True))
+    assert both._texts(texts, meta, True, torch.arange(4)).has_sibling.tolist() == [False, False, True, False]
+
+
 def test_a_part_of_the_batch_has_its_words_masked() -> None:
     none = losses_and_gradients(replace(STAGE, mlm_share=0.0), 64, 8)[0]["mlm"]
     part = losses_and_gradients(replace(STAGE, mlm_share=0.5), 64, 8)[0]["mlm"]

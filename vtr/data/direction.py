@@ -5,7 +5,9 @@ python -m vtr.data.direction LIST_OR_SHARDS …     # how many captions of a cor
 
 from __future__ import annotations
 
+import random
 import re
+import string
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +20,8 @@ from vtr.data.shard_reader import captions_in
 from vtr.errors import VtrError, reports_errors
 from vtr.files import read_manifest
 
+_WORD = re.compile(r"[^\W\d_]+")
+_INVENTED = 0.3  # of the words beside those of direction
 _ADVERB = r"(?:\s+\w+ly)?"  # "walks slowly up"
 
 
@@ -81,18 +85,38 @@ class Lexicon:
 
     def turned(self, caption: str) -> str:
         """The caption of the reversed clip; "" where it tells no direction or order, or both directions of one kind."""
+        return "".join(other for _, other in self._parts(caption))
+
+    def unfamiliar(self, caption: str, seed: int) -> tuple[str, str]:
+        """The caption and the turned one, some of the words that they share invented, the same in both; "" as `turned`.
+
+        Texts are full of words that training never showed, which a text encoder must read a direction beside.
+        """
+        rng = random.Random(seed)
+
+        def word(found: re.Match[str]) -> str:
+            return _invented(rng) if rng.random() < _INVENTED else found[0]
+
+        parts = [(own, other) if own != other else (_WORD.sub(word, own),) * 2 for own, other in self._parts(caption)]
+        return "".join(own for own, _ in parts), "".join(other for _, other in parts)
+
+    def _parts(self, caption: str) -> list[tuple[str, str]]:
+        """A caption cut into what it shares with the turned one and what it does not; nothing where there is none."""
         found = list(self._found(caption))
         if not found:
-            return self._exchanged_clauses(caption)
+            exchanged = self._exchanged_clauses(caption)
+            return [(caption, exchanged)] if exchanged else []
         sides: dict[int, set[bool]] = {}
         for _, side, _ in found:
             sides.setdefault(side.pair, set()).add(side.second)
         if any(len(both) > 1 for both in sides.values()):
-            return ""
-        for _, side, (start, end) in reversed(found):
+            return []
+        parts, place = [], 0
+        for _, side, (start, end) in found:
             other = side.other[0].upper() + side.other[1:] if caption[start].isupper() else side.other
-            caption = caption[:start] + other + caption[end:]
-        return caption
+            parts += [(caption[place:start],) * 2, (caption[start:end], other)]
+            place = end
+        return [*parts, (caption[place:],) * 2]
 
     def _found(self, caption: str) -> Iterator[tuple[str, _Side, tuple[int, int]]]:
         """Each phrase, what is known of it, and where it stands."""
@@ -112,6 +136,10 @@ class Lexicon:
         if first[0][0].isupper():
             first[0], second[0] = first[0].lower(), second[0].capitalize()
         return " ".join(second) + match["between"] + " ".join(first) + match["end"]
+
+
+def _invented(rng: random.Random) -> str:
+    return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 7)))
 
 
 def _enter(phrases: dict[str, _Side], number: int, one: Sequence[str], other: Sequence[str]) -> None:

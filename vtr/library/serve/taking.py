@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +25,22 @@ class Taken(Asked):
     """A query, and the form in which its hits are wanted."""
 
     format: Annotated[Literal["edl", "fcpxml", "csv", "srt", "json"], Query(description="of the list")]
+
+
+def with_ends(moment: Moment, start: float | None, end: float | None) -> Moment:
+    """A segment's moment with a hit's ends, which may be finer, or those of several segments.
+
+    Raises:
+        Refused: It would end before it begins, or begin after its video.
+    """
+    if start is None and end is None:
+        return moment
+    first, last = moment.start if start is None else start, min(moment.end if end is None else end, moment.lasts)
+    if first >= last:
+        raise Refused(
+            400, f"a clip from {first:g} to {last:g} s of {moment.lasts:g} s: expected a start before its end"
+        )
+    return replace(moment, start=first, end=last)
 
 
 def clip_of(files: Files, moment: Moment, exact: bool) -> tuple[bytes, str]:
@@ -81,10 +98,12 @@ def add_taking(app: FastAPI, engine: Engine) -> None:
         exact: Annotated[
             bool, Query(description="from the very frame: encoded again; else from a key frame on")
         ] = False,
+        start: Annotated[float | None, Query(ge=0, description="seconds; the segment's, if left out")] = None,
+        end: Annotated[float | None, Query(ge=0, description="seconds; the segment's, if left out")] = None,
         of: Of = None,
     ) -> Response:
         """A moment as a file of its own: a copy from the key frame before it, or exact."""
-        moment = await engine.lookup.ask(queries.moment_of, segment, of)
+        moment = with_ends(await engine.lookup.ask(queries.moment_of, segment, of), start, end)
         data, ending = await engine.uploads.run(clip_of, engine.files, moment, exact)
         named = {"content-disposition": f'attachment; filename="clip_{segment}{ending}"'}
         return Response(data, media_type=TYPES[ending], headers=named)
