@@ -303,7 +303,13 @@ class SearchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """Search a library in a browser: one page and a REST API, until Ctrl-C."""
+    """Search a library in a browser: one page and a REST API, until Ctrl-C.
+
+    examples:
+    - vtr serve my.library
+    - vtr serve my.library --host 0.0.0.0 --log json
+    - vtr serve my.library --allow-host videos.example.org --root-path /videos --cors https://app.example.org
+    """
 
     library: tyro.conf.Positional[Path]
     """The library's folder."""
