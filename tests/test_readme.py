@@ -34,7 +34,8 @@ ALL = [(page, command) for page, found in COMMANDS.items() for command in found]
 # Each command once, wherever it stands.
 DISTINCT = {command.text: (page, command) for page, command in reversed(ALL) if not command.python}
 PLACEHOLDER = re.compile(r"\b(VIDEOS|[A-Z]+_MODEL|HOST|NAME|FILE|MODEL)\b|(^| )/data\b")
-OUTSIDE = ("whisper", "ffmpeg")  # programs that may not be here, in blocks marked with tools
+# Programs that may not be here, in blocks marked with tools.
+OUTSIDE = ("whisper", "ffmpeg", "podman", "useradd", "runuser", "systemctl")
 
 
 class Read(BaseException):
@@ -67,6 +68,7 @@ def reading_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def read(words: list[str], repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the flags of a command read by what would run it; fails where they would be refused."""
     program, *rest = words
+    program = program.removeprefix("/opt/vtr/bin/")
     if program in ("accelerate", "torchrun"):
         read(launched(program, rest), repo, monkeypatch)
         return
