@@ -257,6 +257,8 @@ class SearchSettings:
     """Up to so many moments of a video, together; the best video first."""
     unmerged: bool = False
     """Every window and every copy of a file on its own: no overlapping windows and no equal files made one."""
+    all: bool = False
+    """Near copies (another codec, size, compression, letterbox) as hits of their own; otherwise the best one names them."""
     then: str | None = None
     """What happens after it in the same video, as in "a man opens a door" --then "he sits down"."""
     before: str | None = None
