@@ -2,7 +2,7 @@
 
 python -m bench.serve_load http://127.0.0.1:8000 --clients 50 --seconds 60
 python -m bench.serve_load http://127.0.0.1:8000 --mix search,similar --clip cat.mp4
-python -m bench.serve_load http://127.0.0.1:8000 --clients 8 --requests 10000 --clip cat.mp4 --out serve.md
+python -m bench.serve_load http://127.0.0.1:8000 --clients 8 --requests 10000 --clip cat.mp4 --out docs/results/serve.md
 
 Each client asks one thing after the other as the page does: words, more like this, pictures, parts of videos, curves, cut
 clips, lists, and, with --clip, an upload now and then; some requests are such as no page makes. Prints counts, latencies,
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         values = vars(settings) | {"url": "http://127.0.0.1:8000", "token": None}
         flags = " ".join(f"--{k} {v}" for k, v in values.items() if k in ("clients", "requests") and v)
         facts = ", ".join(f"{k} {v}" for k, v in machine().items())
-        head = f"`python -m bench.serve_load {values['url']} {flags} --clip CLIP --out serve.md`, {facts}."
+        head = f"`python -m bench.serve_load {values['url']} {flags} --clip CLIP --out docs/results/serve.md`, {facts}."
         save(settings.out, f"# Load on `vtr serve`\n\n{head}\n\n{report}")
     return 1 if tally.failed else 0
 

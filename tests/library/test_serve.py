@@ -738,7 +738,7 @@ def test_the_command_prints_its_address_answers_and_ends_with_ctrl_c(
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("name", ["fastapi", "uvicorn", "python_multipart"])
+@pytest.mark.parametrize("name", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])
 def test_without_a_package_it_says_how_to_install_it(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
