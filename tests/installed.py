@@ -65,6 +65,12 @@ def install(wheel: Path, place: Path) -> Path:
     return place / "bin"
 
 
+def packaged(root: Path) -> set[Path]:
+    """The files of the installed package, but for bytecode."""
+    found = root.glob("env/lib/python*/site-packages/vtr/**/*")
+    return {path for path in found if path.is_file() and path.suffix != ".pyc"}
+
+
 def release_notes(version: str, changes: str) -> str:
     """The section of CHANGELOG.md of a version; AssertionError where it has none with a date."""
     found = re.search(
@@ -92,6 +98,7 @@ def main(kept: Path | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         commands = install(build(root / "dist"), root / "env")
+        installed = packaged(root)
         away = root / "away"
         away.mkdir()
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "VTR_"))}
@@ -151,12 +158,8 @@ def main(kept: Path | None = None) -> int:
             server.send_signal(signal.SIGINT)
             server.communicate(timeout=120)
         print("$ vtr serve my.library, one request and the page: answered", flush=True)
-        changed = [
-            p
-            for p in root.glob("env/lib/python*/site-packages/vtr/**/*")
-            if p.is_file() and p.suffix not in (*DATA, ".pyc")
-        ]
-        assert not changed, f"written into the package: {changed}"
+        written = packaged(root) - installed
+        assert not written, f"written into the package: {sorted(map(str, written))}"
         if kept is not None:
             offer(root / "dist", kept)
     return 0
