@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vtr.errors import VtrError, reports_errors
-from vtr.files import import_root
+from vtr.files import import_root, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,8 @@ def run(settings: DemoSettings) -> int:
             _call("eval", *words, "--rerank", str(settings.rerank), "--out", out / "results")
         library = out / "benchmark.library"
         with _timed("index", seconds):
-            _call("index", "build", corpus / "benchmark" / "videos", "--model", out, "--out", library)
+            words = [corpus / "benchmark" / "videos", "--model", out, "--out", library]
+            _call("index", "build", *words, "--metadata", _captions(corpus, out / "captions.csv"))
         with _timed("query", seconds):
             queries = _queries(corpus)
             shown = _search(library, queries, out / "hits.html")
@@ -157,9 +159,24 @@ def _training(settings: DemoSettings) -> list[str | Path]:
     return words + (["--set", *settings.set] if settings.set else [])
 
 
+def _items(corpus: Path) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads((corpus / "benchmark" / "test.json").read_text())
+    return found
+
+
+def _captions(corpus: Path, listing: Path) -> Path:
+    """The benchmark's captions as a list beside its videos' paths: what the page shows, and offers as examples."""
+    folder = (corpus / "benchmark" / "videos").resolve()
+    with write_atomically(listing) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [("path", "caption"), *((folder / i["video"], i["caption"]) for i in _items(corpus))]
+        )
+    return listing
+
+
 def _queries(corpus: Path) -> list[str]:
     """Three captions of the held-out benchmark, spread over it."""
-    items = json.loads((corpus / "benchmark" / "test.json").read_text())
+    items = _items(corpus)
     return [items[i]["caption"] for i in (len(items) // 5, len(items) // 2, 4 * len(items) // 5)]
 
 
