@@ -38,7 +38,7 @@ tests: $(STAMP)
 docs: $(STAMP)
 	@$(BIN)/python -c 'import furo, myst_parser' 2> /dev/null || $(BIN)/python -m pip install --quiet -e '.[docs]'
 	@rm -rf build/docs build/doctrees  # reference pages come from code whose changes Sphinx does not see
-	$(BIN)/python -m sphinx -W -n --keep-going -q -j 2 -b html -d build/doctrees docs build/docs
+	$(BIN)/python -m sphinx -W -n --keep-going -q -b html -d build/doctrees docs build/docs
 	$(BIN)/python docs/check_links.py build/docs
 
 # The sdist and the wheel, checked, installed beside the project and tried from another folder.

@@ -53,3 +53,4 @@ nitpick_ignore_regex = [("py:.*", r"(?!vtr\.).*"), ("py:.*", r".*\.(_\w+|T|Snaps
 def setup(app: Sphinx) -> None:
     """Fill the reference pages while they are read."""
     app.connect("source-read", reference_pages.filled)
+    app.connect("autodoc-process-docstring", reference_pages.one_field, priority=400)  # before napoleon's

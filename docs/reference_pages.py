@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import posixpath
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,11 +25,25 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 _MARK = re.compile(r"<!-- from the code: (\w+) -->")
+_FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_CITED = re.compile(r"(?<![\w/(\[])`?docs/([\w/]+\.md)`?(?![\w\]])")
 
 
 def filled(app: Sphinx, page: str, source: list[str]) -> None:
-    """Put what the code says in the place of a page's marks."""
-    source[0] = _MARK.sub(lambda mark: PAGES[mark[1]](), source[0])
+    """Put what the code says in the place of a page's marks, and make a link of every page that is cited as `docs/…`."""
+    text = _MARK.sub(lambda mark: PAGES[mark[1]](), source[0])
+    parts = _FENCE.split(text)
+    parts[::2] = [_CITED.sub(lambda cited: _link(page, cited[1]), part) for part in parts[::2]]
+    source[0] = "".join(parts)
+
+
+def one_field(app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]) -> None:
+    """Several names with one description (`start, end: Seconds`) as one, or napoleon takes them for a name and its type."""
+    lines[:] = [re.sub(r"^ {4,}\w+(, \w+)+: ", lambda found: found[0].replace(", ", "/"), line) for line in lines]
+
+
+def _link(page: str, target: str) -> str:
+    return f"[{target.removesuffix('.md')}]({posixpath.relpath(target, posixpath.dirname(page) or '.')})"
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -155,6 +170,12 @@ def entries() -> str:
     return "\n".join(out)
 
 
+_MEMBERS = (
+    "   :members:",
+    "   :inherited-members: Module, tuple, list, dict, Exception",
+    "   :exclude-members: __init__, __new__",
+    "",
+)
 # What the public functions take and give.
 _SHAPES = (
     "library.found.Step",
@@ -182,15 +203,13 @@ def python() -> str:
         kind = "autofunction" if inspect.isfunction(value) else "autoclass"
         kind = "autoexception" if isinstance(value, type) and issubclass(value, BaseException) else kind
         lines += [f".. {kind}:: vtr.{name}"]
-        lines += (
-            ["   :members:", "   :inherited-members: Module, tuple, Exception", ""] if kind == "autoclass" else [""]
-        )
+        lines += [""] if kind == "autofunction" else _MEMBERS
     return f"```{{eval-rst}}\n{chr(10).join(lines)}\n```\n"
 
 
 def shapes() -> str:
     """What the public names take and give."""
-    lines = [line for name in _SHAPES for line in (f".. autoclass:: vtr.{name}", "   :members:", "")]
+    lines = [line for name in _SHAPES for line in (f".. autoclass:: vtr.{name}", *_MEMBERS)]
     return f"```{{eval-rst}}\n{chr(10).join(lines)}\n```\n"
 
 

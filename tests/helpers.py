@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import av
@@ -19,6 +20,7 @@ from vtr.models.video_text import ModelConfig, VideoTextModel
 WORDS = ["a red square moves left", "a blue circle moves right", "a green star grows on the grass", "a dog runs"]
 
 
+@cache
 def video_bytes(seed: int = 0, frames: int = 12, size: int = 48) -> bytes:
     """An H.264 clip of a bright square on a dark, seeded background; 8 fps."""
     rng = np.random.default_rng(seed)

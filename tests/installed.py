@@ -83,7 +83,7 @@ def main() -> int:
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=900,
             )
             print(
                 f"$ vtr {' '.join(map(str, words))}: {time.perf_counter() - begin:.1f} s, exit {done.returncode}",

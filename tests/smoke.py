@@ -23,15 +23,26 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 
 
-def imported() -> int:
-    """Import every module of the installed package; returns how many they are."""
+# What the modules behind one command or one kind of model import, from extras that are not here.
+EXTRAS = ("datasets", "mcp", "mteb", "ray", "sentence_transformers")
+
+
+def imported() -> str:
+    """Import every module of the installed package; returns how many they are, and which wait for an extra."""
     import vtr
 
     assert REPO not in Path(vtr.__file__).resolve().parents, f"{vtr.__file__} is the checkout"
     names = [module.name for module in pkgutil.walk_packages(vtr.__path__, "vtr.")]
+    waiting = []
     for name in names:
-        importlib.import_module(name)
-    return len(names)
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            cause = error.__cause__ or error  # a line of ours that says what to install, or Python's own
+            if not isinstance(cause, ModuleNotFoundError) or cause.name not in EXTRAS:
+                raise
+            waiting.append(f"{name} ({cause.name})")
+    return f"{len(names) - len(waiting)} modules imported; without their extra: {', '.join(waiting) or 'none'}"
 
 
 def kernel() -> str:
@@ -66,7 +77,7 @@ def found(folder: Path) -> str:
 def inside() -> int:
     """What is tried in the environment."""
     begin = time.perf_counter()
-    print(f"Python {platform.python_version()}: {imported()} modules imported", flush=True)
+    print(f"Python {platform.python_version()}: {imported()}", flush=True)
     sys.path.append(str(REPO))  # last, and vtr is loaded: only `tests` comes from there
     print(f"  C kernel as in float64: {kernel()}", flush=True)
     with tempfile.TemporaryDirectory() as name:

@@ -66,6 +66,13 @@ def test_every_file_says_what_it_is_on_its_first_line(repo: Path) -> None:
     assert silent == []
 
 
+def test_no_named_tuple_is_generic_which_python_3_10_cannot_have(repo: Path) -> None:
+    for path in python_files(repo):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and len(node.bases) > 1:
+                assert "NamedTuple" not in map(ast.unparse, node.bases), f"{path}: {node.name}"
+
+
 def test_importing_vtr_loads_nothing_heavy() -> None:
     code = (
         "import sys, vtr; print([m for m in ('torch', 'faiss', 'av', 'transformers', 'open_clip') if m in sys.modules])"

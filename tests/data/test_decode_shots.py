@@ -9,7 +9,10 @@ import pytest
 
 from tests.data.media import BLUE, GREEN, RED, film, plain, scenes, seen
 from vtr.data.decode import Window, read_moment, read_windows
+from vtr.data.decode.glimpse import glimpse
+from vtr.data.decode.picture import Painter, VideoShot
 from vtr.data.decode.shots import Features, grid_of, times_on_grid
+from vtr.data.decode.types import Still
 from vtr.data.transforms import eval_frames
 
 T, S = 4, 16
@@ -114,3 +117,22 @@ def test_looks_stay_inside_their_span() -> None:
         times = times_on_grid(start, end, 8, 25.0, 0.25)
         assert len(times) == 8
         assert all(start - 1e-3 <= t < end for t in times) or end - start < 0.35
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv422p", "yuv444p10le", "yuvj420p", "rgb24", "gray"])
+def test_a_glimpse_shows_about_what_the_picture_shows(pixels: str) -> None:
+    import av
+
+    rng = np.random.default_rng(0)
+    picture = rng.integers(30, 220, (9, 16, 3)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+    shot = VideoShot(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels), Painter("film"))
+    painted = glimpse(Still(shot.pixels()))
+    assert glimpse(shot).shape == painted.shape == (3, 36, 36)
+    assert np.abs(glimpse(shot).astype(int) - painted).mean() < 6
+
+
+def test_how_many_frames_wait_for_their_windows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = moving(47, 31, 130)
+    as_it_is = cut(data)
+    monkeypatch.setattr("vtr.data.decode.shots._WAITING", 0)
+    assert all(bool((a.frames == b.frames).all()) for a, b in zip(cut(data), as_it_is, strict=True))

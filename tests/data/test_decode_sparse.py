@@ -85,7 +85,7 @@ def test_passing_over_frames_changes_no_pixel_and_no_time(
 def test_a_frame_that_was_passed_over_gives_its_pixels_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     film = _film("libx264", _MANY_B, "mp4")
     whole, _ = _windows(film, thorough=True)
-    monkeypatch.setattr("vtr.data.decode.windows._Cutter._looks", lambda *_: False)  # a wrong prediction, always
+    monkeypatch.setattr("vtr.data.decode.windows._Cutter.looks", lambda *_: False)  # a wrong prediction, always
     wrong, _ = _windows(film)
     assert all(torch.equal(a.frames, b.frames) for a, b in zip(wrong, whole))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.web import Web, web
 from vtr.data.decode import DecodeError, TimeLimit, read_windows
 from vtr.data.uri import Access, Address, Refused, Unreachable, is_public, is_uri, shown_uri
 
-HERE = Access(private=True, timeout=1.0)
+HERE = Access(private=True)
 LONG = np.random.default_rng(0).bytes(1_500_000)
 
 
@@ -79,8 +80,9 @@ def test_windows_of_an_address_are_those_of_the_file(server: Web, way: str, tmp_
     ],
 )
 def test_what_cannot_be_had_is_one_line_in_bounded_time(server: Web, way: str, said: str) -> None:
+    at = Address(f"{server.url}/{way}", replace(HERE, timeout=1.0))
     with pytest.raises(DecodeError, match=said) as error:
-        list(read_windows(Address(f"{server.url}/{way}", HERE), window=2.0, stride=1.0, frames=4, size=32))
+        list(read_windows(at, window=2.0, stride=1.0, frames=4, size=32))
     assert str(error.value).startswith(f"{server.url}/{way}: ")
     assert isinstance(error.value, TimeLimit) == (way not in ("nothing.mp4", "empty.mp4"))  # tried again another time
 

@@ -443,12 +443,14 @@ def test_equal_files_are_one_card_that_names_its_copies(visit: Callable[..., Any
     with Library.create(tmp_path / "lib", small_model()) as library:
         library.add(tmp_path / "videos", work=HERE)
     with running(make_app(tmp_path / "lib", small_model())) as address:
-        page = visit(address)
+        smaller = altered(lambda answer: answer["hits"][0].update(near_copies=["/far/small.webm"]), "**/api/search?*")
+        page = visit(address, smaller)
         ask(page, "a dog runs")
         assert page.locator(MOMENTS).count() == 1
-        assert page.inner_text(".copies") == "2 copies of this file"
+        assert page.inner_text(".copies") == "2 copies of this file, 1 file looks the same"
         page.click(".copies summary")
-        listed = page.inner_text(".copies li")
+        listed, alike = page.locator(".copies li").all_inner_texts()
+        assert alike.endswith("small.webm, looks the same")
         assert Path(listed).name in ("copy of it.mp4", "clip0.mp4")
         assert Path(listed).name != names(page)[0]
         assert re.fullmatch(r"\d\.\d\d match", page.inner_text(".score"))  # too few segments to be sure of any
@@ -484,6 +486,18 @@ def test_the_first_view_shows_the_newest_videos_and_queries_that_find_something(
     page.wait_for_selector(MOMENTS)
     assert page.input_value("#q") == "a cat on a roof"
     assert "q=a+cat+on+a+roof" in page.url
+
+
+def test_the_page_is_one_document_that_a_browser_keeps(address: str) -> None:
+    import httpx
+
+    page = httpx.get(address)
+    assert page.text.count("</script>") == page.headers["content-security-policy"].split("style-src")[0].count(
+        "sha256-"
+    )
+    assert "page-parts" not in page.text
+    again = httpx.get(address, headers={"if-none-match": page.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
 
 
 def test_the_model_is_named_with_what_it_knows(visit: Callable[..., Any], address: str) -> None:

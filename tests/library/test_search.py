@@ -369,7 +369,7 @@ def test_search_prints_one_json_object_a_line(library: Library, tmp_path: Path, 
     assert [line["rank"] for line in lines] == [1, 2]
     assert set(lines[0]) == {
         "score", "path", "start", "end", "duration", "segment", "rank", "similarity", "reranked", "moment", "metadata",
-        "measure", "match", "copies", "keyframes", "confidence", "weak", "refined", "steps",
+        "measure", "match", "copies", "near_copies", "keyframes", "confidence", "weak", "refined", "steps",
         "by", "words", "said",
     }  # fmt: skip
     assert run("search", library.path, "--more", lines[0]["segment"], "--like", lines[1]["path"], *model) == 0

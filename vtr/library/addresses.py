@@ -94,6 +94,8 @@ def _record(library: Library, key: Key, found: Embedded | Failure | None, report
             origin=ORIGIN,
             lacking="" if isinstance(found, Failure) else found.lacking,
         )
+        if isinstance(found, Embedded) and found.looks is not None:
+            store.set_looks(number, found.looks)
         if isinstance(found, Embedded) and found.tracks is not None:
             store.set_tracks(number, [(track, None) for track in found.tracks], beside=False)
     if failure is None:

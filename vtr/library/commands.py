@@ -257,6 +257,8 @@ class SearchSettings:
     """Up to so many moments of a video, together; the best video first."""
     unmerged: bool = False
     """Every window and every copy of a file on its own: no overlapping windows and no equal files made one."""
+    all: bool = False
+    """Near copies (another codec, size, compression, letterbox) as hits of their own; otherwise the best one names them."""
     then: str | None = None
     """What happens after it in the same video, as in "a man opens a door" --then "he sits down"."""
     before: str | None = None
@@ -291,7 +293,13 @@ class SearchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """Search a library in a browser: one page and a REST API, until Ctrl-C."""
+    """Search a library in a browser: one page and a REST API, until Ctrl-C.
+
+    examples:
+    - vtr serve my.library
+    - vtr serve my.library --host 0.0.0.0 --log json
+    - vtr serve my.library --allow-host videos.example.org --root-path /videos --cors https://app.example.org
+    """
 
     library: tyro.conf.Positional[Path]
     """The library's folder."""

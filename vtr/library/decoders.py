@@ -8,6 +8,7 @@ T frames, S pixels.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import gc
@@ -33,6 +34,7 @@ from vtr.data.whole import cut_off
 from vtr.errors import VtrError
 from vtr.library.encode import Cut
 from vtr.library.files import sha256
+from vtr.library.near import pictures_of
 from vtr.library.rows import Failure
 from vtr.threads import GRPC_FORKS, cores, ranks_here
 
@@ -46,10 +48,11 @@ _DIE_WITH_OWNER = 1  # Linux's PR_SET_PDEATHSIG
 
 
 class Message(TypedDict, total=False):
-    """What a decoder says of a file: a window (slot, start, end, and where the file claims to end), its end, a failure, or
+    """What a decoder says of a file: a window (slot, start, end, where the file claims to end, tiny pictures in base64), its end, a failure, or
     that it begins anew and all before is void."""
 
     slot: int
+    looks: str
     start: float
     end: float
     claimed: float
@@ -211,7 +214,8 @@ def told(cut: Cut, source: Source | Opener, name: str, *, alone: bool) -> Iterat
 
 def _of_windows(windows: Windows) -> Iterator[tuple[Message, torch.Tensor | None]]:
     for window in windows:
-        yield {"start": window.start, "end": window.end, "claimed": windows.claimed}, window.frames
+        looks = base64.b64encode(pictures_of(window.frames.numpy()).tobytes()).decode()
+        yield {"start": window.start, "end": window.end, "claimed": windows.claimed, "looks": looks}, window.frames
 
 
 class _Work:

@@ -11,7 +11,8 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ _CPU_BATCH, _GPU_BATCH = 16, 64
 _QUEUED = 2  # batches that wait for a device
 
 
-class Done(NamedTuple, Generic[P]):
+@dataclass(frozen=True)  # Python 3.10 has no generic NamedTuple
+class Done(Generic[P]):
     """A batch that was encoded: whose windows, and their vectors (n, w)."""
 
     places: Sequence[P]

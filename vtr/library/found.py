@@ -125,6 +125,7 @@ class Hit:
         words: Share of the query's words that are said there, weighted by how rare they are.
         said: The subtitles in which they are, as (start, end, text).
         copies: Other files of the same content.
+        near_copies: Other files that look the same there: in another codec, size, compression or frame.
         refined: Its ends were found between those of segments, by vectors of single frames.
         steps: The moments of a query for several things in order, each with its text; the hit itself is that of the query's
             own text, and its score is their mean.
@@ -149,6 +150,7 @@ class Hit:
     words: float = 0.0
     said: tuple[Cue, ...] = ()
     copies: tuple[str, ...] = ()
+    near_copies: tuple[str, ...] = ()
     refined: bool = False
     steps: tuple[Step, ...] = ()
     keyframes: bool = False
@@ -211,8 +213,8 @@ def hit_dict(hit: Hit) -> dict[str, object]:
     """A hit as plain values for JSON."""
     steps = [_rounded(asdict(step)) for step in hit.steps]
     said = [c._asdict() for c in hit.said]
-    lists = {"copies": list(hit.copies), "by": list(hit.by), "said": said, "steps": steps}
-    return {**_rounded(asdict(hit)), **lists, "weak": hit.weak}
+    lists = {"copies": list(hit.copies), "near_copies": list(hit.near_copies), "by": list(hit.by)}
+    return {**_rounded(asdict(hit)), **lists, "said": said, "steps": steps, "weak": hit.weak}
 
 
 def _rounded(values: dict[str, object]) -> dict[str, object]:
@@ -225,7 +227,7 @@ def hit_lines(hits: Sequence[Hit]) -> list[str]:
     width, named = max(map(len, times), default=0), max((len(h.measure) for h in hits), default=0)
     return [
         f"{hit.measure:>{named}} {match_text(hit):>5}  {time:>{width}}  #{hit.segment:<6} "
-        f"{'  ' if hit.moment > 1 else ''}{shown(hit.path)}{_copies(hit)}{why(hit)}"
+        f"{'  ' if hit.moment > 1 else ''}{shown(hit.path)}{_copies('=', hit.copies)}{_copies('≈', hit.near_copies)}{why(hit)}"
         + ("  (key frames only)" if hit.keyframes else "")
         + (f"  (weak: {hit.confidence:.2f})" if hit.weak else "")
         + (f"  [{' → '.join(f'{s.text} {s.start:.1f}-{s.end:.1f}s' for s in hit.steps)}]" if hit.steps else "")
@@ -242,8 +244,8 @@ def why(hit: Hit) -> str:
     return f"  ({' and '.join(hit.by)}{said})"
 
 
-def _copies(hit: Hit) -> str:
-    if not hit.copies:
+def _copies(sign: str, files: Sequence[str]) -> str:
+    if not files:
         return ""
-    first = shown(Path(hit.copies[0]).name)
-    return f"  (= {first}{f' and {len(hit.copies) - 1} more' if len(hit.copies) > 1 else ''})"
+    first = shown(Path(files[0]).name)
+    return f"  ({sign} {first}{f' and {len(files) - 1} more' if len(files) > 1 else ''})"

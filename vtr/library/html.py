@@ -104,6 +104,8 @@ def _card(hit: Hit) -> str:
     if hit.copies:
         detail += f"<br>the same file: {_text(', '.join(Path(p).name for p in hit.copies[:5]))}"
         detail += f" and {len(hit.copies) - 5} more" if len(hit.copies) > 5 else ""
+    if hit.near_copies:
+        detail += f"<br>looks the same: {_text(', '.join(Path(p).name for p in hit.near_copies[:5]))}"
     return (
         f"<li><a href='{html.escape(link, quote=True)}'>{pictures}<div class=text>"
         f"<b>{hit.rank}. {_text(Path(hit.path).name)}</b>"

@@ -327,6 +327,7 @@ class Ingest:
             duration=other.duration,
             lacking=other.lacking,
             frames=self.store.frame_rows(rows),
+            looks=self.store.looks_of(other.id),
         )
         self._record(name, known, seen, same, other)
         self.report.known += 1
@@ -357,6 +358,8 @@ class Ingest:
                 metadata=metadata,
                 lacking=found.lacking,
             )
+            if found.looks is not None:
+                self.store.set_looks(number, found.looks)
             if failure is None:
                 if twin is not None:
                     self.store.copy_inner_tracks(number, twin.id)

@@ -7,6 +7,7 @@ T frames, S pixels, w width of the embedding.
 
 from __future__ import annotations
 
+import base64
 import os
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from vtr.library.decoders import Decoder, Decoders, Message, Opener, default_wor
 from vtr.library.devices import Encoders
 from vtr.library.encode import cut_of
 from vtr.library.frame_vectors import packed
+from vtr.library.near import FRAMES
 from vtr.library.rows import Embedded, Failure, Span
 from vtr.library.settings import ALL, LibrarySettings, Work
 
@@ -64,6 +66,7 @@ class _Item:
         if not self.name and isinstance(job.source, str | os.PathLike):
             self.name = str(job.source)
         self.spans: list[Span] = []
+        self.looks: list[np.ndarray] = []
         self.vectors: dict[int, np.ndarray] = {}
         self.attempt = 0
         self.end: Message | None = None  # duration, what is lacking, hash, what is said: once all is decoded
@@ -81,7 +84,7 @@ class _Item:
 
     def again(self) -> None:
         """Forget what came of it."""
-        self.spans, self.vectors, self.attempt = [], {}, self.attempt + 1
+        self.spans, self.looks, self.vectors, self.attempt = [], [], {}, self.attempt + 1
 
     def fail(self, failure: Failure) -> None:
         """It gives nothing."""
@@ -104,6 +107,7 @@ class _Item:
             lacking=self.end["lacking"],
             sha256=self.end.get("sha256"),
             frames=frames,
+            looks=np.stack(self.looks),
             tracks=[
                 Track(name=name, cues=[Cue(*cue) for cue in cues], problem=problem)
                 for name, cues, problem in self.end["tracks"]
@@ -310,6 +314,7 @@ class Pipeline:
             self._batch[len(self._places)] = frames
             self._places.append(_Place(item, item.attempt, len(item.spans)))
             item.spans.append(Span(start, end))
+            item.looks.append(np.frombuffer(base64.b64decode(message["looks"]), np.uint8).reshape(FRAMES, -1))
             item.share = min(1.0, end / claimed) if claimed else 0.0
             self._send_off(last=False)
             while self._decoders.most == 0 and len(self._places) == self._encoders.batch:

@@ -21,6 +21,7 @@ from vtr.library.found import Found, Hit
 from vtr.library.frame_vectors import unpacked
 from vtr.library.hearing import Hearing
 from vtr.library.index_types import Description
+from vtr.library.near import Looks, joined, looks_of
 from vtr.library.rows import SegmentRow, Span
 from vtr.library.store import MissingVectors, Store, is_damage
 from vtr.library.wanted import Wanted
@@ -268,6 +269,14 @@ class StoredSearcher(Hearing):
 
     def _copies(self, contents: Collection[str]) -> dict[str, list[str]]:
         return self.read(lambda: self.store.copies(contents))
+
+    def _looks(self, path: str, start: float, end: float) -> Looks | None:
+        found = self.read(lambda: self.store.looks_between(path, start, end))
+        if not found:
+            return None
+        looks = joined([looks_of(pictures, *span) for span, pictures in found])
+        inside = (looks.times >= start) & (looks.times <= end)
+        return Looks(looks.times[inside], looks.pictures[inside])
 
     def _found(self, scores: np.ndarray, ids: np.ndarray) -> list[Found]:
         details = self.store.details(ids.tolist())

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from vtr.library.near import FRAMES
 from vtr.library.rows import Facts, Failure, Metadata, SegmentRow, Span, Value, VideoRow, as_json
 
 # Segment ids are never used twice (AUTOINCREMENT), so an id from an old index never means another moment.
@@ -28,6 +29,9 @@ CREATE INDEX IF NOT EXISTS videos_by_origin ON videos(origin) WHERE origin IS NO
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS columns (name TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS unrelated (number INTEGER PRIMARY KEY, vector BLOB NOT NULL, score REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS looks (
+    segment INTEGER PRIMARY KEY REFERENCES segments(id) ON DELETE CASCADE, pictures BLOB NOT NULL
+);
 CREATE TABLE IF NOT EXISTS imports (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, modified REAL NOT NULL);
 """
 # Columns of `videos` that older libraries lack.
@@ -323,6 +327,39 @@ class Records:
             marks = ",".join("?" * len(part))
             rows.update(self.db.execute(f"SELECT id, row FROM segments WHERE id IN ({marks})", part).fetchall())
         return np.array([rows.get(int(i), -1) for i in ids], np.int64)
+
+    # -- tiny pictures, see vtr.library.near --------------------------------------------------------------------------
+
+    def set_looks(self, video: int, pictures: np.ndarray) -> None:
+        """Tiny pictures (n, F, bytes) of a video's segments, in the order of their rows; within `change`."""
+        sql = "SELECT id FROM segments WHERE video = ? ORDER BY row"
+        ids = [r[0] for r in self.db.execute(sql, (video,))]
+        rows = zip(ids, (p.tobytes() for p in pictures), strict=True)
+        self.db.executemany("INSERT INTO looks (segment, pictures) VALUES (?, ?)", rows)
+
+    def looks_of(self, video: int) -> np.ndarray | None:
+        """As they were set; None where a segment has none."""
+        found = self._looks("segments.video = ? ORDER BY row", (video,))
+        pictures = [p for _, p in found if p is not None]
+        return np.stack(pictures) if pictures and len(pictures) == len(found) else None
+
+    def looks_between(self, path: str, start: float, end: float) -> list[tuple[Span, np.ndarray]]:
+        """The tiny pictures (F, bytes) of a video's segments that reach into a span."""
+        condition = (
+            "segments.video = (SELECT id FROM videos WHERE path = ?) AND segments.end >= ? AND segments.start <= ?"
+        )
+        return [(span, p) for span, p in self._looks(condition, (path, start, end)) if p is not None]
+
+    def _looks(self, condition: str, values: Sequence[object]) -> list[tuple[Span, np.ndarray | None]]:
+        sql = f"SELECT start, end, pictures FROM segments LEFT JOIN looks ON segment = segments.id WHERE {condition}"
+        try:
+            rows = self.db.execute(sql, values).fetchall()
+        except sqlite3.OperationalError:  # a read-only library of before there were any
+            return []
+        return [
+            (Span(start, end), None if blob is None else np.frombuffer(blob, np.uint8).reshape(FRAMES, -1))
+            for start, end, blob in rows
+        ]
 
     # -- texts that have no answer, see vtr.library.calibrate ---------------------------------------------------------
 

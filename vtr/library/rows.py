@@ -36,7 +36,7 @@ class Embedded:
 
     `lacking` says what the file promises and does not hold; "" where it is whole. `sha256` is its content's hash; None
     where it was not read whole. `frames` are the rows of its frames' vectors (`vtr.library.frame_vectors`), where they are
-    kept. `tracks` are the text tracks inside it; None where it was not looked for them.
+    kept; `looks` the tiny pictures of its segments (`vtr.library.near`), (n, F, bytes). `tracks` are the text tracks inside it; None where it was not looked for them.
     """
 
     spans: list[Span]
@@ -45,6 +45,7 @@ class Embedded:
     lacking: str = ""
     sha256: str | None = None
     frames: np.ndarray | None = None
+    looks: np.ndarray | None = None
     tracks: Sequence[Track] | None = None
 
 

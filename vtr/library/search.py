@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
@@ -19,6 +19,7 @@ from vtr.library.asked import check, listed
 from vtr.library.calibrate import MARKED, check_least
 from vtr.library.files import shown
 from vtr.library.found import Found, Hit, Hits, Moment, distinct, fused, moments_of
+from vtr.library.near import Kept, Looks, Seen, folded
 from vtr.library.pairs import in_order
 from vtr.library.settings import LibrarySettings
 from vtr.library.tokens import TokenCache
@@ -168,6 +169,7 @@ class Searcher(ABC):
         more: int | None = None,
         moments: int = 1,
         unmerged: bool = False,
+        all: bool = False,
         by: By | None = None,
         unrefined: bool = False,
         min_score: float | None = None,
@@ -177,8 +179,8 @@ class Searcher(ABC):
     ) -> Hits:
         """The best moments for a query, best first; one moment a video unless asked for more.
 
-        Files of the same content are one hit that names its copies. Moments of a video never overlap: windows that do
-        are one.
+        Files of the same content are one hit that names its copies, files that look the same one that names its
+        `near_copies`. Moments of a video never overlap: windows that do are one.
 
         Args:
             text: What is looked for, in words; several texts count the same.
@@ -194,14 +196,14 @@ class Searcher(ABC):
             more: A hit's `segment`: more like that one; its own video is left out (with `all_moments` only itself).
             moments: Up to so many moments of a video, together; the video whose best moment is best comes first.
             unmerged: Every window and every copy of a file on its own, as they are stored.
+            all: Near copies as hits of their own.
             by: "picture", "words" (what is said: subtitles and text tracks) or "both", the ranks by each fused. Default:
                 both where the library has subtitles and something is asked for in words. By words, no model is needed,
                 and a hit is as long as what is said.
             unrefined: Hits begin and end where segments do, though the library keeps vectors of single frames.
             min_score: Leave out hits of a lower `confidence`. Default: all are given; those that are `weak` say so.
-            then, before: What happens after it, or before it, in the same video: one hit a video, by the mean similarity;
-                `steps` are all of them in order.
-            within: Seconds that may lie between one and the next.
+            then, before: What happens after or before it in the same video: one hit a video, by the mean similarity;
+                `steps` are all of them in order, with up to `within` seconds between one and the next.
 
         Raises:
             UsageError: An empty query, a number out of range, a filter that does not parse.
@@ -225,14 +227,14 @@ class Searcher(ABC):
         query, own = Query(Wanted(), None, []), None
         if by != "words":
             query, own = self._query(texts, against, likes, more, notes)
-        arranged = partial(_arranged, all_moments=all_moments, unmerged=unmerged)
+        best = partial(
+            _best, k=k, looks=None if all or unmerged else cache(self._looks), every=all_moments, apart=unmerged
+        )
         left = _others(own, all_moments=all_moments, unmerged=unmerged)
-        enough = partial(self._enough, left=left, arranged=arranged, unmerged=unmerged)
+        enough = partial(self._enough, left=left, arranged=best, unmerged=unmerged)
         found = self._answers(by, query, said, k, rerank, condition, enough, notes)
-        groups = arranged(found)[:k]
-        if moments > 1 and groups:
-            groups = self._grouped(query.wanted, found, groups, condition, unmerged)
-        hits = self._sure(query.wanted, self._hits(groups, moments, query, unmerged), min_score, notes)
+        kept = best(found) if moments == 1 else self._grouped(query.wanted, found, best(found), condition, unmerged)
+        hits = self._sure(query.wanted, self._hits(kept, moments, query, unmerged), min_score, notes)
         return Hits(self._with_said(hits if unmerged or unrefined else self._finer(query.wanted, hits), said[0]), notes)
 
     def _in_order(
@@ -355,14 +357,18 @@ class Searcher(ABC):
             found = self._reranked(query, found, rerank, notes)
         return fused(found, enough(heard, least, 0)) if by == "both" else found
 
-    def _hits(self, groups: list[list[Moment]], moments: int, query: Query, unmerged: bool) -> list[Hit]:
-        contents = {group[0].best.content for group in groups} - {None}
+    def _looks(self, path: str, start: float, end: float) -> Looks | None:
+        """What a file shows between two times, where the place of vectors knows."""
+        return None
+
+    def _hits(self, groups: list[Kept], moments: int, query: Query, unmerged: bool) -> list[Hit]:
+        contents = {group[0].best.content for group, _ in groups} - {None}
         copies = {} if unmerged else self._copies([c for c in contents if c is not None])
         temperature = (
-            float(self.model.temp.detach()) if any(m.best.reranked for group in groups for m in group) else 1.0
+            float(self.model.temp.detach()) if any(m.best.reranked for group, _ in groups for m in group) else 1.0
         )
         hits = []
-        for rank, group in enumerate(groups, 1):
+        for rank, (group, alike) in enumerate(groups, 1):
             for number, moment in enumerate(group[:moments], 1):
                 best = moment.best
                 measure = best.measure or ("combined" if best.reranked else query.wanted.measure)
@@ -383,6 +389,7 @@ class Searcher(ABC):
                         by=best.by,
                         words=best.words,
                         copies=tuple(p for p in copies.get(best.content or "", ()) if p != best.path),
+                        near_copies=alike,
                         keyframes=self.settings.keyframes,
                         metadata=best.metadata,
                     )
@@ -471,7 +478,7 @@ class Searcher(ABC):
         k: int,
         rerank: int,
         left: Callable[[Found], bool],
-        arranged: Callable[[Sequence[Found]], list[list[Moment]]],
+        arranged: Callable[[Sequence[Found]], Sequence[object]],
         unmerged: bool,
     ) -> list[Found]:
         """Nearest segments, enough of them for k hits."""
@@ -487,22 +494,23 @@ class Searcher(ABC):
         self,
         wanted: Wanted,
         found: Sequence[Found],
-        groups: list[list[Moment]],
+        groups: list[Kept],
         where: Node | None,
         unmerged: bool,
-    ) -> list[list[Moment]]:
+    ) -> list[Kept]:
         """All moments of each video: those re-ranked first."""
         every: dict[str, list[Found]] = {}
-        everything = found if wanted.empty else self._moments(wanted, [g[0].best.path for g in groups], where)
+        paths = [group[0].best.path for group, _ in groups]
+        everything = found if wanted.empty or not paths else self._moments(wanted, paths, where)
         for item in everything:
             every.setdefault(item.path, []).append(item)
         out = []
-        for group in groups:
+        for group, near in groups:
             path = group[0].best.path
             again = [f for f in found if f.path == path and (f.reranked or f.measure)] or [group[0].best]
             known = {f.segment for f in again}
             items = [*again, *(f for f in every.get(path, []) if f.segment not in known)]
-            out.append([Moment(f, f.start, f.end) for f in items] if unmerged else moments_of(items))
+            out.append(([Moment(f, f.start, f.end) for f in items] if unmerged else moments_of(items), near))
         return out
 
     def _reranked(self, query: Query, found: list[Found], top: int, notes: list[str]) -> list[Found]:
@@ -548,6 +556,12 @@ def _arranged(found: Sequence[Found], *, all_moments: bool, unmerged: bool) -> l
     place = {f.segment: n for n, f in enumerate(found)}
     moments = [moment for group in groups.values() for moment in moments_of(group)]
     return [[moment] for moment in sorted(moments, key=lambda m: place[m.best.segment])]
+
+
+def _best(found: Sequence[Found], *, k: int, looks: Seen | None, every: bool, apart: bool) -> list[Kept]:
+    """The first k of what becomes hits, each with the files that look the same; None of `looks`: those stay apart."""
+    groups = _arranged(found, all_moments=every, unmerged=apart)
+    return folded(groups, k, looks, overlapping=every) if looks else [(group, ()) for group in groups[:k]]
 
 
 def _encoding() -> ModuleType:

@@ -327,6 +327,7 @@ def search(settings: SearchSettings) -> int:
         rerank=settings.rerank,
         where=settings.where,
         all_moments=settings.all_moments,
+        all=settings.all,
         minus=settings.minus,
         like=settings.like,
         more=settings.more,

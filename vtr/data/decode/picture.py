@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Matrix = tuple[int, int, int, int]
 
 _UNSPECIFIED = 2  # matrix, primaries and transfer that a file does not tell (ITU-T H.273)
-_PQ, _HLG = HDR = 16, 18  # transfer characteristics (ITU-T H.273)
+PQ, HLG = HDR = 16, 18  # transfer characteristics (ITU-T H.273)
 WIDE = 9  # primaries and matrix of BT.2020
 _HD_LINES = 720  # from here on players take BT.709 where a file does not tell its matrix
 _WHITE = 203.0  # nits of diffuse white in HDR (ITU-R BT.2408)
@@ -105,6 +105,11 @@ class VideoShot:
     def is_corrupt(self) -> bool:
         return bool(self.frame.is_corrupt)
 
+    @property
+    def bytes(self) -> int:
+        """What the frame takes as the decoder left it."""
+        return sum(plane.buffer_size for plane in self.frame.planes)
+
     def pixels(self) -> np.ndarray:
         """As displayed: uint8 (H, W, 3), RGB."""
         return self.painter.rgb(self.frame)
@@ -125,9 +130,9 @@ def standard_range(pixels: np.ndarray, transfer: int, *, wide: bool = True) -> n
         wide: The primaries are BT.2020's, and are brought to BT.709.
     """
     codes = np.linspace(0.0, 1.0, _LEVELS, dtype=np.float64)
-    table = (_pq(codes) if transfer == _PQ else _hlg(codes)).astype(np.float32)
+    table = (_pq(codes) if transfer == PQ else _hlg(codes)).astype(np.float32)
     light = table[pixels >> 4]  # (H, W, 3), 1 = diffuse white in PQ, scene light in HLG
-    if transfer == _HLG:
+    if transfer == HLG:
         luma = light @ np.array([0.2627, 0.6780, 0.0593], dtype=np.float32)
         light *= (_PEAK / _WHITE * np.power(np.maximum(luma, 1e-6), 0.2))[..., None]
     if wide:

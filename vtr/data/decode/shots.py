@@ -3,6 +3,7 @@
 The film is looked at where a grid of times says, and at its key frames: what is on display there is compared with what was
 there before, and is what windows are made of. So a cut is known to the frame where the encoder has set a key frame at it,
 else to a step of the grid; and one pass is enough, though a shot's last window is known only when the shot has ended.
+Frames are compared by glimpses, and wait as the decoder left them: pictures are made of those that windows show.
 
 T frames, S pixels.
 """
@@ -12,14 +13,17 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vtr.data.decode.cutter import Cutter
+from vtr.data.decode.glimpse import glimpse
 from vtr.data.decode.picture import VideoShot
-from vtr.data.decode.pyav import VideoReader
 from vtr.data.decode.sparse import Unread
-from vtr.data.decode.types import CLOSE, DecodeError, Player, Shot, Window
+from vtr.data.decode.types import CLOSE, DecodeError, Shot, Window
 from vtr.data.sampling import display_times
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ _CUT = 0.12  # change from one look to the next that is a cut …
 _ABOVE = 2.5  # … where it is so many times what changes around it
 _AROUND = 2  # looks before and after
 _SAME = 1e-6  # seconds
+_WAITING = 32 << 20  # bytes of decoded frames that wait to be shown at most, of one film
 REPEATS = 0.1  # of a stride: a last window that is later by no more shows nothing new
 SHORTEST = 1.0  # seconds of a shot; a shorter one belongs to the next, or at the end to the one before
 
@@ -42,10 +47,27 @@ def grid_of(window: float, frames: int) -> float:
 
 
 def times_on_grid(start: float, end: float, frames: int, fps: float, grid: float) -> list[float]:
-    """When to look at a span, T times: `display_times`, each moved to the nearest look within the span."""
-    first = math.ceil((start - CLOSE) / grid)
-    last = max(first, math.ceil((end - CLOSE) / grid) - 1)
-    return [min(max(round(at / grid), first), last) * grid for at in display_times(start, end, frames, fps)]
+    """When to look at a span, T times: `display_times`, each moved to the nearest look within the span.
+
+    A span is looked at as often as the grid allows, or at steps of 2, 4, 8 … of it that are no longer than from one frame
+    to the next: the longer a shot, the fewer of its frames may still be wanted.
+    """
+    step = _step(grid, end - start, frames)
+    first = math.ceil((start - CLOSE) / step)
+    last = max(first, math.ceil((end - CLOSE) / step) - 1)
+    times = display_times(start, end, frames, fps)
+    return [min(max(math.floor((at + CLOSE) / step + 0.5), first), last) * step for at in times]
+
+
+def _step(grid: float, seconds: float, frames: int) -> float:
+    """Seconds between two looks that a span of so many seconds may be shown by."""
+    times = (seconds + CLOSE) / (frames * grid)
+    return grid * 2 ** math.floor(math.log2(times)) if times > 1 else grid
+
+
+def _on_grid(start: float, end: float, grid: float) -> bool:
+    """Whether a frame that begins and ends then is on display at a time of the grid."""
+    return math.ceil((start - CLOSE) / grid) * grid < end - CLOSE
 
 
 class Features(NamedTuple):
@@ -75,45 +97,43 @@ class Features(NamedTuple):
         return math.sqrt(places * colours)
 
 
-class _Look(NamedTuple):
-    """A frame that was looked at: when it begins, what it shows, how it differs from the one before."""
+@dataclass(slots=True)
+class _Look:
+    """A frame that was looked at: when it begins, what it shows, how it differs from the one before.
+
+    Attributes:
+        begun: Seconds.
+        features: Of its glimpse.
+        change: From the look before.
+        shot: The decoded frame, as long as its picture may be wanted and is not made.
+        bytes: What that frame takes.
+        made: The picture, once it was wanted.
+    """
 
     begun: float
-    picture: torch.Tensor
     features: Features
     change: float
+    shot: Shot | None
+    bytes: int = 0
+    made: torch.Tensor | None = None
+
+    def picture(self, tensor: Callable[[np.ndarray], torch.Tensor]) -> torch.Tensor:
+        if self.made is None:
+            assert self.shot is not None, f"the frame at {self.begun:g} s was let go"
+            self.made, self.shot = tensor(self.shot.pixels()), None
+        return self.made
 
 
-class ShotCutter:
+class ShotCutter(Cutter):
     """Cuts what a player shows into windows that begin anew with each shot.
 
     Windows of a shot are those of a film that is the shot alone: at multiples of the stride, the last one ends with it,
     and a shot no longer than a window is one.
-
-    Args:
-        player: Of the file.
-        window, stride: Seconds.
-        count: T, frames of a window.
-        tensor: Makes the picture (3, S, S) of pixels.
-        keys: Only key frames are decoded.
-        sparse: What is not looked at may be passed over.
     """
 
-    def __init__(
-        self,
-        player: Player,
-        window: float,
-        stride: float,
-        count: int,
-        tensor: Callable[[np.ndarray], torch.Tensor],
-        *,
-        keys: bool = False,
-        sparse: bool = True,
-    ) -> None:
-        self.player, self.window, self.stride, self.count, self.tensor = player, window, stride, count, tensor
-        self.keys, self.sparse = keys, sparse
-        self.grid = grid_of(window, count)
-        self.duration = 0.0
+    def __post_init__(self) -> None:
+        self.grid = grid_of(self.window, self.count)
+        self._widest = _step(self.grid, self.window, self.count)
         self._looks: deque[_Look] = deque()
         self._undecided = 0  # of the looks, the last so many may still turn out to begin a shot
         self._start = 0.0  # of the shot
@@ -125,49 +145,44 @@ class ShotCutter:
     def windows(self) -> Iterator[Window]:
         shown: Shot | None = None
         begun, looked = 0.0, False
-        for seen, (at, frame) in enumerate(self._playing()):
+        for seen, (at, frame) in enumerate(self.playing()):
             if (
                 not seen and at >= self.stride
             ):  # sound alone before it; otherwise the first frame counts before it begins
                 self._start = self._covered = at
-            if shown is not None and not looked and self._on_grid(begun, at):
-                yield from self._look(begun, shown)
+            if shown is not None and not looked and _on_grid(begun, at, self.grid):
+                yield from self._look(begun, at, shown)
                 looked = True
             if seen and self.keys and isinstance(frame, Unread):
                 continue  # the last key frame stands for it
             shown, begun, looked = frame, at if seen else self._start, False
             if seen and isinstance(frame, VideoShot) and frame.frame.key_frame:
-                yield from self._look(begun, frame)
+                yield from self._look(begun, begun + 1 / self.player.fps, frame)
                 looked = True
         if shown is None:
             raise DecodeError(self.player.name, self.player.why_no_frames(0))
         self.duration = self.player.length()
-        if not looked and (not self._looks or self._on_grid(begun, self.duration)):
-            yield from self._look(begun, shown)
+        if not looked and (not self._looks or _on_grid(begun, self.duration, self.grid)):
+            yield from self._look(begun, self.duration, shown)
         yield from self._decide(last=True)
         if self._cut is not None and self.duration - self._cut >= SHORTEST:
             yield from self._finish(self._cut)
         yield from self._finish(self.duration)
 
-    def _playing(self) -> Iterator[tuple[float, Shot]]:
-        if isinstance(self.player, VideoReader):
-            return self.player.play_for(self._looked_at if self.sparse else None, keys=self.keys)
-        return self.player.play()
-
-    def _looked_at(self, start: float, end: float) -> bool:
+    def looks(self, start: float, end: float) -> bool:
         return math.floor((end + 2 * CLOSE) / self.grid) * self.grid >= start - 2 * CLOSE
-
-    def _on_grid(self, start: float, end: float) -> bool:
-        """Whether a frame that begins and ends then is on display at a time of the grid."""
-        return math.ceil((start - CLOSE) / self.grid) * self.grid < end - CLOSE
 
     # -- cuts ---------------------------------------------------------------------------------------------------------
 
-    def _look(self, begun: float, shot: Shot) -> Iterator[Window]:
-        picture = self.tensor(shot.pixels())
-        features = Features.of(picture.numpy())
+    def _look(self, begun: float, until: float, shot: Shot) -> Iterator[Window]:
+        features = Features.of(glimpse(shot))
         change = features.change(self._looks[-1].features) if self._looks else 0.0
-        self._looks.append(_Look(begun, picture, features, change))
+        look = _Look(begun, features, change, shot)
+        self._looks.append(look)
+        if isinstance(shot, VideoShot) and not _on_grid(begun, until, self._widest):
+            look.bytes = shot.bytes
+        else:  # a window will hardly fail to show it, and now it is in the processor's cache
+            look.picture(self.tensor)
         self._undecided += 1
         self._plan(begun)
         yield from self._decide()
@@ -188,6 +203,7 @@ class ShotCutter:
             while self._plans and self._plans[0] + self.window < sure - _SAME:
                 yield self._made(self._plans.popleft())
             self._forget(min(self._plans[0] if self._plans else sure, sure - self.window))
+            self._spare(sure)
 
     def _is_cut(self, place: int) -> bool:
         change = self._looks[place].change
@@ -201,6 +217,24 @@ class ShotCutter:
         kept = max(self._undecided + _AROUND, 1)
         while len(self._looks) > kept and self._looks[1].begun <= before - self.grid:
             self._looks.popleft()
+
+    def _spare(self, sure: float) -> None:
+        """Let go of frames that no window will show, and make the oldest pictures where many frames wait.
+
+        Args:
+            sure: The shot goes on until then, so that none of its windows that are to come is shorter.
+        """
+        step = _step(self.grid, min(self.window, sure - self._start), self.count)
+        for look, following in pairwise(self._looks):
+            if look.shot is not None and look.begun < sure and not _on_grid(look.begun, following.begun, step):
+                look.shot = None
+        waiting = [look for look in self._looks if look.shot is not None]
+        over = sum(look.bytes for look in waiting) - _WAITING
+        for look in waiting:
+            if over <= 0:
+                break
+            look.picture(self.tensor)
+            over -= look.bytes
 
     # -- windows ------------------------------------------------------------------------------------------------------
 
@@ -238,5 +272,5 @@ class ShotCutter:
         for at in times_on_grid(start, end, self.count, self.player.fps, self.grid):
             while place + 1 < len(self._looks) and self._looks[place + 1].begun <= at + CLOSE:
                 place += 1
-            pictures.append(self._looks[place].picture)
+            pictures.append(self._looks[place].picture(self.tensor))
         return Window(start=start, end=end, frames=torch.stack(pictures))

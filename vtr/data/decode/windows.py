@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vtr.data.decode.cutter import Cutter
 from vtr.data.decode.frames import SCAN_BYTES, open_media, pictures_at, probe, stack
 from vtr.data.decode.heif import HeifReader
 from vtr.data.decode.image import ImageReader
@@ -18,7 +19,7 @@ from vtr.data.decode.pyav import VideoReader
 from vtr.data.decode.shots import REPEATS, ShotCutter, times_on_grid
 from vtr.data.decode.sniff import source_bytes
 from vtr.data.decode.sparse import Unread
-from vtr.data.decode.types import CLOSE, Clip, Deadline, DecodeError, Player, Shot, Source, Span, Window, source_name
+from vtr.data.decode.types import CLOSE, Clip, Deadline, DecodeError, Shot, Source, Span, Window, source_name
 from vtr.data.sampling import display_times
 
 if TYPE_CHECKING:
@@ -130,24 +131,11 @@ class _Plan:
         return Window(start=self.start, end=self.end, frames=torch.stack(self.slots))
 
 
-class _Cutter:
-    """Cuts what a player shows into windows."""
+class _Cutter(Cutter):
+    """Cuts what a player shows into windows at multiples of the stride."""
 
-    def __init__(
-        self,
-        player: Player,
-        window: float,
-        stride: float,
-        count: int,
-        tensor: Callable[[np.ndarray], torch.Tensor],
-        *,
-        keys: bool = False,
-        sparse: bool = True,
-    ) -> None:
-        self.player, self.window, self.stride, self.count, self.tensor = player, window, stride, count, tensor
-        self.keys, self.sparse = keys, sparse
-        self._offsets = display_times(0.0, window, count, player.fps)
-        self.duration = 0.0
+    def __post_init__(self) -> None:
+        self._offsets = display_times(0.0, self.window, self.count, self.player.fps)
         self._plans: deque[_Plan] = deque()
         self._last: _Plan | None = None  # the window that ends with the file, if that ends where its header says
         self._newest = -1  # number of the last window begun
@@ -162,7 +150,7 @@ class _Cutter:
         player, seen, begun = self.player, 0, 0.0
         if player.claimed_end:
             self._last = self._plan(max(0.0, player.claimed_end - self.window), player.claimed_end)
-        for at, frame in self._playing():
+        for at, frame in self.playing():
             if seen:
                 self._serve(at - CLOSE)
             self._begin(at, frame if seen == 0 else None)
@@ -176,12 +164,7 @@ class _Cutter:
         self._serve(math.inf)
         yield from self._ending(seen, begun)
 
-    def _playing(self) -> Iterator[tuple[float, Shot]]:
-        if isinstance(self.player, VideoReader):
-            return self.player.play_for(self._looks if self.sparse else None, keys=self.keys)
-        return self.player.play()
-
-    def _looks(self, start: float, end: float) -> bool:
+    def looks(self, start: float, end: float) -> bool:
         """Whether any window looks at a frame that is on display from `start` to `end`."""
         low, high = start - 2 * CLOSE, end + 2 * CLOSE
         if self._last and bisect(self._last.targets, high) > bisect_left(self._last.targets, low):

@@ -1,4 +1,4 @@
-"""The page: page.html with its styles and scripts (page/) in it, one document whose parts are always of one version."""
+"""The page: page.html with its styles and scripts (page-parts/) in it, one document whose parts are always of one version."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from fastapi.responses import HTMLResponse
 
 from vtr.files import package_file
 
-_STYLE = re.compile(r'<link rel="stylesheet" href="page/([\w.]+)">')
-_SCRIPT = re.compile(r'<script src="page/([\w.]+)"></script>')
+_PARTS = "page-parts"  # no name of a Python package, which setuptools would take it for
+_STYLE = re.compile(rf'<link rel="stylesheet" href="{_PARTS}/([\w.]+)">')
+_SCRIPT = re.compile(rf'<script src="{_PARTS}/([\w.]+)"></script>')
 
 
 def add_page(app: FastAPI) -> None:
     """The route of the page. Its policy names the hashes of its styles and scripts: no others are run."""
-    html = _part("page.html")
-    styles = [_part("page", name) for name in _STYLE.findall(html)]
-    scripts = [_part("page", name) for name in _SCRIPT.findall(html)]
-    html = _STYLE.sub(lambda found: f"<style>{_part('page', found[1])}</style>", html)
-    html = _SCRIPT.sub(lambda found: f"<script>{_part('page', found[1])}</script>", html)
+    html = package_file("vtr.library.serve", "page.html").read_text(encoding="utf-8")
+    html, styles = _joined(html, _STYLE, "style")
+    html, scripts = _joined(html, _SCRIPT, "script")
     policy = (
         f"default-src 'none'; script-src {_hashes(scripts)}; style-src {_hashes(styles)}; img-src 'self' blob: data:; "
         "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -36,8 +35,11 @@ def add_page(app: FastAPI) -> None:
         return HTMLResponse(html, headers=headers)
 
 
-def _part(*names: str) -> str:
-    return package_file("vtr.library.serve", *names).read_text(encoding="utf-8")
+def _joined(html: str, named: re.Pattern[str], tag: str) -> tuple[str, list[str]]:
+    """The page with the parts that it names in their places, and these parts."""
+    parts = [package_file("vtr.library.serve", _PARTS, n).read_text(encoding="utf-8") for n in named.findall(html)]
+    texts = iter(parts)
+    return named.sub(lambda _: f"<{tag}>{next(texts)}</{tag}>", html), parts
 
 
 def _hashes(texts: list[str]) -> str:

@@ -29,6 +29,7 @@ from vtr.library.serve.schema import (
     MAX_WHERE,
     PICTURE,
     UPLOAD_PATH,
+    All,
     AllMoments,
     Answer,
     Asked,
@@ -96,6 +97,7 @@ def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions
         all_moments: Annotated[bool, Form()] = False,
         moments: Annotated[int, Form(ge=1, le=MAX_MOMENTS)] = 1,
         unmerged: Annotated[bool, Form()] = False,
+        all: Annotated[bool, Form()] = False,
     ) -> Answer:
         """Moments like a clip or an image. It is decoded in a process of its own and not kept."""
         body = await clip.read()
@@ -105,7 +107,7 @@ def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions
         async def found() -> queries.Answered:
             library = await engine.opening.run(engine.door.library)
             frames, notes = await engine.uploads.run(queries.clip_frames, library, body)
-            options = {"like": frames, **_common(where, all_moments, moments, unmerged)}
+            options = {"like": frames, **_common(where, all_moments, moments, unmerged, all)}
             answered = await engine.slow.ask(queries.search, (), k, **options)
             return answered._replace(notes=[*notes, *answered.notes])
 
@@ -154,11 +156,12 @@ def add_moments(app: FastAPI, engine: Engine) -> None:
         all_moments: AllMoments = False,
         moments: Moments = 1,
         unmerged: Unmerged = False,
+        all: All = False,
         of: Of = None,
     ) -> Answer:
         """Moments like one of the library; of other videos, unless `all_moments`."""
         own = await engine.lookup.ask(queries.moment_of, segment, of)
-        options = {"more": segment, "of": own.library, **_common(where, all_moments, moments, unmerged)}
+        options = {"more": segment, "of": own.library, **_common(where, all_moments, moments, unmerged, all)}
         return await _answer(
             f"{own.video.name}, {own.start:.1f} s", lambda: engine.quick.ask(queries.search, (), k, **options)
         )
@@ -184,12 +187,13 @@ def _one(library: Library, segment: int, of: str | None) -> queries.Answered:
     return queries.Answered([(hit, row.video)], [], queries.stamp(library))
 
 
-def _common(where: str, all_moments: bool, moments: int, unmerged: bool) -> dict[str, object]:
+def _common(where: str, all_moments: bool, moments: int, unmerged: bool, all: bool) -> dict[str, object]:
     return {
         "where": where if where.strip() else None,
         "all_moments": all_moments,
         "moments": moments,
         "unmerged": unmerged,
+        "all": all,
     }
 
 
@@ -199,7 +203,8 @@ async def _answer(query: str, found: Callable[[], Awaitable[queries.Answered]]) 
     moments = []
     for hit, video in answered.pairs:
         values = {**hit_dict(hit), "path": shown(hit.path), "name": shown(Path(hit.path).name)}
-        values["copies"] = [shown(copy) for copy in hit.copies]
+        for name in ("copies", "near_copies"):
+            values[name] = [shown(copy) for copy in getattr(hit, name)]
         moments.append(
             Moment.model_validate({**values, "video": video, "kind": kind_of(hit.path, hit.end > hit.start)})
         )

@@ -72,6 +72,9 @@ class Moment(BaseModel):
     words: Annotated[float, Field(ge=0, le=1, description="share of the query's words that are said")]
     said: Annotated[list[Said], Field(description="the subtitles in which they are")]
     copies: Annotated[list[str], Field(description="other files of the same content")]
+    near_copies: Annotated[
+        list[str], Field(description="other files that look the same there: another codec, size, compression or frame")
+    ]
     keyframes: Annotated[bool, Field(description="only key frames were looked at when it was indexed: a quick look")]
     metadata: dict[str, str | int | float | bool]
     kind: Literal["video", "image", "file"]
@@ -200,6 +203,7 @@ Where = Annotated[str, Query(max_length=MAX_WHERE, description='filter, as in: d
 AllMoments = Annotated[bool, Query(description="several moments of one video, each with a rank of its own")]
 Moments = Annotated[int, Query(ge=1, le=MAX_MOMENTS, description="up to so many moments of a video, together")]
 Unmerged = Annotated[bool, Query(description="every window and every copy of a file on its own")]
+All = Annotated[bool, Query(description="near copies as hits of their own; otherwise the best one names them")]
 By = Annotated[
     Literal["picture", "words", "both"] | None,
     Query(description="what answers: pictures, words that are said, or both (default where there are subtitles)"),
@@ -237,6 +241,7 @@ class Asked(BaseModel):
     all_moments: AllMoments = False
     moments: Moments = 1
     unmerged: Unmerged = False
+    all: All = False
     unrefined: Annotated[bool, Query(description="hits begin and end where segments do")] = False
     min_score: MinScore = 0.0
     then: Annotated[Phrase | None, Query(description="what happens after it in the same video")] = None
