@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS ?= dev
 
-.PHONY: demo test tests docs wheel smoke gpu lint types clean
+.PHONY: demo test tests docs wheel smoke release gpu lint types clean
 
 # A second call is instant: the stamp is newer than pyproject.toml.
 $(STAMP): pyproject.toml
@@ -44,6 +44,10 @@ docs: $(STAMP)
 # The sdist and the wheel, checked, installed beside the project and tried from another folder.
 wheel: $(STAMP)
 	$(BIN)/python -m tests.installed
+
+# What an upload would take: dist/, checked, installed and tried, with its section of CHANGELOG.md. Uploads nothing.
+release: $(STAMP)
+	$(BIN)/python -m tests.installed --keep dist
 
 # The wheel in a fresh environment of another Python: make smoke PYTHON=python3.13. Fetches all dependencies, torch too; ENV=FOLDER
 # takes an environment that has them.

@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--library", type=Path, default=Path("runs/demo/benchmark.library"), help="default: %(default)s"
     )
-    parser.add_argument("--query", default="a red circle moves left", help="default: %(default)s")
+    parser.add_argument(
+        "--query", default="a huge yellow ball moving to the right on the grass", help="default: %(default)s"
+    )
     parser.add_argument("--url", help="a page that is served already, or a file://, instead of a library")
     parser.add_argument("--out", type=Path, default=_IMAGES / "page.png", help="default: docs/images/page.png")
     parser.add_argument("--width", type=int, default=1100, help="of the window (default: %(default)s)")

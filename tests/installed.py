@@ -1,13 +1,18 @@
 """Builds sdist and wheel, checks them, installs the wheel into an environment of its own, tries it from another folder.
 
-python -m tests.installed        # `make wheel`
+python -m tests.installed                # `make wheel`
+python -m tests.installed --keep dist    # `make release`: keep both archives there, and print what would be uploaded
 
 Heavy dependencies come from this environment through a .pth file; nothing of the checkout is on the path.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,7 +65,29 @@ def install(wheel: Path, place: Path) -> Path:
     return place / "bin"
 
 
-def main() -> int:
+def release_notes(version: str, changes: str) -> str:
+    """The section of CHANGELOG.md of a version; AssertionError where it has none with a date."""
+    found = re.search(
+        rf"^## {re.escape(version)}, \d{{4}}-\d\d-\d\d$(.*?)(?=^## |\Z)", changes, re.MULTILINE | re.DOTALL
+    )
+    assert found, f"CHANGELOG.md has no section '## {version}, DATE'"
+    return found[0].strip()
+
+
+def offer(archives: Path, place: Path) -> None:
+    """Put checked archives where they are uploaded from, and say what that would be."""
+    wheel = next(archives.glob("*.whl"))
+    version = wheel.name.split("-")[1]
+    notes = release_notes(version, (REPO / "CHANGELOG.md").read_text())
+    assert f"version: {version}\n" in (REPO / "CITATION.cff").read_text(), f"CITATION.cff is not of {version}"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(archives, place)
+    print(f"\n{notes}\n\nwould be uploaded (nothing was; python -m twine upload {place}/*):")
+    for path in sorted(place.iterdir()):
+        print(f"  {path}  {path.stat().st_size / 1e6:.2f} MB  sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")
+
+
+def main(kept: Path | None = None) -> int:
     """Run every command; the first that fails ends it."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -130,6 +157,8 @@ def main() -> int:
             if p.is_file() and p.suffix not in (*DATA, ".pyc")
         ]
         assert not changed, f"written into the package: {changed}"
+        if kept is not None:
+            offer(root / "dist", kept)
     return 0
 
 
@@ -146,4 +175,6 @@ def _asked(address: str, server: subprocess.Popen[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    given = argparse.ArgumentParser(description="Build, check, install and try both archives.")
+    given.add_argument("--keep", type=Path, help="folder for the archives")
+    sys.exit(main(given.parse_args().keep))

@@ -41,6 +41,8 @@ NEEDS = {
 SMALLER = {
     "vtr pretrain --corpus demo": "--demo-clips CLIPS --demo-images IMAGES --steps 2 --set warmup.steps=2",
     "accelerate launch pretrain/run.py": "--demo-clips CLIPS --demo-images IMAGES --steps 2 --set warmup.steps=2",
+    "vtr pretrain --corpus my.csv": "--steps 2",
+    "vtr finetune": "--steps 2",
     "vtr eval": "--rerank 4",
     "accelerate launch eval/zero_shot.py": "--rerank 4",
     "python -m bench.fake_corpus": "--scale 100000",

@@ -38,7 +38,7 @@ def test_an_unknown_verb_names_the_nearest_and_exits_2(
     ("words", "says"),
     [
         (["indx"], "unknown verb 'indx': did you mean 'index'?"),
-        (["index", "zzz"], "unknown verb 'index zzz': known: add, build, "),
+        (["index", "zzz"], "unknown verb 'index zzz': known: add, backup, build, "),
         (["benchmarks", "nope"], "unknown benchmark 'nope': known: anet, "),
         (["search"], "missing PATH: A library's folder, "),
         (["search", "lib", "x", "--rerak"], "unknown: --rerak; did you mean --rerank INT (vtr search --help)"),

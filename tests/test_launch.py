@@ -89,7 +89,7 @@ def test_bash_completes_verbs_and_flags(tmp_path: Path) -> None:
     lines = f"""
         source {tmp_path}/vtr.bash
         COMP_WORDS=(vtr ser) COMP_CWORD=1; _vtr; echo "${{COMPREPLY[*]}}"
-        COMP_WORDS=(vtr index b) COMP_CWORD=2; _vtr; echo "${{COMPREPLY[*]}}"
+        COMP_WORDS=(vtr index bu) COMP_CWORD=2; _vtr; echo "${{COMPREPLY[*]}}"
         COMP_WORDS=(vtr index build --mod) COMP_CWORD=3; _vtr; echo "${{COMPREPLY[*]}}"
         COMP_WORDS=(vtr pretrain --ra) COMP_CWORD=2; _vtr; echo "${{COMPREPLY[*]}}"
     """

@@ -17,6 +17,7 @@ VERBS = {
     "index info": ("vtr.library.commands", "what a library holds, what could not be read"),
     "index verify": ("vtr.library.commands", "check that a library's files agree with each other"),
     "index compact": ("vtr.library.commands", "free the room of forgotten videos, mend the index"),
+    "index backup": ("vtr.library.commands", "copy a library while it is searched and written"),
     "index export": ("vtr.library.commands", "a library's vectors and metadata as Parquet"),
     "index push": ("vtr.library.commands", "bring a collection on Milvus up to date with a library"),
     "embed": ("vtr.library.commands", "embed the samples of shards, for index build --from"),

@@ -52,6 +52,13 @@ def test_a_name_without_folders_that_several_files_have_finds_none_and_says_whic
     assert notes["0001.mp4"] == "2 files have this name (a/0001.mp4, b/0001.mp4): which is it?"
 
 
+def test_a_name_is_found_below_the_current_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").write_bytes(b"a")
+    monkeypatch.chdir(tmp_path)
+    assert VideoFinder(RootIndex(Path())).find("a.mp4") == Path("clips/a.mp4")
+
+
 def test_copies_of_one_file_are_one(tmp_path: Path) -> None:
     for folder in "ab":
         (tmp_path / folder).mkdir()

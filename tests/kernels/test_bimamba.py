@@ -145,7 +145,7 @@ with use_backend("c"):
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
 
 

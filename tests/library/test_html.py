@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.helpers import small_model, write_videos
 from vtr.errors import VtrError
-from vtr.library import Hit, Library
+from vtr.library import Hit, Hits, Library
 from vtr.library.found import match_text
 from vtr.library.html import _clock, write_contact_sheet
 
@@ -86,3 +87,16 @@ def test_a_page_that_cannot_be_written_is_one_line(library: Library, tmp_path: P
 )
 def test_times_are_clock_times(seconds: float, shown: str) -> None:
     assert _clock(seconds) == shown
+
+
+def test_a_notebook_shows_hits_as_a_table_with_pictures_and_nothing_is_markup(tmp_path: Path) -> None:
+    [path] = write_videos(tmp_path, 1)
+    hit = Hit(score=-0.1, path=str(path), start=0.0, end=1.5, duration=1.5, segment=1, rank=1)
+    lost = replace(hit, path="/nowhere/<script>.mp4", rank=2)
+    shown = Hits([hit, lost], ["a <note>"])._repr_html_()
+    assert shown.count("<tr>") == 2
+    assert shown.count("src='data:image/jpeg;base64,") == 1
+    assert "<script>" not in shown
+    assert "a &lt;note&gt;" in shown
+    assert hit._repr_html_().count("<tr>") == 1
+    assert "Nothing found" in Hits()._repr_html_()

@@ -72,7 +72,7 @@ def visit(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[...
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda said: faults.append(said.text) if "Content Security" in said.text else None)
         page.on("request", lambda r: faults.append(f"asks {r.url}") if not r.url.startswith(own(url)) else None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from vtr.errors import UsageError, VtrError
 from vtr.eval.features import EncodeSettings, load_clip
 from vtr.models.base import combined_scores
 from vtr.models.rank import Ranked, Ranking
+from vtr.models.video_text import VideoTextModel
 
 
 def frames(batch: int = 2, count: int = 4) -> torch.Tensor:
@@ -213,3 +216,22 @@ def test_the_teacher_equals_open_clip_before_its_last_norm() -> None:
     torch.testing.assert_close(out.tokens[:, 0], expected[:, 0].view(2, 3, -1).mean(1), rtol=1e-4, atol=1e-5)
     assert out.attention.shape == (6, 4)
     assert (out.attention >= 0).all()
+
+
+def test_a_folder_of_an_older_vtr_keeps_its_fingerprint_also_where_it_is_saved_again(tmp_path: Path) -> None:
+    model = small_model()
+    model.save_pretrained(tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    config = json.loads(path.read_text())
+    del config["video"]["stem"]  # came later
+    path.write_text(json.dumps(config))
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())  # as the vtr of that time made it
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    loaded = VideoTextModel.from_pretrained(tmp_path / "old")
+    assert loaded.fingerprint() == digest.hexdigest() != model.fingerprint()
+    loaded.save_pretrained(tmp_path / "again")
+    assert VideoTextModel.from_pretrained(tmp_path / "again").fingerprint() == loaded.fingerprint()
+    loaded.config = replace(loaded.config, max_text_tokens=7)
+    assert loaded.fingerprint() not in (digest.hexdigest(), model.fingerprint())

@@ -92,7 +92,8 @@ class VideoFinder:
     def _by_stem(self) -> dict[str, list[Path]]:
         """Media files, and files without an ending (some data sets' names have none), by name without the ending."""
         out: dict[str, list[Path]] = {}
-        inside = tuple(str(folder) + os.sep for folder in self._folders)
+        # Below the current folder, Path("."), paths begin with nothing; below "/" with one slash.
+        inside = tuple("" if folder == Path() else os.path.join(folder, "") for folder in self._folders)
         for path in self.root.files:
             if (ending(path.name) or _bare(path.name)) and str(path).startswith(inside):
                 out.setdefault(_stem(path.name), []).append(path)

@@ -177,6 +177,16 @@ class CompactSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackupSettings:
+    """Copy a library while others search and write it, and check the copy; exit code 1 when something is wrong with it."""
+
+    library: tyro.conf.Positional[Path]
+    """The library's folder."""
+    out: tyro.conf.Positional[Path]
+    """A new folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportSettings:
     """Write all segments, their vectors and metadata to a Parquet file."""
 
@@ -357,6 +367,7 @@ COMMANDS = {
     "index info": (InfoSettings, _late("info")),
     "index verify": (VerifySettings, _late("verify")),
     "index compact": (CompactSettings, _late("compact")),
+    "index backup": (BackupSettings, _late("backup")),
     "index export": (ExportSettings, _late("export")),
     "index push": (PushSettings, _late("push")),
     "embed": (EmbedSettings, _late("embed")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ from vtr.library.rows import Metadata
 from vtr.library.wanted import FUSE_AFTER, Measure
 
 CLOSE = 0.005  # similarities that differ by less are one moment's, where windows overlap
-
+_PICTURED = 20  # hits of a notebook's table that have a picture: each is a frame to decode
 
 Way = Literal["picture", "words"]
 
@@ -165,6 +166,9 @@ class Hit:
         copies = f", {len(self.copies)} copies" if self.copies else ""
         return f"<Hit {self.rank}: {self.measure} {match_text(self)}, {shown(self.path)} {when(self)}, #{self.segment}{copies}>"
 
+    def _repr_html_(self) -> str:
+        return _table([self])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -197,6 +201,24 @@ class Hits(list[Hit]):
 
     def __repr__(self) -> str:
         return "[" + ",\n ".join(map(repr, self)) + "]"
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{html.escape(shown(note))}</p>" for note in self.notes)
+        return (_table(self) if self else "<p>Nothing found.</p>") + notes
+
+
+def _table(hits: Sequence[Hit]) -> str:
+    """Hits as a table of a notebook, the first ones with a picture."""
+    from vtr.library.thumbnails import pictures  # decoders: a search needs none
+
+    rows = []
+    for number, hit in enumerate(hits):
+        drawn = pictures(hit.path, hit.start, hit.end, hit.duration, [(0, 160)])[0] if number < _PICTURED else []
+        cells = (hit.rank, shown(hit.path), when(hit), f"{hit.measure} {match_text(hit)}")
+        image = f"<img src='{drawn[0]}' alt=''>" if drawn else ""
+        told = (*cells, why(hit).strip(" ()") + ("weak" if hit.weak else ""))
+        rows.append(f"<tr><td>{image}</td>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in told)}</tr>")
+    return f"<table>{''.join(rows)}</table>"
 
 
 def match_text(hit: Hit) -> str:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from PIL import Image
-
-from vtr.data.decode import DecodeError, read_moment
 from vtr.errors import VtrError
 from vtr.files import write_atomically
-from vtr.library.files import media_source, shown
+from vtr.library import thumbnails
+from vtr.library.files import shown
 from vtr.library.found import match_text
 
 if TYPE_CHECKING:
@@ -91,7 +87,7 @@ def _text(text: str) -> str:
 def _card(hit: Hit) -> str:
     still = hit.end <= hit.start
     link = f"file://{quote(hit.path)}" + ("" if still else f"#t={hit.start + _AFTER:.3f}")
-    frames, lacking = _frames(hit)
+    frames, lacking = thumbnails.pictures(hit.path, hit.start, hit.end, hit.duration)
     time = "image" if still else f"{_clock(hit.start)} \u2013 {_clock(hit.end)}"
     if frames:
         name = _text(f"{Path(hit.path).name}, {time}")
@@ -112,32 +108,6 @@ def _card(hit: Hit) -> str:
         f"<div class=row><span>{time}</span><span>{hit.measure} {_text(match_text(hit))}</span></div>"
         f"<small>{_text(str(Path(hit.path).parent))}<br>#{hit.segment}{detail}</small></div></a></li>"
     )
-
-
-def _frames(hit: Hit) -> tuple[list[str], str]:
-    """The middle frame of the moment, one before and one after it, as data: addresses of JPEG pictures; or why not."""
-    still = hit.end <= hit.start
-    try:
-        clip = read_moment(
-            media_source(hit.path),
-            3,
-            start=None if still else hit.start,
-            end=None if still else hit.end,
-            lasts=hit.duration,
-            least=480,
-        )
-    except DecodeError as error:
-        return [], error.cause
-    except (VtrError, OSError, ValueError) as error:
-        return [], str(error)
-    sources = []
-    for place, largest in ((1, 480), (0, 240), (2, 240))[: 1 if still else 3]:
-        image = Image.fromarray(clip.frames[place])
-        image.thumbnail((largest, largest))
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=80)
-        sources.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
-    return sources, ""
 
 
 def _clock(seconds: float) -> str:

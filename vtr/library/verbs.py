@@ -19,6 +19,7 @@ from vtr.files import install_command
 from vtr.library.clips import write_clips
 from vtr.library.commands import (
     AddSettings,
+    BackupSettings,
     BuildSettings,
     CompactSettings,
     EmbedSettings,
@@ -160,6 +161,19 @@ def verify(settings: VerifySettings) -> int:
             print(line)
         if not problems:
             print(f"{library.path}: {library.store.segments()} segments, all is well")
+    return 1 if problems else 0
+
+
+def backup(settings: BackupSettings) -> int:
+    """`vtr index backup`; exit code 1 when something is wrong with the copy."""
+    from vtr.library.backup import backup as copy
+
+    with Library.open(settings.library) as library:
+        problems = copy(library, settings.out)
+    for line in problems:
+        print(line)
+    if not problems:
+        print(f"{settings.out}: a copy of {settings.library}, all is well")
     return 1 if problems else 0
 
 

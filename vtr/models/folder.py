@@ -51,6 +51,7 @@ class SavedModel(Model):
 
     files: ClassVar[tuple[str, ...]] = ("config.json", "model.safetensors")
     folder: Path | None = None
+    _known: tuple[dict[str, object], dict[str, object]] | None = None  # `_values` when it was loaded, and config.json
 
     def _values(self) -> dict[str, object]:
         """The content of config.json."""
@@ -65,7 +66,15 @@ class SavedModel(Model):
         """Write the tokenizer, where there is one."""
 
     def _identity(self) -> str:
-        return json.dumps(self._values(), sort_keys=True)
+        return json.dumps(self._written(), sort_keys=True)
+
+    def _written(self) -> dict[str, object]:
+        """What config.json says of it: as it was read, without the settings that vtr got since, while nothing has changed.
+
+        So a folder keeps its fingerprint, and libraries their model, whatever later versions can set.
+        """
+        own = self._values()
+        return self._known[1] if self._known and self._known[0] == own else own
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model's folder; the weights last and at once, so that a folder with weights is whole.
@@ -78,7 +87,7 @@ class SavedModel(Model):
             folder.mkdir(parents=True, exist_ok=True)
             self._save_words(folder)
             with write_atomically(folder / "config.json") as partial:
-                partial.write_text(json.dumps(self._values(), indent=1) + "\n", encoding="utf-8")
+                partial.write_text(json.dumps(self._written(), indent=1) + "\n", encoding="utf-8")
             with write_atomically(folder / "model.safetensors") as partial:
                 save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, partial)
         except (OSError, SafetensorError) as error:
@@ -129,7 +138,7 @@ class SavedModel(Model):
         except (SafetensorError, OSError) as error:
             raise VtrError(f"{folder}/model.safetensors is damaged: {str(error).splitlines()[0]}") from error
         load_strictly(model, state, str(folder / "model.safetensors"))
-        model.folder = folder
+        model.folder, model._known = folder, (model._values(), values)
         return model.eval()
 
 
