@@ -7,7 +7,8 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -100,7 +101,7 @@ def parsed(settings_type: type[S], words: list[str] | None, program: str | None 
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(helped):
             return tyro.cli(
                 settings_type,
-                args=words,
+                args=_gathered(settings_type, sys.argv[1:] if words is None else words),
                 prog=program,
                 description=about or None,
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -112,6 +113,28 @@ def parsed(settings_type: type[S], words: list[str] | None, program: str | None 
                 print("\nexamples:\n" + "\n".join(f"  {line}".rstrip() for line in examples.strip().splitlines()))
             raise
         raise UsageError(_one_line(said.getvalue())) from None
+
+
+def _gathered(settings_type: type, words: Sequence[str]) -> list[str]:
+    """The same words; values of a flag that takes several and is given again stand behind its first ones, or they were lost."""
+    known = dataclasses.fields(settings_type) if dataclasses.is_dataclass(settings_type) else ()
+    several = {"--" + f.name.replace("_", "-") for f in known if re.fullmatch(r"tuple\[\w+, \.\.\.\]", str(f.type))}
+    current: list[str] = []
+    groups, first = [current], dict[str, list[str]]()
+    for word in words:
+        flag, sign, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if not re.match(r"--?[A-Za-z]", word):
+            current.append(word)
+        elif flag in first:
+            current = first[flag]
+            current += [value] if sign else []
+        else:
+            current = [flag, value] if sign and flag in several else [word]
+            groups.append(current)
+            if flag in several:
+                first[flag] = current
+    return [word for group in groups for word in group]
 
 
 def _one_line(text: str) -> str:

@@ -13,7 +13,8 @@ from torch import nn
 from vtr.errors import UsageError
 from vtr.pretrain.optim import build_optimizer, learning_rate, parameter_groups
 from vtr.pretrain.recipes import DIFFERENCES, Optim, recipe
-from vtr.settings import apply_overrides, from_mapping
+from vtr.pretrain.settings import RunSettings
+from vtr.settings import apply_overrides, from_mapping, parsed
 
 
 def test_official_recipe_has_the_published_hyperparameters() -> None:
@@ -111,3 +112,10 @@ def test_state_is_decayed_only_in_the_official_recipe() -> None:
 def test_frozen_parameters_have_no_optimiser_state() -> None:
     held = sum(len(g["params"]) for g in build_optimizer(Toy(), Optim()).param_groups)
     assert held == 3
+
+
+def test_settings_given_in_several_flags_all_count() -> None:
+    words = ["--corpus", "demo", "--set", "a=1", "b=2", "--out", "runs/x", "--set=c=3", "--set", "d=4", "--steps", "5"]
+    found = parsed(RunSettings, words)
+    assert found.set == ("a=1", "b=2", "c=3", "d=4")
+    assert (found.corpus, str(found.out), found.steps) == ("demo", "runs/x", 5)
