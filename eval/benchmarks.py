@@ -248,7 +248,8 @@ def find_videos(
 ) -> tuple[dict[str, Path | None], dict[str, str], tuple[Path, ...]]:
     """Files by name, notes on names without one, and where they were looked for: the data root, then `beside`.
 
-    A whole path in a file that was given (`beside`) is the file that it names.
+    A whole path in a list that was given is the file that it names, and so is one that leads from the list's folder
+    (`beside`), unless it leads from the data root as well.
     """
     if beside is None or root.folder.is_dir():
         found, notes = VideoFinder(root, folders).find_all(names)
@@ -262,9 +263,10 @@ def find_videos(
         there, more = VideoFinder(RootIndex(beside)).find_all(found)
         found |= {name: there[name] for name in absent}
         notes |= {name: more[name] for name in absent if name in more}
-    for name in found if beside is not None else ():
-        if Path(name).is_absolute() and Path(name).is_file():
-            found[name] = Path(name)
+    # A whole path, or one that leads from the list itself: nothing of this name elsewhere is meant.
+    for name in () if beside is None else [n for n in found if (beside / n).is_file()]:
+        if not (root.folder / name).is_file() or Path(name).is_absolute():
+            found[name] = Path(beside or "", name)
             notes.pop(name, None)
     return found, notes, tuple(searched)
 

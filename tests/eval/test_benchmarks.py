@@ -216,6 +216,20 @@ def test_videos_beside_an_annotation_that_was_given_are_found(tmp_path: Path) ->
     )
 
 
+def test_a_video_beside_its_list_is_meant_and_none_of_its_name_elsewhere(tmp_path: Path) -> None:
+    write_videos(tmp_path / "own", 1)
+    for place in ("data/x", "data/y"):
+        write_videos(tmp_path / place, 2)
+    (tmp_path / "own" / "a.csv").write_text("video,caption\nclip0.mp4,x\n")
+    found = load_benchmark(str(tmp_path / "own" / "a.csv"), tmp_path / "data")
+    assert found.videos == (tmp_path / "own" / "clip0.mp4",)
+    for clip in (tmp_path / "data" / "y").iterdir():
+        clip.unlink()  # the other name is at one place now
+    assert load_benchmark(str(tmp_path / "own" / "a.csv"), tmp_path / "data").videos == found.videos
+    from_root = load_benchmark(str(tmp_path / "own" / "a.csv"), tmp_path / "data" / "x")
+    assert from_root.videos == (tmp_path / "data" / "x" / "clip0.mp4",)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
