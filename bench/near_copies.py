@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, product
 from pathlib import Path
+from typing import Annotated
 
 import av
 import numpy as np
@@ -39,7 +40,7 @@ Change = Callable[[np.ndarray], np.ndarray]
 class NearSettings:
     """Write clips anew and count which pairs are taken for the same."""
 
-    clips: tyro.conf.Positional[tuple[Path, ...]]
+    clips: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="CLIPS", help_behavior_hint="")]
     """Folders of clips."""
     size: int = 224
     """Pixels of the frames that an encoder is given."""
@@ -125,7 +126,7 @@ def measure(settings: NearSettings) -> str:
     """
     files = [f for folder in settings.clips for f in find_media([folder]).files[: settings.most]]
     if not files:
-        raise UsageError(f"{', '.join(map(str, settings.clips))}: no clips")
+        raise UsageError(f"{', '.join(map(str, settings.clips)) or 'CLIPS'}: no clips; expected folders with videos")
     names: list[str] = []
     looks: dict[str, list[Looks]] = {name: [] for name in ("original", *_KINDS)}
     left_out = 0
