@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from tests.helpers import small_model, video_bytes, write_videos
 from vtr.errors import VtrError
 from vtr.library import Library
 from vtr.library.serve import make_app
-from vtr.library.store import Replaced, is_damage
+from vtr.library.store import Replaced, _Connection, is_damage
 
 
 @pytest.fixture
@@ -49,6 +50,16 @@ def test_several_threads_search_at_once_while_one_adds_and_removes(library: Libr
             threads.submit(library.add, more).result()
             library.remove([tmp_path / "more"])
         assert all(answer.result() for answer in answers)
+
+
+def test_a_forked_process_leaves_the_connections_of_its_parent_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    db = sqlite3.connect(":memory:")
+    ours = _Connection(db, frozen=False)
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: 0)
+        del ours
+    assert db.execute("SELECT 1").fetchone() == (1,)
+    db.close()
 
 
 def test_threads_that_write_wait_for_each_other(library: Library, tmp_path: Path) -> None:

@@ -43,14 +43,22 @@ class Replaced(VtrError):
     """Another library has taken the place of the one that is open."""
 
 
+_INHERITED: list[sqlite3.Connection] = []  # of the process that this one was forked from
+
+
 class _Connection:
     """One thread's connection, closed with the thread or with the store."""
 
     def __init__(self, db: sqlite3.Connection, *, frozen: bool) -> None:
-        self.db, self.frozen = db, frozen
+        self.db, self.frozen, self._process = db, frozen, os.getpid()
 
     def __del__(self) -> None:
-        self.db.close()
+        # A fork forgets its parent's other threads, and their connections come here. SQLite may have been locked by one of them
+        # at that moment, for ever: nothing of theirs may be closed or freed.
+        if os.getpid() == self._process:
+            self.db.close()
+        else:
+            _INHERITED.append(self.db)
 
 
 class Store(Records, words.Words):
