@@ -6,6 +6,8 @@ import argparse
 import datetime
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -99,6 +101,21 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def call(command: Sequence[str | Path], shown: str) -> None:
+    """Run a command for its messages and files.
+
+    Args:
+        shown: The command as a person would type it.
+
+    Raises:
+        VtrError: It ended with an error, which it has told itself.
+    """
+    print(f"$ {shown}", file=sys.stderr, flush=True)
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise VtrError(f"`{shown}` ended with exit code {done.returncode}; its messages are above")
 
 
 def save(path: Path, text: str) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.command import RESULTS, machine, parsed, save, table
-from vtr.errors import VtrError, reports_errors
+from bench.command import RESULTS, call, machine, parsed, save, table
+from vtr.errors import reports_errors
 
 ROWS = ("embedding", "reranked", "combined")
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
@@ -42,11 +41,7 @@ class SeedSettings:
 
 
 def _call(*words: str | Path) -> None:
-    command = ["vtr", *map(str, words)]
-    print("$ " + " ".join(command), file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "vtr.cli", *command[1:]], stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise VtrError(f"`{' '.join(command)}` ended with exit code {done.returncode}; its messages are above")
+    call([sys.executable, "-m", "vtr.cli", *words], " ".join(["vtr", *map(str, words)]))
 
 
 def measured(settings: SeedSettings, seed: int) -> dict[str, dict[str, float]]:

@@ -272,7 +272,7 @@ def page(rows: Sequence[Row], where: str, command: str) -> str:
     titles = ["how", "model", "film", "cores", "decode every frame", "encode alone", "indexed", "ratio to the lower",
               "CPU s a minute of film"]  # fmt: skip
     text = (
-        f"Hours of video an hour, windows of {WINDOW:g} s every {STRIDE:g} s, random weights. {where}. The cores decode and "
+        f"Hours of video an hour, windows of {WINDOW:g} s every {STRIDE:g} s, random weights (but for a demo model that was given). {where}. The cores decode and "
         "encode by turns, so that where both limits lie near each other neither can be reached; frames that no window "
         "looks at are passed over, so that the limit of decoding every frame can be exceeded. The plain script and the "
         "row beside it look at a frame a second."

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,11 +30,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.command import RESULTS, machine, parsed, save, table
+from bench.command import RESULTS, call, machine, parsed, save, table
+from bench.demo_seeds import DIRECTIONS, ROWS
 from vtr.errors import VtrError, reports_errors
 
-_ROWS = ("embedding", "reranked", "combined")
-_DIRECTIONS = ("t2v", "v2t")
 _TAIL = 0.4  # of the budget
 
 
@@ -97,12 +95,9 @@ def train_child(argv: Sequence[str], *, draw: bool, pooled: bool) -> int:
     return vtr_main(["pretrain", *argv])
 
 
-def _run(words: Sequence[str], call: str) -> None:
-    code = f"import sys; from bench.matching import train_child; from vtr.cli import main; sys.exit({call})"
-    print("$ " + " ".join(words), file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise VtrError(f"`{' '.join(words)}` ended with exit code {done.returncode}; its messages are above")
+def _run(words: Sequence[str], what: str) -> None:
+    code = f"import sys; from bench.matching import train_child; from vtr.cli import main; sys.exit({what})"
+    call([sys.executable, "-c", code, *words], " ".join(words))
 
 
 def _train(settings: MatchingSettings, seed: int, out: Path, arm: Arm, words: Sequence[str]) -> None:
@@ -175,7 +170,7 @@ def trained(settings: MatchingSettings, seed: int, name: str) -> dict[str, float
         _run([*words, "--rerank", "32", "--out", str(folder)], "main(sys.argv[1:])")
     [file] = folder.glob("*.json")
     result = json.loads(file.read_text())
-    rows = {f"{d}, {row}": result[d][row]["r1"] for d in _DIRECTIONS for row in _ROWS}
+    rows = {f"{d}, {row}": result[d][row]["r1"] for d in DIRECTIONS for row in ROWS}
     pairs = {"pairs by match": result["match_direction_pairs"]["all"]}
     return {**rows, **pairs, "steps": float(all_steps), "CPU s": round(used, 1)}
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtr.errors import UsageError, VtrError, reports_errors, unknown_name
+from vtr.files import write_atomically
 from vtr.settings import parsed
 
 MODELS = ("videomamba", "fused", "naive")
@@ -324,9 +325,8 @@ def run(settings: EfficiencySettings) -> int:
         settings.out.mkdir(parents=True, exist_ok=True)
         (settings.out / f"{name}.md").write_text(text)
         rows = {"command": command, "where": where, "points": [p.__dict__ for p in points]}
-        unfinished = settings.out / f"{name}.{os.getpid()}.tmp"
-        unfinished.write_text(json.dumps(rows, indent=1))
-        os.replace(unfinished, settings.out / f"{name}.json")
+        with write_atomically(settings.out / f"{name}.json") as unfinished:
+            unfinished.write_text(json.dumps(rows, indent=1))
         if not settings.long:
             draw(settings.out / "efficiency.png", points, settings, where)
     except OSError as error:

@@ -30,7 +30,7 @@ SMALL = VideoMambaConfig(
     image_size=48, patch_size=16, num_frames=8, dim=64, depth=4, num_classes=len(CLASSES), pool="cls"
 )
 TEACHER_WIDTH = 64
-_TEST, _TRAIN, _UNLABELLED = 1 << 20, 1 << 21, 1 << 22  # seeds: none of them meets another's clips
+TEST, _TRAIN, _UNLABELLED = 1 << 20, 1 << 21, 1 << 22  # seeds: none of them meets another's clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +88,12 @@ def _optimizer(parameters: Any, budget: Budget) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=budget.lr, betas=(0.9, 0.98), weight_decay=budget.weight_decay)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-class _Source:
+class Source:
     """Labelled batches: a fixed set met in random order, or fresh clips; a function of the seed."""
 
     def __init__(self, task: MotionTask, budget: Budget, seed: int) -> None:
@@ -128,7 +128,7 @@ def train(
         teacher_until: Share of the steps after which it stops doing so.
         tell: Called with (steps done, steps).
     """
-    source = _Source(task, budget, seed)
+    source = Source(task, budget, seed)
     torch.manual_seed(seed)
     head = DistillHead(model.config.dim, teacher.config.dim) if teacher is not None else None
     parameters = [*model.parameters(), *(head.parameters() if head is not None else ())]
@@ -136,7 +136,7 @@ def train(
     start = time.perf_counter()
     model.train()
     for step in range(budget.steps):
-        _set_rate(optimizer, budget.lr, step, budget.steps)
+        set_rate(optimizer, budget.lr, step, budget.steps)
         clips, labels = source(step)
         video = pixels(view(clips))
         tokens = model.features(video)[0]
@@ -167,9 +167,9 @@ def score(
 ) -> Score:
     """Test on clips that no training sees, as they are and with their frames shuffled; `at_once` clips a pass."""
     model.eval()
-    clips, labels = task.draw(budget.tests, _TEST)
+    clips, labels = task.draw(budget.tests, TEST)
     figures = []
-    for shown in (clips, shuffled_frames(clips, _TEST)):
+    for shown in (clips, shuffled_frames(clips, TEST)):
         found = torch.cat([model.classify(pixels(view(part))) for part in shown.split(at_once)])
         figures += [100 * float((found.argmax(1) == labels).float().mean()), 100 * within_pairs(found, labels)]
     accuracy, pairs, shuffled, shuffled_pairs = figures
@@ -190,7 +190,7 @@ def image_teacher(task: MotionTask, *, layers: int = 4, steps: int = 250, seed: 
     probe = nn.Linear(TEACHER_WIDTH, 5)
     optimizer = torch.optim.AdamW([*visual.parameters(), *probe.parameters()], lr=1e-3, weight_decay=0.05)
     for step in range(steps):
-        _set_rate(optimizer, 1e-3, step, steps)
+        set_rate(optimizer, 1e-3, step, steps)
         clips, _, facts = task.scenes(16, _UNLABELLED * 2 + seed * 100_003 + step)
         loss = F.mse_loss(probe(visual(pixels(clips.flatten(0, 1)))), facts.flatten(0, 1))
         optimizer.zero_grad(set_to_none=True)
@@ -225,7 +225,7 @@ def pretrain_masked(
     start, visible = time.perf_counter(), 1.0
     model.train()
     for step in range(budget.pretrain_steps):
-        _set_rate(optimizer, budget.lr, step, budget.pretrain_steps)
+        set_rate(optimizer, budget.lr, step, budget.pretrain_steps)
         clips, _ = task.draw(budget.batch_size, _UNLABELLED + seed * 100_003 + step)
         video = pixels(clips)
         known = teacher(video, layers=config.align_layers)

@@ -41,7 +41,7 @@ from vtr.eval.ablate import here, spread
 from vtr.eval.benchmarks import load_benchmark
 from vtr.eval.efficiency import passes, resident
 from vtr.eval.evaluate import Options, evaluate
-from vtr.eval.trials import _TEST, Budget, _set_rate, _Source, once, pixels
+from vtr.eval.trials import TEST, Budget, Source, once, pixels, set_rate
 from vtr.files import write_atomically
 from vtr.models.load import load_encoder
 from vtr.models.video_text import VideoTextModel
@@ -145,9 +145,9 @@ def motion_trial(config: EncoderConfig, settings: EncoderSettings, seed: int, st
     model = build_encoder(config).train()
     budget = Budget(steps=steps, batch_size=settings.batch_size, labelled=0, tests=settings.tests, lr=settings.lr)
     optimizer = torch.optim.AdamW(model.parameters(), lr=budget.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    source = _Source(task, budget, seed)
+    source = Source(task, budget, seed)
     for step in range(steps):
-        _set_rate(optimizer, budget.lr, step, steps)
+        set_rate(optimizer, budget.lr, step, steps)
         clips, labels = source(step)
         loss = F.cross_entropy(model.classify(pixels(clips)), labels)
         optimizer.zero_grad(set_to_none=True)
@@ -162,7 +162,7 @@ def motion_trial(config: EncoderConfig, settings: EncoderSettings, seed: int, st
 
 @torch.no_grad()
 def _tested(model: VideoEncoder, task: MotionTask, tests: int, frames: int) -> dict[str, float]:
-    clips, labels = task.draw(tests, _TEST)
+    clips, labels = task.draw(tests, TEST)
     scores = torch.cat([model.classify(pixels(part)) for part in clips.split(30)])
     found = {f"accuracy, {frames} frames": 100 * float((scores.argmax(1) == labels).float().mean())}
     if frames == LENGTHS[0]:

@@ -28,7 +28,7 @@ from vtr.library.serve.door import Door
 from vtr.library.serve.media import TYPES, Files, Moment, Thumbnails, Video
 from vtr.library.serve.schema import MAX_K, MAX_MOMENTS, MAX_QUERY, MAX_WHERE
 from vtr.library.serve.taking import clip_of
-from vtr.library.where import parse, to_sql
+from vtr.library.where import parse_where
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -145,8 +145,7 @@ class _Tools:
 
 def _listed(library: Library, where: str, first: int, count: int) -> dict[str, object]:
     def read() -> dict[str, object]:
-        values: list[object] = []
-        condition = to_sql(parse(where, library.columns()), values) if where.strip() else ""
+        condition, values = parse_where(where, library.columns()) if where.strip() else ("", [])
         total, rows = library.store.listed(condition, values, first, count)
         videos = [
             {

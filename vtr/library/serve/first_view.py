@@ -22,7 +22,7 @@ from vtr.library.serve.engine import Engine
 from vtr.library.serve.media import TYPES
 from vtr.library.serve.schema import MAX_K, Example, Examples, Info, Limits, Listed, Videos, Where, problems
 from vtr.library.store import day_of
-from vtr.library.where import parse, to_sql
+from vtr.library.where import parse_where
 from vtr.models import registry
 
 Kind = Literal["video", "image", "file"]
@@ -118,8 +118,7 @@ def trained_on(model: str | None) -> tuple[bool | None, str | None]:
 
 def _videos(library: Library, limit: int, first: int, where: str) -> Videos:
     def read() -> Videos:
-        values: list[object] = []
-        condition = to_sql(parse(where, library.columns()), values) if where.strip() else ""
+        condition, values = parse_where(where, library.columns()) if where.strip() else ("", [])
         total, rows = library.store.listed(condition, values, first, limit, newest=True)
         middles = library.store.middles([row.id for row in rows])
         listed = [_listed(row, middles[row.id]) for row in rows if row.id in middles]
