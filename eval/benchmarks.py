@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtr.data.cleaning import clean_caption
-from vtr.data.finder import RootIndex, VideoFinder
+from vtr.data.finder import Found, RootIndex, VideoFinder, closer, settle
 from vtr.data.tables import TEXT_SUFFIXES
 from vtr.errors import VtrError, unknown_name
 from vtr.eval.annotations import Item, read_annotations, read_lines, without_extension
@@ -248,27 +248,23 @@ def find_videos(
 ) -> tuple[dict[str, Path | None], dict[str, str], tuple[Path, ...]]:
     """Files by name, notes on names without one, and where they were looked for: the data root, then `beside`.
 
-    A whole path in a list that was given is the file that it names, and so is one that leads from the list's folder
-    (`beside`), unless it leads from the data root as well.
+    A file at its name's place beside the list is meant before one deeper under the root; two that differ, one at the
+    name's place under each, are told (`closer`). A whole path is the file that it names.
     """
-    if beside is None or root.folder.is_dir():
-        found, notes = VideoFinder(root, folders).find_all(names)
-        searched = [root.folder]
-    else:
-        found, notes, searched = dict.fromkeys(names), {}, []
-    absent = [name for name, path in found.items() if path is None and name not in notes]
-    if beside is not None and absent and root.folder.resolve() not in (beside.resolve(), *beside.resolve().parents):
-        searched.append(beside)
-        # All names, so that none takes the file of one that was found elsewhere.
-        there, more = VideoFinder(RootIndex(beside)).find_all(found)
-        found |= {name: there[name] for name in absent}
-        notes |= {name: more[name] for name in absent if name in more}
-    # A whole path, or one that leads from the list itself: nothing of this name elsewhere is meant.
-    for name in () if beside is None else [n for n in found if (beside / n).is_file()]:
-        if not (root.folder / name).is_file() or Path(name).is_absolute():
-            found[name] = Path(beside or "", name)
-            notes.pop(name, None)
-    return found, notes, tuple(searched)
+    finder = VideoFinder(root, folders)
+    if beside is None:
+        return *finder.find_all(names), (root.folder,)
+    own = VideoFinder(RootIndex(beside))
+    if not root.folder.is_dir():
+        root, finder = own.root, own
+    looks = {name: closer(finder, own, name) for name in dict.fromkeys(names)}
+    if root.folder.resolve() in (beside.resolve(), *beside.resolve().parents):
+        return *settle(looks, root.folder), (root.folder,)
+    absent = [name for name, found in looks.items() if found.path is None and not found.note]
+    if absent:  # all names are looked for, so that none takes the file of one that was found elsewhere
+        there, notes = own.find_all(looks)
+        looks |= {name: Found(path=there[name], note=notes.get(name, "")) for name in absent}
+    return *settle(looks, root.folder), (root.folder, beside)
 
 
 def _annotation(protocol: Protocol, root: RootIndex) -> tuple[Path, AnnotationFile]:

@@ -230,6 +230,26 @@ def test_a_video_beside_its_list_is_meant_and_none_of_its_name_elsewhere(tmp_pat
     assert from_root.videos == (tmp_path / "data" / "x" / "clip0.mp4",)
 
 
+@pytest.mark.parametrize("name", ["clip0", "clip0.avi", "./clip0.mp4", "sub/../clip0.mp4"])
+def test_a_video_beside_its_list_is_meant_whatever_ending_the_list_writes(tmp_path: Path, name: str) -> None:
+    for place in ("own", "own/sub", "data/x"):
+        write_videos(tmp_path / place, 1)
+    (tmp_path / "own" / "a.csv").write_text(f"video,caption\n{name},x\n")
+    found = load_benchmark(str(tmp_path / "own" / "a.csv"), tmp_path / "data")
+    assert [path.resolve() for path in found.videos] == [tmp_path / "own" / "clip0.mp4"]
+
+
+@pytest.mark.parametrize("name", ["clip0.mp4", "clip0", "clip0.mov"])
+def test_files_that_differ_beside_the_list_and_in_the_root_are_told(tmp_path: Path, name: str) -> None:
+    write_videos(tmp_path / "data", 2)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "data" / "clip1.mp4").rename(tmp_path / "own" / "clip0.mp4")
+    (tmp_path / "own" / "a.csv").write_text(f"video,caption\n{name},x\n")
+    found = load_benchmark(str(tmp_path / "own" / "a.csv"), tmp_path / "data")
+    assert found.videos == ()
+    assert "which is it? write the whole path" in found.lacking[0]
+
+
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [

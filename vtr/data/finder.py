@@ -9,7 +9,7 @@ from __future__ import annotations
 import filecmp
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,10 @@ class RootIndex:
         return there[0] if there else None
 
 
+class _Outside(Exception):
+    """A name that leads out of the root, or none at all."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What a name finds.
@@ -87,6 +91,7 @@ class VideoFinder:
     def __init__(self, root: RootIndex, folders: Sequence[str] = ()) -> None:
         self.root = root
         self._folders = [root.folder / f for f in folders if (root.folder / f).is_dir()] or [root.folder]
+        self._folder_stems: dict[Path, dict[str, list[Path]]] = {}
 
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
@@ -103,25 +108,32 @@ class VideoFinder:
         """The file of a name, or None."""
         return self.look(name).path
 
-    def look(self, name: str) -> Found:
-        """The file of a name, how surely it is its own, or why there is none."""
-        if Path(name).is_absolute() and Path(name).is_relative_to(self.root.folder.absolute()):
-            name = str(Path(name).relative_to(self.root.folder.absolute()))
-        parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".")]
-        if Path(name).is_absolute() or ".." in parts or not parts:
-            return Found(note=f"it leads out of {self.root.folder}" if parts else "an empty name")
+    def place(self, name: str) -> Found:
+        """What lies where a name says, with its ending or another; no other folder is looked into, none is walked."""
+        try:
+            parts = self._parts(name)
+        except _Outside as e:
+            return Found(note=str(e))
         for folder in self._folders:
             direct = folder.joinpath(*parts)
             if direct.is_file() and (ending(direct.name) or _bare(direct.name)):
                 return Found(path=direct, rank=0)
+        for folder in self._folders:
+            there = self._in_folder(folder.joinpath(*parts[:-1])).get(_stem(parts[-1]), [])
+            there = [p for p in there if _same_kind(_composed(parts[-1]), p.name)]
+            if there:
+                return self._one(there, 2)
+        return Found()
+
+    def look(self, name: str) -> Found:
+        """The file of a name, how surely it is its own, or why there is none."""
+        placed = self.place(name)  # before the same name deeper down
+        if placed.path is not None or placed.note:
+            return placed
+        parts = self._parts(name)
         last, above = _composed(parts[-1]), tuple(parts[:-1])
         stem = _stem(last)
         other = stem.removeprefix("v_") if stem.startswith("v_") else f"v_{stem}"
-        for folder in self._folders:  # its path with another ending, before the same name deeper down
-            there = [p for p in self._by_stem.get(stem, ()) if p.parent == folder.joinpath(*parts[:-1])]
-            there = [p for p in there if _same_kind(last, p.name)]
-            if there:
-                return self._one(there, 2)
         elsewhere: list[Path] = []
         for key, rank in ((stem, 1), (other, 3)):
             there = [p for p in self._by_stem.get(key, ()) if _same_kind(last, p.name)]
@@ -134,6 +146,23 @@ class VideoFinder:
             return Found(note=f"{self._shown(elsewhere)} has its name, in another folder")
         return Found()
 
+    def _parts(self, name: str) -> list[str]:
+        if Path(name).is_absolute() and Path(name).is_relative_to(self.root.folder.absolute()):
+            name = str(Path(name).relative_to(self.root.folder.absolute()))
+        parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".")]
+        if Path(name).is_absolute() or ".." in parts or not parts:
+            raise _Outside(f"it leads out of {self.root.folder}" if parts else "an empty name")
+        return parts
+
+    def _in_folder(self, folder: Path) -> dict[str, list[Path]]:
+        """A folder's own media files by name without the ending."""
+        if folder not in self._folder_stems:
+            stems = self._folder_stems[folder] = {}
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if (ending(path.name) or _bare(path.name)) and path.is_file():
+                    stems.setdefault(_stem(path.name), []).append(path)
+        return self._folder_stems[folder]
+
     def _one(self, paths: list[Path], rank: int) -> Found:
         first = paths[0]
         if all(_same_file(first, p) for p in paths[1:]):
@@ -145,26 +174,49 @@ class VideoFinder:
         return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
     def find_all(self, names: Iterable[str]) -> tuple[dict[str, Path | None], dict[str, str]]:
-        """The files of many names, none of them for two; and for names without one why, where there is more to say.
+        """The files of many names, none of them for two; and for names without one why: see `settle`."""
+        return settle({name: self.look(name) for name in dict.fromkeys(names)}, self.root.folder)
 
-        Where two names lead to one file, the one that is the file's own has it; where neither is more so, none has.
-        """
-        looks = {name: self.look(name) for name in dict.fromkeys(names)}
-        paths = {name: found.path for name, found in looks.items()}
-        notes = {name: found.note for name, found in looks.items() if found.note}
-        owners: dict[Path, list[str]] = {}
-        for name, found in looks.items():
-            if found.path is not None:
-                owners.setdefault(found.path.resolve(), []).append(name)
-        for file, claims in owners.items():
-            best = min(looks[c].rank for c in claims)
-            first = [c for c in claims if looks[c].rank == best]
-            shown = os.path.relpath(file, self.root.folder.resolve())
-            for name in claims if len(first) > 1 else [c for c in claims if c not in first]:
-                others = ", ".join(repr(c) for c in claims if c != name)
-                paths[name] = None
-                notes[name] = f"{shown} is the file of {others}" + (" as well: whose is it?" if name in first else "")
-        return paths, notes
+
+def closer(root: VideoFinder, own: VideoFinder, name: str) -> Found:
+    """What a name of a list means whose own folder is `own`: the file at its place there, or whatever `root` finds.
+
+    A file beside the list is meant before one of its name deeper under the root; two that differ, each at the name's
+    place, are told.
+    """
+    beside, there = own.place(name), root.place(name)
+    exact = own.root.folder / name
+    if exact.is_file():  # a whole path, or one that leads out of the list's folder
+        beside = Found(path=exact, rank=0)
+    if beside.path is None:
+        return root.look(name)
+    if there.path is None:
+        return beside
+    if _same_file(there.path, beside.path):
+        return there
+    return Found(note=f"{there.path} and {beside.path} differ and both have its name: which is it? write the whole path")
+
+
+def settle(looks: Mapping[str, Found], root: Path) -> tuple[dict[str, Path | None], dict[str, str]]:
+    """The files of many names, none of them for two; and for names without one why, where there is more to say.
+
+    Where two names lead to one file, the one that is the file's own has it; where neither is more so, none has.
+    """
+    paths = {name: found.path for name, found in looks.items()}
+    notes = {name: found.note for name, found in looks.items() if found.note}
+    owners: dict[Path, list[str]] = {}
+    for name, found in looks.items():
+        if found.path is not None:
+            owners.setdefault(found.path.resolve(), []).append(name)
+    for file, claims in owners.items():
+        best = min(looks[c].rank for c in claims)
+        first = [c for c in claims if looks[c].rank == best]
+        shown = os.path.relpath(file, root.resolve())
+        for name in claims if len(first) > 1 else [c for c in claims if c not in first]:
+            others = ", ".join(repr(c) for c in claims if c != name)
+            paths[name] = None
+            notes[name] = f"{shown} is the file of {others}" + (" as well: whose is it?" if name in first else "")
+    return paths, notes
 
 
 def _bare(name: str) -> bool:
