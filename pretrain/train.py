@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +42,7 @@ from vtr.pretrain.validation import Validation
 from vtr.pretrain.warmup import warm_up
 from vtr.pretrain.watch import Watch
 from vtr.ranks import Ranks
+from vtr.threads import cores
 
 
 def train(settings: RunSettings, watch: Watch | None = None) -> Path:
@@ -168,7 +168,7 @@ class Run:
                 )
             return None
         folder = settings.data_root / "shards"
-        workers = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        workers = max(2, cores())
         self.ranks.main_only(lambda: ensure_shards(source, folder, side, workers))
         return str(shards_of(source, folder, side))
 
