@@ -25,7 +25,6 @@ from vtr.models.video_text import VideoTextModel
 from vtr.pretrain.recipes import Recipe, Stage
 from vtr.pretrain.settings import RunSettings
 from vtr.ranks import Ranks
-from vtr.threads import cores
 
 DEFAULT = "ViT-B-16/openai"
 MODERN = "PE-Core-B-16/meta"  # an option of the recipe `clean` (vtr.pretrain.recipes.DIFFERENCES)
@@ -242,7 +241,7 @@ def _make_demo_teacher(
         size=video.image_size,
         batch_size=128,
         streams=8,
-        workers=max(settings.workers, cores()),  # the other ranks wait meanwhile
+        workers=max(settings.workers, 1),  # the other ranks wait: their cores decode
         block=1,
         seed=chosen.seed,
         crop_scale=None,
