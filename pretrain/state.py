@@ -256,7 +256,9 @@ def changes(old: object, new: object, defaults: object = None, name: str = "") -
     if isinstance(old, dict) and isinstance(new, dict):
         plain = defaults if isinstance(defaults, dict) else {}
         pairs = {k: (old.get(k, plain.get(k)), new.get(k)) for k in dict.fromkeys([*old, *new])}
-        return [c for k, (a, b) in pairs.items() for c in changes(a, b, plain.get(k), f"{name}.{k}" if name else str(k))]
+        return [
+            c for k, (a, b) in pairs.items() for c in changes(a, b, plain.get(k), f"{name}.{k}" if name else str(k))
+        ]
     same = list(old) == list(new) if isinstance(old, list | tuple) and isinstance(new, list | tuple) else old == new
     return [] if same else [f"{name} was {old}, is {new}"]
 
