@@ -300,7 +300,7 @@ class Searcher(ABC):
                 "min_score: it is not known how unrelated texts score here (examples, few segments, or an older library, "
                 "which vtr index compact mends), so nothing is left out"
             )
-        elif known and max(known) < (MARKED if least is None else least):
+        elif len(known) == len(hits) > 0 and max(known) < (MARKED if least is None else least):
             notes.append(
                 f"nothing like that: {1 - max(known):.0%} of unrelated texts have a hit as good as the best one here"
             )
