@@ -117,7 +117,7 @@ def test_a_table_loses_no_column_and_computes_nothing() -> None:
 
 def test_subtitles_of_equal_spans_and_images_are_written_and_said() -> None:
     said = (Cue(1, 2, "there --> here"),)
-    text, notes = timeline(".srt", [hit(Path("a.mp4"), rank=1, said=said), hit(Path("a.mp4"), rank=2)], "")
+    text, _notes = timeline(".srt", [hit(Path("a.mp4"), rank=1, said=said), hit(Path("a.mp4"), rank=2)], "")
     assert [(c.start, c.end) for c in parsed(text)[0]] == [(1.2, 2.4)] * 2
     assert timeline(".srt", [hit(Path("a.png"), 0, 0)], "") == ("", ["1 images are no clips and left out"])
 

@@ -267,7 +267,12 @@ def _fcpxml(hits: Sequence[Hit], title: str) -> tuple[str, list[str]]:
     first = {"format": next(iter(formats.values()))} if formats else {}
     lasts = sum(event.length for event in events)
     sequence = ElementTree.SubElement(
-        project, "sequence", duration=_time(lasts, rate), tcStart="0s", tcFormat=_format(_counts_dropping(events)), **first
+        project,
+        "sequence",
+        duration=_time(lasts, rate),
+        tcStart="0s",
+        tcFormat=_format(_counts_dropping(events)),
+        **first,
     )
     spine = ElementTree.SubElement(sequence, "spine")
     for event in events:

@@ -420,7 +420,9 @@ def _curve(settings: SearchSettings, library: Searcher) -> int:
         raise UsageError("--curve needs a library's folder")
     other = [f.name for f in fields(settings) if f.name not in _OF_CURVE and getattr(settings, f.name) != f.default]
     if other:
-        raise UsageError(f"--curve shows one video from moment to moment: leave out --{', --'.join(other).replace('_', '-')}")
+        raise UsageError(
+            f"--curve shows one video from moment to moment: leave out --{', --'.join(other).replace('_', '-')}"
+        )
     curve = library.curve(settings.curve, settings.text, minus=settings.minus, like=settings.like, more=settings.more)
     if settings.curve_out is None:
         print(json.dumps({"query": _title(settings), **curve.as_dict()}))

@@ -235,7 +235,7 @@ class Words:
             out[number] = []
             every += [(number, cue) for cue in within(self.cues_of(video), span)]
         if not terms:
-            return {n: () for n in out}
+            return dict.fromkeys(out, ())
         with contextlib.closing(sqlite3.connect(":memory:")) as db:  # which cue it is, as the index would find it
             db.execute(f"CREATE VIRTUAL TABLE {_TABLE}")
             rows = ((place, _spaced(_folded(cue.text))) for place, (_, cue) in enumerate(every))
