@@ -17,7 +17,7 @@ from vtr.errors import VtrError
 from vtr.library import index as indexes
 from vtr.library.calibrate import AGAIN, LEAST, confidence, unrelated_texts
 from vtr.library.curve import Curve, curve_of, cuts_of, refined
-from vtr.library.files import full_name
+from vtr.library.files import full_name, shown
 from vtr.library.found import Found, Hit
 from vtr.library.frame_vectors import unpacked
 from vtr.library.hearing import Hearing
@@ -197,8 +197,12 @@ class StoredSearcher(Hearing):
         row = self.read(
             lambda: self.store.video(video) if isinstance(video, int) else self.store.video_at(full_name(video))
         )
-        if row is None or row.failure is not None:
-            raise VtrError(f"{video} is not in {self.path}")
+        if row is None:
+            near = [] if isinstance(video, int) else self.read(lambda: self.store.paths_named(Path(video).name))
+            meant = f"; of that name it has {' and '.join(map(shown, near))}" if near else ""
+            raise VtrError(f"{shown(str(video))} is not in {self.path}{meant}")
+        if row.failure is not None:
+            raise VtrError(f"{shown(str(video))} could not be read when it was indexed ({row.failure.reason})")
         return self.read(lambda: self._curve(query.wanted, row.path, Span(0.0, np.inf)))[0]
 
     def _curve(self, wanted: Wanted, path: str, near: Span) -> tuple[Curve, list[float]]:

@@ -585,6 +585,8 @@ def _examples(like: Example | Sequence[Example]) -> list[Example]:
 
 
 def _words(text: str) -> str:
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise UsageError(f"a query that is no text ({shown(text)[:100]!r}): expected UTF-8")
     words: str = _encoding().clean_caption(text)
     if not words.strip():
         raise UsageError(f"an empty query ({text!r} has no words): ask for something")
