@@ -296,3 +296,19 @@ def test_deep_and_printed_pictures_keep_their_light() -> None:
     held = io.BytesIO()
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(held, "JPEG", quality=95)
     assert colour(read_frames(held.getvalue(), lambda n: [0]).frames[0]) == "red"
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
+def test_a_picture_of_floats_keeps_its_light(white: float) -> None:
+    held = io.BytesIO()
+    Image.fromarray(np.linspace(0, white, 64, dtype=np.float32).reshape(8, 8)).save(held, "TIFF")
+    grey = read_frames(held.getvalue(), range).frames[0, ..., 0].reshape(-1)
+    np.testing.assert_allclose(grey, np.linspace(0, 255, 64), atol=1)
+
+
+def test_a_turned_tiff_has_the_size_that_it_is_shown_with() -> None:
+    held, turn = io.BytesIO(), Image.Exif()
+    turn[0x0112] = 6
+    Image.new("RGB", (32, 16)).save(held, "TIFF", exif=turn)
+    info, clip = probe(held.getvalue()), read_frames(held.getvalue(), range)
+    assert (info.height, info.width) == clip.frames.shape[1:3] == (32, 16)

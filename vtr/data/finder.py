@@ -194,7 +194,9 @@ def closer(root: VideoFinder, own: VideoFinder, name: str) -> Found:
         return beside
     if _same_file(there.path, beside.path):
         return there
-    return Found(note=f"{there.path} and {beside.path} differ and both have its name: which is it? write the whole path")
+    return Found(
+        note=f"{there.path} and {beside.path} differ and both have its name: which is it? write the whole path"
+    )
 
 
 def settle(looks: Mapping[str, Found], root: Path) -> tuple[dict[str, Path | None], dict[str, str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vtr.data.decode.container import open_container
 from vtr.data.decode.image import reduced
 from vtr.data.decode.picture import Painter
 from vtr.data.decode.types import MAX_PIXELS, Deadline, DecodeError, Source, Still, opened, source_name
@@ -134,8 +135,6 @@ class HeifReader:
     def _decoded(self, wanted: set[int]) -> dict[int, np.ndarray]:
         """Pixels of the tiles by item: FFmpeg gives each as a stream of one packet."""
         import av
-
-        from vtr.data.decode.pyav import open_container
 
         tiles: dict[int, np.ndarray] = {}
         with open_container(self._source, self._deadline) as container:
