@@ -123,7 +123,7 @@ def test_a_start_waits_for_another_writer(place: Path, monkeypatch: pytest.Monke
 
     with Library.open(place / "lib", small_model()) as library, Library.open(place / "lib") as other:
         writing.enter_context(other.store.writing())
-        assert next(watch(library, [place / "videos"], problem=problem, work=HERE)).added == 2
+        assert next(watch(library, [place / "videos"], rest=0, problem=problem, work=HERE)).added == 2
     assert "another process is writing" in lines[0]
 
 
