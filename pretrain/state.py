@@ -226,13 +226,18 @@ def to_continue(out: Path, which: str | None, ranks: Ranks) -> tuple[Path, State
     return path, read_checkpoint(path)
 
 
-def check_same_run(path: Path, state: State, identity: State, ranks: Ranks, *, accept_changes: bool) -> None:
+def check_same_run(
+    path: Path, state: State, identity: State, defaults: State, ranks: Ranks, *, accept_changes: bool
+) -> None:
     """Refuse a checkpoint of other settings; say what it is.
+
+    Args:
+        defaults: What a run does that says nothing: a checkpoint of an earlier version lacks the keys that came since.
 
     Raises:
         VtrError: Recipe, data or model are not the checkpoint's, and `accept_changes` is off.
     """
-    found = changes(state["identity"], identity)
+    found = changes(state["identity"], identity, defaults)
     if found and not accept_changes:
         raise VtrError(
             f"{path} is of another run: {'; '.join(found[:5])}; give the same settings, or --accept-changes to go on"
@@ -246,11 +251,14 @@ def check_same_run(path: Path, state: State, identity: State, ranks: Ranks, *, a
         print(f"resume: {path}{written}", file=sys.stderr)
 
 
-def changes(old: object, new: object, name: str = "") -> list[str]:
-    """Where two nested tables differ, as lines."""
+def changes(old: object, new: object, defaults: object = None, name: str = "") -> list[str]:
+    """Where two nested tables differ, as lines; a key that `old` lacks has its default there."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
-        return [c for k in keys for c in changes(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))]
+        plain = defaults if isinstance(defaults, dict) else {}
+        pairs = {k: (old.get(k, plain.get(k)), new.get(k)) for k in dict.fromkeys([*old, *new])}
+        return [
+            c for k, (a, b) in pairs.items() for c in changes(a, b, plain.get(k), f"{name}.{k}" if name else str(k))
+        ]
     same = list(old) == list(new) if isinstance(old, list | tuple) and isinstance(new, list | tuple) else old == new
     return [] if same else [f"{name} was {old}, is {new}"]
 

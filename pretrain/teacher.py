@@ -241,7 +241,7 @@ def _make_demo_teacher(
         size=video.image_size,
         batch_size=128,
         streams=8,
-        workers=settings.workers,
+        workers=max(settings.workers, 1),  # the other ranks wait: their cores decode
         block=1,
         seed=chosen.seed,
         crop_scale=None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,7 @@ from vtr.encoders.clip_teacher import FrameTeacher
 from vtr.errors import UsageError, VtrError
 from vtr.models.base import load_strictly
 from vtr.models.bert import locate_text
-from vtr.models.video_text import VideoTextModel
+from vtr.models.video_text import ModelConfig, VideoTextModel
 from vtr.pretrain import build, sharding
 from vtr.pretrain.export import initial_model, initial_weights
 from vtr.pretrain.fit import FEW, fit_line, fitted, given_keys, is_fitted
@@ -43,6 +42,7 @@ from vtr.pretrain.validation import Validation
 from vtr.pretrain.warmup import warm_up
 from vtr.pretrain.watch import Watch
 from vtr.ranks import Ranks
+from vtr.threads import cores
 
 
 def train(settings: RunSettings, watch: Watch | None = None) -> Path:
@@ -168,7 +168,7 @@ class Run:
                 )
             return None
         folder = settings.data_root / "shards"
-        workers = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        workers = max(2, cores())
         self.ranks.main_only(lambda: ensure_shards(source, folder, side, workers))
         return str(shards_of(source, folder, side))
 
@@ -205,7 +205,9 @@ class Run:
             align_dim=self._align_dim(found[1] if found else None),
         )
         if found is not None:
-            check_same_run(*found, self.identity, ranks, accept_changes=settings.accept_changes)
+            plain = ModelConfig(video=type(self.model.config.video)())
+            defaults = {"recipe": dataclasses.asdict(Recipe()), "model": plain.to_dict()}
+            check_same_run(*found, self.identity, defaults, ranks, accept_changes=settings.accept_changes)
         self._load_initial(own is not None)
         self.model.to(ranks.device)
         if found is None and not settings.init:

@@ -18,6 +18,7 @@ from typing import Any
 
 from vtr.errors import VtrError, reports_errors
 from vtr.files import import_root, write_atomically
+from vtr.threads import cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +221,7 @@ def _machine() -> dict[str, Any]:
             if line.startswith("model name"):
                 name = line.split(":", 1)[1].strip()
                 break
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": name, "cores": cores, "system": platform.system(), "torch": torch.__version__}
+    return {"processor": name, "cores": cores(), "system": platform.system(), "torch": torch.__version__}
 
 
 COMMANDS = {"demo": (DemoSettings, run)}

@@ -243,7 +243,9 @@ class Tuning:
             return None
         path, state = found
         if not settings.test_only:
-            check_same_run(path, state, self.identity, self.ranks, accept_changes=settings.accept_changes)
+            plain = config_to_dict(type(self.model.config.video)())
+            defaults = {"recipe": dataclasses.asdict(type(self.recipe)()), "model": plain}
+            check_same_run(path, state, self.identity, defaults, self.ranks, accept_changes=settings.accept_changes)
         return state
 
     def fit(self, stop: Stop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +20,7 @@ from vtr.data.subtitles import Cue, parsed
 from vtr.errors import UsageError
 from vtr.library.clips import write_clips
 from vtr.library.found import Hit
-from vtr.library.timeline import _frames_of, _usual, write_timeline
+from vtr.library.timeline import _code, _frames_of, _usual, timeline, write_timeline
 
 otio = pytest.importorskip("opentimelineio", reason="pip install -e '.[dev]'")
 
@@ -74,16 +75,51 @@ def test_rates_are_the_usual_ones_and_timecodes_are_counted_from() -> None:
     assert _frames_of("none", Fraction(25)) == 0
 
 
-def test_a_sources_own_timecode_is_where_its_frames_are_counted_from(films: list[Path], tmp_path: Path) -> None:
-    with av.open(films[0]) as source, av.open(tmp_path / "code.mov", "w") as out:
-        stream = out.add_stream_from_template(source.streams.video[0])
-        stream.metadata["timecode"] = "10:00:00:00"
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                out.mux(packet)
-    write_timeline(tmp_path / "hits.edl", [hit(tmp_path / "code.mov")], "")
-    assert "C        10:00:01:05 10:00:02:10 01:00:00:00 01:00:01:05" in (tmp_path / "hits.edl").read_text()
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(60000, 1001)])
+@pytest.mark.parametrize("code", ["00:00:59;29", "00:01:00;04", "00:10:00;00", "01:00:00;00", "23:59:59;29"])
+def test_drop_frame_timecodes_are_read_and_written_alike(code: str, rate: Fraction) -> None:
+    assert _code(_frames_of(code, rate), rate, True) == code
+
+
+@pytest.mark.parametrize(
+    ("code", "rate", "mode", "times"),
+    [
+        ("10:00:00:00", Fraction(25), "NON-DROP", "10:00:01:05 10:00:02:10 01:00:00:00 01:00:01:05"),
+        ("01:00:00;00", Fraction(30000, 1001), "DROP", "01:00:01;06 01:00:02;12 01:00:00;00 01:00:01;06"),
+    ],
+)
+def test_a_sources_own_timecode_is_where_its_frames_are_counted_from(
+    tmp_path: Path, code: str, rate: Fraction, mode: str, times: str
+) -> None:
+    with av.open(tmp_path / "code.mov", "w") as out:
+        stream: Any = out.add_stream("mpeg4", rate=rate)
+        stream.width = stream.height = 16
+        stream.metadata["timecode"] = code
+        for packet in [*stream.encode(av.VideoFrame(16, 16, "yuv420p")), *stream.encode(None)]:
+            out.mux(packet)
+    text, _ = timeline(".edl", [hit(tmp_path / "code.mov")], "")
+    assert f"FCM: {mode}" in text.replace(" FRAME", "").splitlines()
+    assert f"C        {times}" in text
+
+
+def test_what_cannot_be_counted_is_said(tmp_path: Path) -> None:
+    _, [note] = timeline(".edl", [hit(tmp_path / "gone.mp4")], "")
+    assert note == "gone.mp4 cannot be opened (No such file or directory): counted at 25 frames a second"
+
+
+def test_a_table_loses_no_column_and_computes_nothing() -> None:
+    told = {"rank": "first", "note": "=1+2", "n": -5}
+    text, _ = timeline(".csv", [hit(Path("a.mp4"), metadata=told, copies=("b c.mp4", "d"))], "")
+    [row] = csv.DictReader(text.splitlines(keepends=True))
+    assert (row["rank"], row["meta.rank"], row["note"], row["n"]) == ("1", "first", "'=1+2", "-5")
+    assert row["copies"].splitlines() == ["b c.mp4", "d"]
+
+
+def test_subtitles_of_equal_spans_and_images_are_written_and_said() -> None:
+    said = (Cue(1, 2, "there --> here"),)
+    text, _notes = timeline(".srt", [hit(Path("a.mp4"), rank=1, said=said), hit(Path("a.mp4"), rank=2)], "")
+    assert [(c.start, c.end) for c in parsed(text)[0]] == [(1.2, 2.4)] * 2
+    assert timeline(".srt", [hit(Path("a.png"), 0, 0)], "") == ("", ["1 images are no clips and left out"])
 
 
 def test_tables_hold_what_hits_say(hits: list[Hit], tmp_path: Path) -> None:
@@ -130,6 +166,15 @@ def test_hits_become_clips_once(films: list[Path], tmp_path: Path) -> None:
     again = write_clips(wanted, tmp_path / "out", exact=True)
     assert (again.made, again.there) == ([], [m.path for m in report.made])
     assert not write_clips(wanted[:1], tmp_path / "out").there  # a copy is another clip
+
+
+def test_a_file_that_took_anothers_place_is_another_clip(tmp_path: Path) -> None:
+    still = tmp_path / ("𠀀" * 62 + ".png")
+    for colour in ("red", "blue"):
+        Image.new("RGB", (8, 8), colour).save(still)
+        os.utime(still, ns=(0, ord(colour[0])))
+        [made] = write_clips([hit(still, 0, 0)], tmp_path / "out").made
+        assert made.path.read_bytes() == still.read_bytes()
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -173,8 +173,14 @@ def test_the_curve_of_a_video_is_printed_and_written(
     assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UsageError, match=r"\.png or \.json"):
         run(settings(**asked, curve_out=tmp_path / "c.gif"))
-    with pytest.raises(VtrError, match="is not in"):
+    with pytest.raises(UsageError, match="leave out --then, --min-score"):
+        run(settings(**asked, then="a cat", min_score=0.5))
+    with pytest.raises(VtrError, match=f"such.mp4 is not in {library.path}$"):
         library.curve("/no/such.mp4", "a dog")
+    with pytest.raises(VtrError, match=f"of that name it has {video}$"):
+        library.curve(Path(video).name, "a dog")
+    with pytest.raises(UsageError, match="expected UTF-8"):
+        library.search("a \udcff dog")
 
 
 # -- how sure ---------------------------------------------------------------------------------------------------------

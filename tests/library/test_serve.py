@@ -249,7 +249,11 @@ def test_files_come_whole_in_ranges_and_as_downloads(client: TestClient, made: P
     assert part.headers["content-range"] == f"bytes 5-9/{len(content)}"
     head = client.head(url)
     assert (head.content, head.headers["content-length"]) == (b"", str(len(content)))
-    assert client.get(url, headers={"if-none-match": whole.headers["etag"]}).status_code == 304
+    for tags in ("{}", "W/{}", '"other", {}', "*"):
+        known = {"if-none-match": tags.format(whole.headers["etag"])}
+        assert client.get(url, headers=known).status_code == 304
+    assert client.head(url, headers={"range": "bytes=5-9"}).status_code == 200
+    assert client.post(url).headers["allow"] == "GET, HEAD"
     assert client.get(url, headers={"range": "bytes=5-9", "if-range": '"old"'}).content == content
     assert client.get(url, headers={"range": f"bytes={len(content)}-"}).headers["content-range"] == (
         f"bytes */{len(content)}"
@@ -365,6 +369,11 @@ def test_hostile_uploads_are_refused_with_the_cause(client: TestClient, body: by
     answer = client.post("/api/search/clip", files={"clip": ("<b>../../x.mp4", body)})
     assert answer.status_code == 422
     assert words in answer.json()["error"]
+
+
+def test_a_field_of_an_upload_that_there_is_not_is_refused(client: TestClient) -> None:
+    answer = client.post("/api/search/clip", files={"clip": ("x", video_bytes(1))}, data={"momments": "2"})
+    assert (answer.status_code, "did you mean 'moments'?" in answer.json()["error"]) == (400, True)
 
 
 def test_uploads_are_decoded_in_a_process_of_their_own(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
     folder = tmp_path_factory.mktemp("words")
     videos = write_videos(folder / "videos", 3, frames=30)
     videos[0].with_suffix(".srt").write_text(SAID)
-    videos[1].with_suffix(".de.vtt").write_text("WEBVTT\n\n00:01.000 --> 00:01.500\nDie Katze schläft. 猫が机の上に\n")
+    videos[1].with_suffix(".de.vtt").write_text(
+        "WEBVTT\n\n00:01.000 --> 00:01.500\nDie Katze schläft. 猫が机の上に\nStraße ＡＢＣ हिन्दी שָׁלוֹם\n"
+    )
     with_track(folder / "videos" / "inside.mkv", "subrip", video_bytes(9, 30))
     with Library.create(folder / "lib", small_model(), window=2.0, stride=1.0) as library:
         library.add(folder / "videos")
@@ -58,6 +60,10 @@ def names(library: Library, text: str) -> list[str]:
         ('"dog barks"', "clip0.mp4", 2.5, 3.0),
         ("schlaft", "clip1.mp4", 1.0, 1.5),
         ("机の上", "clip1.mp4", 1.0, 1.5),
+        *(
+            (text, "clip1.mp4", 1.0, 1.5)
+            for text in ("schla\u0308ft", "STRASSE", "abc", "हिन्दी", "שלום", "„katze schläft“")
+        ),
         ("hello there", "inside.mkv", 0.2, 0.7),
     ],
 )
@@ -75,8 +81,13 @@ def test_words_find_the_moment_they_are_said_in(
 def test_no_text_is_a_query_language(shared: Library, text: str) -> None:
     for term in terms_of(text):
         assert isinstance(shared.store._where(term), list)
-    if terms_of(text):
-        shared.search(text + " dog", by="words")
+    shared.search(text + " dog", by="words")
+
+
+@pytest.mark.parametrize("text", ["♥", "_"])
+def test_what_is_no_word_is_said_nowhere(shared: Library, text: str) -> None:
+    assert shared.search(text, by="words") == []
+    assert shared.search(text)
 
 
 def test_a_phrase_is_not_its_words(shared: Library) -> None:

@@ -124,6 +124,25 @@ def test_old_names_of_the_norms_are_understood(tmp_path: Path) -> None:
     assert all(torch.equal(found[k], expected[k]) for k in expected)
 
 
+def test_one_file_read_as_it_is_and_files_that_transformers_reads_give_the_same_weights(tmp_path: Path) -> None:
+    theirs = bert_folder(tmp_path)
+    expected = pretrained_text(str(tmp_path), vision_width=32).state
+    (tmp_path / "model.safetensors").unlink()
+    theirs.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    found = pretrained_text(str(tmp_path), vision_width=32).state
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def test_layers_that_the_configuration_does_not_have_are_refused(tmp_path: Path) -> None:
+    bert_folder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(VtrError, match=r"encoder\.layer\.3.* is not in a BERT of this configuration"):
+        pretrained_text(str(tmp_path), vision_width=32)
+
+
 def test_a_checkpoint_without_a_language_head_leaves_ours_new_and_draws_nothing(tmp_path: Path) -> None:
     bert_folder(tmp_path)
     bare = {k: v for k, v in load_file(tmp_path / "model.safetensors").items() if not k.startswith("cls.")}

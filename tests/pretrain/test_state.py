@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vtr.errors import VtrError
-from vtr.pretrain.state import checkpoints, load_checkpoint, mark_best, save_checkpoint
+from vtr.pretrain.state import changes, checkpoints, load_checkpoint, mark_best, save_checkpoint
 
 
 def test_the_last_two_checkpoints_are_kept_and_latest_is_the_newest(tmp_path: Path) -> None:
@@ -73,3 +73,17 @@ def test_the_best_checkpoint_outlives_the_last_k_and_has_a_name(tmp_path: Path) 
     best = load_checkpoint(tmp_path, "best")
     assert best is not None
     assert best["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("now", "found"),
+    [
+        ({"lr": 1.0, "turned": False}, []),
+        ({"lr": 1.0, "turned": True}, ["masked.turned was False, is True"]),
+        ({"lr": 2.0, "turned": False}, ["masked.lr was 1.0, is 2.0"]),
+        ({"lr": 1.0, "unknown": 3}, ["masked.unknown was None, is 3"]),
+    ],
+)
+def test_a_checkpoint_of_before_a_key_did_what_the_keys_default_does(now: dict[str, object], found: list[str]) -> None:
+    defaults = {"masked": {"lr": 9.0, "turned": False}}
+    assert changes({"masked": {"lr": 1.0}}, {"masked": now}, defaults) == found

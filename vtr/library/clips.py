@@ -7,16 +7,18 @@ import os
 import re
 import shutil
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtr.data.decode.cut import Cut, cut
 from vtr.errors import VtrError
+from vtr.files import write_atomically
 from vtr.library.files import media_source, shown
 from vtr.library.found import Hit
 
-_NAME = 60  # characters of a file's name that a clip keeps
+_NAME = 120  # bytes of a file's name that a clip keeps
 
 
 @dataclass(kw_only=True)
@@ -32,8 +34,8 @@ class ClipReport:
 def write_clips(hits: Sequence[Hit], folder: str | Path, *, exact: bool = False) -> ClipReport:
     """Cut hits out of their videos, each into a file of its own; an image is copied.
 
-    A clip's name holds rank, file, times and a hash of the path, so that no two are mixed up: one of that name is the
-    same clip and is left as it is.
+    A clip's name holds rank, file, times and a hash of the path and of the file's size and date, so that no two are mixed
+    up: one of that name is the same clip and is left as it is.
 
     Args:
         hits: Of a search.
@@ -69,10 +71,21 @@ def write_clips(hits: Sequence[Hit], folder: str | Path, *, exact: bool = False)
 
 def clip_name(hit: Hit, *, exact: bool) -> str:
     """A clip's name without its ending."""
-    stem = re.sub(r"[^\w\- ]+", "_", Path(hit.path).stem)[:_NAME] or "clip"
-    place = hashlib.sha256(os.fsencode(hit.path)).hexdigest()[:6]
+    stem = re.sub(r"[^\w\- ]+", "_", unicodedata.normalize("NFC", Path(hit.path).stem))
+    stem = stem.encode()[:_NAME].decode(errors="ignore") or "clip"
+    place = hashlib.sha256(os.fsencode(hit.path) + _state(hit.path)).hexdigest()[:6]
     times = f"{hit.start:.2f}-{hit.end:.2f}" if hit.end > hit.start else "image"
     return f"{hit.rank:02d}_{stem}_{times}_{place}{'_exact' if exact else ''}"
+
+
+def _state(path: str) -> bytes:
+    """What tells a file from another that takes its place; nothing of one that is not there."""
+    shard, sign, _ = path.partition(".tar/")
+    try:
+        facts = os.stat(f"{shard}.tar" if sign and not os.path.exists(path) else path)
+    except OSError:
+        return b""
+    return f" {facts.st_size} {facts.st_mtime_ns}".encode()
 
 
 def _cut(hit: Hit, out: Path, exact: bool) -> Cut:
@@ -80,8 +93,9 @@ def _cut(hit: Hit, out: Path, exact: bool) -> Cut:
     if hit.end > hit.start:
         return cut(source, hit.start, hit.end, out, exact=exact, lasts=hit.duration)
     path = out.with_name(out.name + Path(hit.path).suffix.lower())
-    if isinstance(source, bytes):
-        path.write_bytes(source)
-    else:
-        shutil.copyfile(source, path)
+    with write_atomically(path) as partial:
+        if isinstance(source, bytes):
+            partial.write_bytes(source)
+        else:
+            shutil.copyfile(source, partial)
     return Cut(path=path, start=0.0, end=0.0, encoded=False)

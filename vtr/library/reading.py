@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -16,13 +17,13 @@ from vtr.errors import VtrError
 from vtr.library import index as indexes
 from vtr.library.calibrate import AGAIN, LEAST, confidence, unrelated_texts
 from vtr.library.curve import Curve, curve_of, cuts_of, refined
-from vtr.library.files import full_name
+from vtr.library.files import full_name, shown
 from vtr.library.found import Found, Hit
 from vtr.library.frame_vectors import unpacked
 from vtr.library.hearing import Hearing
 from vtr.library.index_types import Description
 from vtr.library.near import Looks, joined, looks_of
-from vtr.library.rows import SegmentRow, Span
+from vtr.library.rows import SegmentRow, Span, VideoRow
 from vtr.library.store import MissingVectors, Store, is_damage
 from vtr.library.wanted import Wanted
 from vtr.library.where import Node, to_sql
@@ -161,6 +162,11 @@ class StoredSearcher(Hearing):
 
         return self.read(read)
 
+    def changed(self, paths: Iterable[str]) -> list[str]:
+        """Those of these files that are not what was indexed, by their size and date."""
+        known = [row for path in dict.fromkeys(paths) if (row := self.read(lambda: self.store.video_at(path)))]  # noqa: B023
+        return [row.path for row in known if _changed(row)]
+
     def _vector_of(self, segment: int) -> tuple[np.ndarray, Found]:
         def read() -> tuple[np.ndarray, Found]:
             row = self.store.details([segment]).get(segment)
@@ -191,8 +197,12 @@ class StoredSearcher(Hearing):
         row = self.read(
             lambda: self.store.video(video) if isinstance(video, int) else self.store.video_at(full_name(video))
         )
-        if row is None or row.failure is not None:
-            raise VtrError(f"{video} is not in {self.path}")
+        if row is None:
+            near = [] if isinstance(video, int) else self.read(lambda: self.store.paths_named(Path(video).name))
+            meant = f"; of that name it has {' and '.join(map(shown, near))}" if near else ""
+            raise VtrError(f"{shown(str(video))} is not in {self.path}{meant}")
+        if row.failure is not None:
+            raise VtrError(f"{shown(str(video))} could not be read when it was indexed ({row.failure.reason})")
         return self.read(lambda: self._curve(query.wanted, row.path, Span(0.0, np.inf)))[0]
 
     def _curve(self, wanted: Wanted, path: str, near: Span) -> tuple[Curve, list[float]]:
@@ -285,6 +295,14 @@ class StoredSearcher(Hearing):
             for score, segment in zip(scores.tolist(), ids.tolist())
             if (row := details.get(segment)) is not None  # else it was removed since the index was made
         ]
+
+
+def _changed(row: VideoRow) -> bool:
+    try:
+        now = os.stat(row.path)
+    except OSError:  # a sample of a shard, or gone: those who read it say so
+        return False
+    return row.facts.modified is not None and (now.st_size, now.st_mtime) != row.facts[:2]
 
 
 def _found(row: SegmentRow, score: float) -> Found:

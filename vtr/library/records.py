@@ -69,6 +69,11 @@ class Records:
         """The video of a path."""
         return next(self._videos("path = ?", (path,)), None)
 
+    def paths_named(self, name: str, most: int = 3) -> list[str]:
+        """Some paths of files of a name, wherever they lie."""
+        sql = "SELECT path FROM videos WHERE substr(path, -length(?)) = ? ORDER BY path LIMIT ?"
+        return [path for [path] in self.db.execute(sql, (f"/{name}", f"/{name}", most))]
+
     def video(self, number: int) -> VideoRow | None:
         """The video of an id."""
         return next(self._videos("id = ?", (number,)), None)

@@ -300,7 +300,7 @@ class Searcher(ABC):
                 "min_score: it is not known how unrelated texts score here (examples, few segments, or an older library, "
                 "which vtr index compact mends), so nothing is left out"
             )
-        elif known and max(known) < (MARKED if least is None else least):
+        elif len(known) == len(hits) > 0 and max(known) < (MARKED if least is None else least):
             notes.append(
                 f"nothing like that: {1 - max(known):.0%} of unrelated texts have a hit as good as the best one here"
             )
@@ -585,6 +585,8 @@ def _examples(like: Example | Sequence[Example]) -> list[Example]:
 
 
 def _words(text: str) -> str:
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise UsageError(f"a query that is no text ({shown(text)[:100]!r}): expected UTF-8")
     words: str = _encoding().clean_caption(text)
     if not words.strip():
         raise UsageError(f"an empty query ({text!r} has no words): ask for something")

@@ -32,8 +32,10 @@ _NEAR = 0.002  # of a rate, within which it is a usual one
 _PATIENCE = 30.0  # seconds
 _HOUR = 3600  # seconds at which a sequence begins in an edit list
 _COLUMNS = (
-    "rank", "score", "measure", "match", "path", "start", "end", "duration", "segment", "moment", "by", "said", "copies",
+    "rank", "score", "measure", "match", "confidence", "path", "start", "end", "duration", "segment", "moment", "by", "said",
+    "copies", "near_copies", "steps",
 )  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +45,22 @@ class _Source:
     Attributes:
         rate: Frames a second.
         first: Its first frame's number, by its timecode.
+        drop: Whether that leaves out numbers (drop frame).
         size: Width and height, as stored.
         sound: Whether it has any.
+        guessed: Why nothing is known of it; "" where it is.
     """
 
     rate: Fraction
     first: int = 0
+    drop: bool = False
     size: tuple[int, int] = (0, 0)
     sound: bool = False
+    guessed: str = ""
+
+    def frame(self, at: float, rate: Fraction) -> int:
+        """The number of the frame at some seconds of the file, counted at a rate."""
+        return round((Fraction(self.first) / self.rate + Fraction(at)) * rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +123,13 @@ def _source(hit: Hit) -> _Source:
             return _Source(
                 rate=rate,
                 first=_frames_of(code, rate),
+                drop=_drops(code, rate),
                 size=(video.width, video.height),
                 sound=bool(container.streams.audio),
             )
-    except (av.error.FFmpegError, VtrError, OSError, ValueError, IndexError):
-        return _Source(rate=_ANY)
+    except (av.error.FFmpegError, VtrError, OSError, ValueError, IndexError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        return _Source(rate=_ANY, guessed=f"{Path(hit.path).name} cannot be opened ({why})")
 
 
 def _usual(rate: Fraction | None) -> Fraction:
@@ -135,10 +147,19 @@ def _frames_of(code: str, rate: Fraction) -> int:
         return 0
     hours, minutes, seconds, frames = map(int, parts)
     number = ((hours * 60 + minutes) * 60 + seconds) * round(rate) + frames
-    if ";" in code:  # drop frame: numbers are left out, frames are not
-        dropped = round(rate) // 15
-        number -= dropped * (hours * 60 + minutes - (hours * 60 + minutes) // 10)
+    if _drops(code, rate):
+        number -= _dropped(rate) * (hours * 60 + minutes - (hours * 60 + minutes) // 10)
     return number
+
+
+def _drops(code: str, rate: Fraction) -> bool:
+    """Whether a timecode leaves out numbers, so that it keeps up with the clock at 29.97 and 59.94 frames a second."""
+    return ";" in code and rate.denominator == 1001 and round(rate) % 30 == 0
+
+
+def _dropped(rate: Fraction) -> int:
+    """Numbers that are left out at each minute but the tenth."""
+    return round(rate) // 15
 
 
 def _events(hits: Sequence[Hit]) -> tuple[list[_Event], Fraction, list[str]]:
@@ -152,28 +173,34 @@ def _events(hits: Sequence[Hit]) -> tuple[list[_Event], Fraction, list[str]]:
     events, place = list[_Event](), 0
     for hit in moving:
         source = sources[hit.path]
-        first = Fraction(source.first) / source.rate
-        begin = round((first + Fraction(hit.start)) * rate)
-        length = max(1, round((first + Fraction(hit.end)) * rate) - begin)
+        begin = source.frame(hit.start, rate)
+        length = max(1, source.frame(hit.end, rate) - begin)
         events.append(_Event(hit=hit, source=source, begin=begin, length=length, place=place))
         place += length
-    notes = []
-    if len(hits) > len(moving):
-        notes.append(f"{len(hits) - len(moving)} images are no clips and left out")
+    notes = [shown(f"{s.guessed}: counted at {_ANY} frames a second") for s in sources.values() if s.guessed]
+    notes += _left_out(hits, moving)
     if others := {s.rate for s in sources.values()} - {rate}:
         found = ", ".join(f"{float(r):.3f}" for r in sorted(others))
         notes.append(f"the list counts in {float(rate):.3f} frames a second, as the first hit; others have {found}")
     return events, rate, notes
 
 
+def _left_out(hits: Sequence[Hit], moving: Sequence[Hit]) -> list[str]:
+    count = len(hits) - len(moving)
+    return [f"{count} images are no clips and left out"] if count else []
+
+
 def _edl(hits: Sequence[Hit], title: str) -> tuple[str, list[str]]:
     events, rate, notes = _events(hits)
-    lines = [f"TITLE: {title[:70]}", "FCM: NON-DROP FRAME", ""]
+    drop = _counts_dropping(events)
+    lines = [f"TITLE: {title[:70]}", f"FCM: {'' if drop else 'NON-'}DROP FRAME", ""]
+    hour = _frames_of("01:00:00;00" if drop else "01:00:00:00", rate)
     for number, event in enumerate(events, 1):
-        place = _HOUR * round(rate) + event.place
-        times = (event.begin, event.begin + event.length, place, place + event.length)
+        place = hour + event.place
+        codes = [_code(t, rate, event.source.drop) for t in (event.begin, event.begin + event.length)]
+        codes += [_code(t, rate, drop) for t in (place, place + event.length)]
         lines += [
-            f"{number:03d}  AX       V     C        " + " ".join(_code(t, rate) for t in times),
+            f"{number:03d}  AX       V     C        " + " ".join(codes),
             f"* FROM CLIP NAME: {shown(Path(event.hit.path).name)}",
             f"* SOURCE FILE: {shown(event.hit.path)}",
             f"* COMMENT: {_label(event.hit)}",
@@ -182,10 +209,23 @@ def _edl(hits: Sequence[Hit], title: str) -> tuple[str, list[str]]:
     return "\r\n".join(lines), notes
 
 
-def _code(frame: int, rate: Fraction) -> str:
+def _counts_dropping(events: Sequence[_Event]) -> bool:
+    """Whether the sequence counts as drop frame: as the first source does."""
+    return bool(events) and events[0].source.drop
+
+
+def _code(frame: int, rate: Fraction, drop: bool) -> str:
+    """A frame's timecode; `drop` is of its source, and without meaning at the rate of a sequence that has none."""
     whole = round(rate)
+    drop = drop and _drops(";", rate)
+    if drop:
+        lost = _dropped(rate)
+        minute = 60 * whole - lost
+        tens, rest = divmod(frame, 10 * minute + lost)
+        frame += 9 * lost * tens + lost * max(0, (rest - lost) // minute)
     seconds, frames = divmod(frame, whole)
-    return f"{seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}:{frames:02d}"
+    sign = ";" if drop else ":"
+    return f"{seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{sign}{frames:02d}"
 
 
 def _label(hit: Hit) -> str:
@@ -227,12 +267,16 @@ def _fcpxml(hits: Sequence[Hit], title: str) -> tuple[str, list[str]]:
     first = {"format": next(iter(formats.values()))} if formats else {}
     lasts = sum(event.length for event in events)
     sequence = ElementTree.SubElement(
-        project, "sequence", duration=_time(lasts, rate), tcStart="0s", tcFormat="NDF", **first
+        project,
+        "sequence",
+        duration=_time(lasts, rate),
+        tcStart="0s",
+        tcFormat=_format(_counts_dropping(events)),
+        **first,
     )
     spine = ElementTree.SubElement(sequence, "spine")
     for event in events:
-        begin = round(Fraction(event.begin) / rate * event.source.rate)
-        start = _time(begin, event.source.rate)
+        start = _time(event.source.frame(event.hit.start, event.source.rate), event.source.rate)
         clip = ElementTree.SubElement(
             spine,
             "asset-clip",
@@ -242,7 +286,7 @@ def _fcpxml(hits: Sequence[Hit], title: str) -> tuple[str, list[str]]:
             start=start,
             duration=_time(event.length, rate),
             format=formats[event.source.rate, event.source.size],
-            tcFormat="NDF",
+            tcFormat=_format(event.source.drop),
         )
         ElementTree.SubElement(
             clip, "marker", start=start, duration=_time(1, event.source.rate), value=_label(event.hit)
@@ -252,6 +296,10 @@ def _fcpxml(hits: Sequence[Hit], title: str) -> tuple[str, list[str]]:
     return head + ElementTree.tostring(root, encoding="unicode") + "\n", notes
 
 
+def _format(drop: bool) -> str:
+    return "DF" if drop else "NDF"
+
+
 def _time(frames: int, rate: Fraction) -> str:
     seconds = Fraction(frames) / rate
     return f"{seconds.numerator}s" if seconds.denominator == 1 else f"{frames * rate.denominator}/{rate.numerator}s"
@@ -259,14 +307,26 @@ def _time(frames: int, rate: Fraction) -> str:
 
 def _csv(hits: Sequence[Hit], title: str) -> tuple[str, list[str]]:
     file = io.StringIO()
-    names = sorted({name for hit in hits for name in hit.metadata} - set(_COLUMNS))
+    names = {name: f"meta.{name}" if name in _COLUMNS else name for hit in hits for name in hit.metadata}
     table = csv.writer(file)
-    table.writerow([*_COLUMNS, *names])
+    table.writerow([*_COLUMNS, *(names[name] for name in sorted(names))])
     for hit in hits:
-        values = {**hit_dict(hit), "by": " ".join(hit.by), "copies": " ".join(hit.copies)}
-        values["said"] = " ".join(cue.text for cue in hit.said)
-        table.writerow([shown(str(values[c])) for c in _COLUMNS] + [hit.metadata.get(n, "") for n in names])
+        told = {
+            "by": " ".join(hit.by),
+            "said": " ".join(cue.text for cue in hit.said),
+            "copies": "\n".join(map(shown, hit.copies)),
+            "near_copies": "\n".join(map(shown, hit.near_copies)),
+            "steps": "\n".join(f"{s.text} {s.start:g}-{s.end:g}s" for s in hit.steps),
+            "path": shown(hit.path),
+        }
+        values = {**hit_dict(hit), **told}
+        table.writerow([_cell(values[c]) for c in _COLUMNS] + [_cell(hit.metadata.get(n, "")) for n in sorted(names)])
     return file.getvalue(), []
+
+
+def _cell(value: object) -> object:
+    """A value of a table; a text of which a spreadsheet would make a formula, with a sign before it that says so."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _json(hits: Sequence[Hit], title: str) -> tuple[str, list[str]]:
@@ -276,17 +336,19 @@ def _json(hits: Sequence[Hit], title: str) -> tuple[str, list[str]]:
 def _srt(hits: Sequence[Hit], title: str) -> tuple[str, list[str]]:
     """Of one video: at its own times; of several: at those of an edit list's sequence."""
     if len({hit.path for hit in hits}) <= 1:
-        rows = sorted((hit.start, hit.end, hit) for hit in hits)
-        note = "times are those of the video: play it beside it"
+        moving = sorted((hit for hit in hits if hit.end > hit.start), key=lambda hit: (hit.start, hit.end))
+        rows = [(hit.start, hit.end, hit) for hit in moving]
+        notes = [*_left_out(hits, moving), *(["times are those of the video: play it beside it"] if moving else [])]
     else:
-        events, rate, _ = _events(hits)
+        events, rate, notes = _events(hits)
         rows = [(e.place / float(rate), (e.place + e.length) / float(rate), e.hit) for e in events]
-        note = "the hits are of several videos: times are those of the hits one after the other, as in an .edl"
+        notes.append("the hits are of several videos: times are those of the hits one after the other, as in an .edl")
     blocks = [
-        f"{number}\n{_stamp(start)} --> {_stamp(end)}\n{shown(Path(hit.path).name)}\n{_label(hit)}\n"
+        f"{number}\n{_stamp(start)} --> {_stamp(end)}\n"
+        + f"{shown(Path(hit.path).name)}\n{_label(hit)}\n".replace("-->", "->")  # it would be a cue's times
         for number, (start, end, hit) in enumerate(rows, 1)
     ]
-    return "\n".join(blocks), [note]
+    return "\n".join(blocks), notes
 
 
 def _stamp(seconds: float) -> str:

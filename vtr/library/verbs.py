@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -35,7 +35,7 @@ from vtr.library.commands import (
     WatchSettings,
     WorkSettings,
 )
-from vtr.library.files import read_metadata
+from vtr.library.files import read_metadata, shown
 from vtr.library.found import Hits, hit_dict, hit_lines
 from vtr.library.index import parse_size
 from vtr.library.library import Library
@@ -131,14 +131,19 @@ def watch(settings: WatchSettings) -> int:
     library, stop = Library.open(settings.library, settings.model), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
+    told = [""]
+
     def problem(line: str) -> None:
-        print(f"waiting: {line}", file=sys.stderr)
+        if line != told[-1]:  # it is tried again and again
+            print(f"waiting: {line}", file=sys.stderr)
+            told[-1] = line
 
     poll, work = settings.poll or None, _work(settings)
     try:
         for report in follow(
             library, settings.paths, poll=poll, rest=settings.rest, stop=stop, problem=problem, work=work
         ):
+            told[-1] = ""
             _report(report, library)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -327,6 +332,8 @@ def search(settings: SearchSettings) -> int:
             raise VtrError(f"--{name} {path}: the folder {path.parent} does not exist")
     if settings.export is not None:
         check_ending(settings.export.suffix.lower())
+    if settings.within != "60s" and settings.then is None and settings.before is None:
+        raise UsageError("--within is about --then and --before: say what comes after or before")
     if settings.exact and settings.clips is None:
         raise UsageError("--exact is about clips: say where with --clips FOLDER")
     for file in settings.like:
@@ -361,7 +368,7 @@ def search(settings: SearchSettings) -> int:
 
         write_contact_sheet(settings.html, [(_title(settings), hits)], library)
         print(f"page: {settings.html}", file=sys.stderr)
-    lost = _handed_out(settings, hits)
+    lost = _handed_out(settings, hits, library)
     if settings.json:
         for hit in hits:
             print(json.dumps(hit_dict(hit)))
@@ -373,8 +380,15 @@ def search(settings: SearchSettings) -> int:
     return lost
 
 
-def _handed_out(settings: SearchSettings, hits: Hits) -> int:
+def _handed_out(settings: SearchSettings, hits: Hits, library: Searcher) -> int:
     """Hits for other programs; 1 where some could not be cut."""
+    if (settings.export or settings.clips) and isinstance(library, Library):
+        for path in library.changed(hit.path for hit in hits):
+            print(
+                f"note: {shown(path)} has changed since it was indexed: what was found may be elsewhere in it; "
+                "vtr index sync looks again",
+                file=sys.stderr,
+            )
     if settings.export is not None:
         for note in write_timeline(settings.export, hits, _title(settings)):
             print(f"note: {note}", file=sys.stderr)
@@ -393,6 +407,9 @@ def _handed_out(settings: SearchSettings, hits: Hits) -> int:
     return 1 if report.failed else 0
 
 
+_OF_CURVE = ("library", "text", "minus", "like", "more", "curve", "curve_out", "json", "model")
+
+
 def _curve(settings: SearchSettings, library: Searcher) -> int:
     """`vtr search … --curve VIDEO`."""
     from vtr.library.curve import write_curve
@@ -401,6 +418,11 @@ def _curve(settings: SearchSettings, library: Searcher) -> int:
         raise UsageError(f"--curve-out {settings.curve_out}: of which video? name it with --curve")
     if not isinstance(library, Library):
         raise UsageError("--curve needs a library's folder")
+    other = [f.name for f in fields(settings) if f.name not in _OF_CURVE and getattr(settings, f.name) != f.default]
+    if other:
+        raise UsageError(
+            f"--curve shows one video from moment to moment: leave out --{', --'.join(other).replace('_', '-')}"
+        )
     curve = library.curve(settings.curve, settings.text, minus=settings.minus, like=settings.like, more=settings.more)
     if settings.curve_out is None:
         print(json.dumps({"query": _title(settings), **curve.as_dict()}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ CREATE INDEX IF NOT EXISTS cues_of ON cues(track);
 CREATE TRIGGER IF NOT EXISTS words_gone AFTER DELETE ON segments BEGIN DELETE FROM words WHERE rowid = old.id; END;
 """
 _MOST_TERMS = 64  # of a query
+_QUOTES = re.compile("[“”„‟«»]")
 # Scripts without spaces between words: each of their signs is a word of the index, and words are phrases.
 _SIGNS = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|[\U00020000-\U0003ffff])"
@@ -51,12 +53,30 @@ class Beside:
 
 def terms_of(text: str) -> list[str]:
     """A query's words and its "phrases" as strings of SQLite's full-text queries: nothing in them is an operator."""
-    found = []
-    for phrase, word in re.findall(r'"([^"]+)"|([^\W_]+(?:[\'’][^\W_]+)*)', text):
-        inner = " ".join(re.findall(r"[^\W_]+(?:['’][^\W_]+)*", phrase)) if phrase else word
-        if inner:
-            found.append(f'"{_spaced(inner)}"')
-    return list(dict.fromkeys(found))[:_MOST_TERMS]
+    found, parts = list[str](), _QUOTES.sub('"', text).split('"')
+    for place, part in enumerate(parts):
+        words, quoted = _words_of(part), place % 2 == 1 and place < len(parts) - 1
+        found += [" ".join(words)] if quoted else words
+    return list(dict.fromkeys(_term(text) for text in found if text))[:_MOST_TERMS]
+
+
+def _words_of(text: str) -> list[str]:
+    """Runs of letters and digits with the marks on them, and apostrophes inside."""
+    plain = (c if c.isalnum() or c in "'’" or unicodedata.category(c)[0] == "M" else " " for c in text)
+    return [word for part in "".join(plain).split() if (word := part.strip("'’"))]
+
+
+def _term(text: str) -> str:
+    """A phrase as it is in the index; also as it was written, for libraries of before that was folded."""
+    forms = dict.fromkeys((_spaced(_folded(text)), _spaced(text.lower())))
+    return "(" + " OR ".join(f'"{form}"' for form in forms) + ")"
+
+
+def _folded(text: str) -> str:
+    """Text without what makes no difference: case, accents and vowel points, full and half width, ligatures."""
+    apart = unicodedata.normalize("NFKD", text.casefold())
+    bare = (c for c in apart if not ("\u0300" <= c <= "\u036f" or 10 <= unicodedata.combining(c) <= 35))
+    return unicodedata.normalize("NFKC", "".join(bare))
 
 
 def _spaced(text: str) -> str:
@@ -116,7 +136,7 @@ class Words:
         ).fetchall():
             said = dict.fromkeys(cue.text for cue in within(cues, Span(start, end)))
             if said:
-                text = "\n".join(_spaced(t) for t in said)
+                text = "\n".join(_spaced(_folded(t)) for t in said)
                 self.db.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", (number, text))
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -214,9 +234,11 @@ class Words:
             [video] = self.db.execute("SELECT video FROM segments WHERE id = ?", (number,)).fetchone() or (0,)
             out[number] = []
             every += [(number, cue) for cue in within(self.cues_of(video), span)]
+        if not terms:
+            return dict.fromkeys(out, ())
         with contextlib.closing(sqlite3.connect(":memory:")) as db:  # which cue it is, as the index would find it
             db.execute(f"CREATE VIRTUAL TABLE {_TABLE}")
-            rows = ((place, _spaced(cue.text)) for place, (_, cue) in enumerate(every))
+            rows = ((place, _spaced(_folded(cue.text))) for place, (_, cue) in enumerate(every))
             db.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", rows)
             for [place] in db.execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid", (terms,)):
                 out[every[place][0]].append(every[place][1])

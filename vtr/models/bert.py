@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vtr.data.text import Tokenizer
 from vtr.encoders.bert import Bert, BertConfig
 from vtr.errors import UsageError, VtrError
 from vtr.models import hub
+from vtr.models.folder import Undrawn
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -44,18 +46,23 @@ class PretrainedText(NamedTuple):
         Raises:
             VtrError: It lacks something else, or the sizes differ.
         """
+        self.check(text)
+        text.load_state_dict({**text.state_dict(), **self.state})
+
+    def check(self, text: Bert) -> None:
+        """Refuse weights that are not this network's; raises as `load_into` does."""
         own = text.state_dict()
         wrong = [
             f"{k} is missing" for k in own if k not in self.state and ".crossattention." not in k and k[:4] != "cls."
         ]
+        wrong += [f"{k} is not in a BERT of this configuration" for k in self.state if k not in own]
         wrong += [
             f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}"
             for k, v in self.state.items()
-            if own[k].shape != v.shape
+            if k in own and own[k].shape != v.shape
         ]
         if wrong:
             raise VtrError(f"text model {self.name!r}: {wrong[0]} (of {len(wrong)} differences)")
-        text.load_state_dict({**own, **self.state})
 
 
 def is_hub_name(name: str) -> bool:
@@ -104,7 +111,7 @@ def pretrained_text(name: str = DEFAULT, *, vision_width: int, fusion_layer: int
         VtrError: It cannot be found or read.
     """
     folder = locate_text(name)
-    from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM  # seconds: nobody else needs it
+    from transformers import AutoConfig, AutoTokenizer  # half a second: nobody else needs it
     from transformers import BertConfig as TheirConfig
 
     try:
@@ -115,13 +122,9 @@ def pretrained_text(name: str = DEFAULT, *, vision_width: int, fusion_layer: int
         else:
             raise VtrError(f"text model {name!r}: config.json is missing in {folder}")
         _refuse_others(name, theirs)
-        # What a checkpoint lacks would be drawn at random: those draws are nobody's.
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with _quiet():
             words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            found = BertForMaskedLM.from_pretrained(
-                folder, config=theirs, local_files_only=True, output_loading_info=True, dtype=torch.float32
-            )
-            model, loading = cast("tuple[BertForMaskedLM, dict[str, set[str]]]", found)
+            state = _plain_weights(folder, theirs) or _their_weights(folder, theirs)
     except VtrError:
         raise
     except Exception as error:  # damaged or missing files: transformers raises many kinds
@@ -131,12 +134,6 @@ def pretrained_text(name: str = DEFAULT, *, vision_width: int, fusion_layer: int
     backend = getattr(words, "backend_tokenizer", None)
     if backend is None:
         raise UsageError(f"text model {name!r}: its tokenizer is none of the `tokenizers` library's")
-    lacking = {k for k in loading["missing_keys"] if not k.startswith("cls.predictions.decoder.")}
-    no_head = any(k.startswith("cls.") for k in lacking)
-    lost = sorted(k for k in lacking if not k.startswith("cls."))
-    if lost:
-        raise VtrError(f"text model {name!r}: {lost[0]} is missing in {folder} (of {len(lost)} such tensors)")
-    state = _ours(model.state_dict(), head=not no_head)
     layers = int(theirs.num_hidden_layers)
     config = BertConfig(
         vocab_size=int(theirs.vocab_size),
@@ -149,7 +146,10 @@ def pretrained_text(name: str = DEFAULT, *, vision_width: int, fusion_layer: int
         dropout=float(theirs.hidden_dropout_prob),
         vision_width=vision_width,
     )
-    return PretrainedText(name, config, Tokenizer(backend, f"text model {name!r}"), state)
+    found = PretrainedText(name, config, Tokenizer(backend, f"text model {name!r}"), state)
+    with torch.device("meta"), Undrawn():
+        found.check(Bert(config))
+    return found
 
 
 def names_of(name: str) -> tuple[str, ...]:
@@ -180,13 +180,55 @@ def _refuse_others(name: str, theirs: PretrainedConfig) -> None:
         raise UsageError(f"text model {name!r} has one layer: at least two are needed, one to read the video")
 
 
-def _ours(state: dict[str, Tensor], head: bool) -> dict[str, Tensor]:
+def _plain_weights(folder: Path, theirs: PretrainedConfig) -> dict[str, Tensor] | None:
+    """The one file of weights as it is, None where transformers has something to do: a second and a half less to import."""
+    plain = folder / "model.safetensors"
+    if not plain.is_file() or getattr(theirs, "quantization_config", None) is not None:
+        return None
+    state = {_key(key): value for key, value in load_file(plain).items()}
+    if not all(
+        value.is_floating_point() for key, value in state.items() if key.startswith(("encoder.", "embeddings.Lay"))
+    ):
+        return None
+    return _ours(state)
+
+
+def _their_weights(folder: Path, theirs: PretrainedConfig) -> dict[str, Tensor]:
+    """Weights of files of every other kind, through transformers."""
+    from transformers import BertForMaskedLM  # a second and a half
+
+    with torch.random.fork_rng(devices=[]):  # what a checkpoint lacks is drawn at random: those draws are nobody's
+        found = BertForMaskedLM.from_pretrained(
+            folder, config=theirs, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    model, loading = cast("tuple[BertForMaskedLM, dict[str, set[str]]]", found)
+    drawn = {_key(key) for key in loading["missing_keys"]}
+    return _ours({name: value for key, value in model.state_dict().items() if (name := _key(key)) not in drawn})
+
+
+def _key(key: str) -> str:
+    """Our name of a tensor; old files call the norms' weight and bias gamma and beta."""
+    key = key.removeprefix("bert.")
+    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What our text side has of a checkpoint; a language head that is not whole is none."""
+    head = {
+        "bias",
+        "transform.dense.weight",
+        "transform.dense.bias",
+        "transform.LayerNorm.weight",
+        "transform.LayerNorm.bias",
+    }
+    whole = all(f"cls.predictions.{key}" in state for key in head)
     out = {}
     for key, value in state.items():
-        key = key.removeprefix("bert.")
+        if not key.startswith(("embeddings.", "encoder.", "cls.predictions.")):
+            continue  # other heads, the pooler
         if key.startswith("cls.predictions.decoder.") or "position_ids" in key or "token_type_ids" in key:
             continue  # tied to the word embeddings; buffers
-        if key.startswith("cls.") and not head:
+        if key.startswith("cls.") and not whole:
             continue
         if key == "embeddings.token_type_embeddings.weight":
             value = torch.cat([value, value[:1]])[

@@ -20,7 +20,7 @@ from vtr.models.publish import push
 _M = TypeVar("_M", bound="SavedModel")
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Weights that are about to be loaded are not drawn at random first: that takes longer than all the rest.
 
     Not the meta device, which would lose what a constructor computes and no file holds: pixel statistics, fixed tables.
@@ -129,7 +129,7 @@ class SavedModel(Model):
         folder = Path(folder)
         values = read_config(folder, cls.files)
         try:
-            with _Undrawn():
+            with Undrawn():
                 model = cls._from_values(values, folder)
         except (TypeError, KeyError, ValueError) as error:
             raise VtrError(f"{folder}/config.json is not a model configuration: {error}") from error

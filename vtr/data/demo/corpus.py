@@ -30,6 +30,7 @@ from filelock import FileLock
 from vtr.data.demo import build
 from vtr.errors import UsageError, VtrError
 from vtr.files import import_root
+from vtr.threads import cores
 
 VERSION = 2  # raise it whenever the same settings would give other files
 
@@ -122,7 +123,7 @@ def ensure_demo_corpus(
             found = _complete(root, settings)  # another process may have made it while this one waited
             if found is not None:
                 return found
-            _make(root, settings, workers or _cores(), progress)
+            _make(root, settings, workers or min(8, cores()), progress)
     except OSError as error:
         raise VtrError(f"demo corpus: {root} can't be written ({error}); choose another folder") from error
     return open_demo_corpus(root)
@@ -204,11 +205,6 @@ def _make(root: Path, settings: dict[str, int], workers: int, progress: bool) ->
         building.rename(root)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-def _cores() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, usable)
 
 
 def _run(root: Path, seed: int, tasks: list[str], workers: int, progress: bool) -> None:

@@ -94,7 +94,7 @@ def make_app(
             allow_origins=options.cors,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Range", "X-Request-ID"],
-            expose_headers=["Content-Range", "Content-Disposition", "ETag", "Retry-After", "X-Request-ID"],
+            expose_headers=["Content-Range", "Content-Disposition", "ETag", "Retry-After", "X-Request-ID", "X-Notes"],
         )
     return Account(guarded, metrics=metrics, log=options.log, root_path=options.root_path)
 
@@ -113,7 +113,10 @@ def _handle_errors(app: FastAPI) -> None:
 
     def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
-        return _problem(request, str(error.detail), error.status_code, error.headers)
+        headers = {
+            k: "GET, HEAD" if (k.lower(), v) == ("allow", "GET") else v for k, v in (error.headers or {}).items()
+        }
+        return _problem(request, str(error.detail), error.status_code, headers)
 
     def broken(request: Request, _: Exception) -> Response:
         return _problem(request, FAULT, 500)  # the guard logs it

@@ -15,6 +15,12 @@ from vtr.library.serve.media import TYPES, Opened, Refused, Video, byte_range
 _PART = 256 << 10  # bytes of a file that are read at once
 
 
+def unchanged(request: Request, tag: str) -> bool:
+    """Whether a client has this already: a list of tags, weak ones too (RFC 9110, If-None-Match)."""
+    known = {one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")}
+    return bool(known & {tag, "*"})
+
+
 class FileAnswer(Response):
     """One open file, or a range of it, in parts; closed at the end whatever happens."""
 
@@ -34,9 +40,9 @@ class FileAnswer(Response):
         headers["content-disposition"] = f"{place}; filename*=UTF-8''{quote(name, safe='')}"
         status = 200
         self._first, self._end = 0, size
-        if request.headers.get("if-none-match") == tag:
+        if unchanged(request, tag):
             status, self._end = 304, 0
-        elif request.headers.get("if-range", tag) == tag:
+        elif request.headers.get("if-range", tag) == tag and not request.scope.get(HEAD):
             try:
                 found = byte_range(wanted, size)
             except Refused as error:

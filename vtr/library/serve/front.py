@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 
 from vtr.files import package_file
+from vtr.library.serve.file_answer import unchanged
 
 _PARTS = "page-parts"  # no name of a Python package, which setuptools would take it for
 _STYLE = re.compile(rf'<link rel="stylesheet" href="{_PARTS}/([\w.]+)">')
@@ -30,7 +31,7 @@ def add_page(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
-        if request.headers.get("if-none-match") == tag:
+        if unchanged(request, tag):
             return Response(status_code=304, headers=headers)
         return HTMLResponse(html, headers=headers)
 

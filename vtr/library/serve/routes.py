@@ -52,13 +52,16 @@ from vtr.library.serve.schema import (
 
 
 async def only_known(request: Request) -> None:
-    """Refuse parameters that a route does not have: what is misspelt must not be ignored."""
+    """Refuse parameters and fields of a form that a route does not have: what is misspelt must not be ignored."""
     route = request.scope.get("route")
     if isinstance(route, APIRoute) and route.include_in_schema:  # the page's parameters are the page's own
         known = [name for p in route.dependant.query_params for name in _names(p.alias, p.field_info.annotation)]
-        for name in request.query_params:
-            if name not in known:
-                raise unknown_name("parameter", name[:100], known or ["none"])
+        fields = [p.alias for p in route.dependant.body_params]
+        form = await request.form() if route.path == UPLOAD_PATH else ()
+        for names, among in ((request.query_params, known), (form, fields)):
+            for name in names:
+                if name not in among:
+                    raise unknown_name("parameter", name[:100], among or ["none"])
 
 
 def _names(alias: str, kind: object) -> list[str]:

@@ -119,9 +119,11 @@ def add_taking(app: FastAPI, engine: Engine) -> None:
         lane = engine.slow if asked.rerank else engine.quick
         answered = await lane.ask(queries.search, asked.q, asked.k, **asked.options())
         hits = [hit for hit, _ in answered.pairs]
-        text, _ = await engine.opening.run(timeline, f".{asked.format}", hits, asked.title)
+        text, notes = await engine.opening.run(timeline, f".{asked.format}", hits, asked.title)
         kinds = {"csv": "text/csv", "json": "application/json", "fcpxml": "application/xml"}
         named = {"content-disposition": f'attachment; filename="hits.{asked.format}"'}
+        if told := "; ".join([*answered.notes, *notes]):
+            named["x-notes"] = " ".join(told.encode("ascii", "backslashreplace").decode().split())
         return Response(
             text.encode("utf-8", "replace"), media_type=kinds.get(asked.format, "text/plain"), headers=named
         )
