@@ -295,7 +295,7 @@ def test_captions_of_parts_of_one_file_are_refused_and_equal_spans_are_none(
     path.write_text(f"video,{columns},caption\na.mp4,{spans[0]},red\na.mp4,{spans[0]},scarlet\nb.mp4,{spans[1]},blue\n")
     assert [e.captions for e in read_list(path).entries] == [("red",), ("scarlet",), ("blue",)]
     path.write_text(f"video,{columns},caption\na.mp4,{spans[0]},red\na.mp4,{spans[1]},blue\n")
-    with pytest.raises(VtrError, match="line 3: tells of a part of a.mp4 .* and line 2 of another"):
+    with pytest.raises(VtrError, match=r"line 3: tells of a part of a\.mp4 .* and line 2 of another"):
         read_list(path)
 
 
