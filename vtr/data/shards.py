@@ -89,9 +89,9 @@ def resolve_shards(spec: str) -> tuple[list[str], list[str]]:
         if part.startswith("pipe:"):
             raise UsageError(f"{part!r} would run a shell command: expected paths or URLs of .tar files")
         if "://" not in part and Path(part).is_dir():
-            names = sorted(p for p in Path(part).iterdir() if not p.name.startswith("."))  # `._000.tar` is no shard
-            inside = [str(p) for p in names if p.suffix == ".tar"]
-            packed = [p.name for p in names if _PACKED.search(p.name)]
+            there = sorted(p for p in Path(part).iterdir() if not p.name.startswith("."))  # `._000.tar` is no shard
+            inside = [str(p) for p in there if p.suffix == ".tar"]
+            packed = [p.name for p in there if _PACKED.search(p.name)]
             if packed:
                 raise VtrError(
                     f"{part}: {', '.join(packed[:3])}{' …' if len(packed) > 3 else ''}: shards end in .tar and are not "
