@@ -66,9 +66,11 @@ def test_a_moment_is_found_looked_at_and_cut(asked: Any) -> None:
     assert picture.mime_type == "image/jpeg"
     wide, high = Image.open(io.BytesIO(base64.b64decode(picture.data))).size
     assert wide == 3 * high
-    path = Path(asked("clip", segment=found["segment"])[0].text)
-    with av.open(path) as clip:
-        assert clip.duration / 1e6 == pytest.approx(2.0, abs=0.05)
+    assert asked("frames", segment=found["segment"], count=3, start=2, end=3)[0].data != picture.data
+    for ends, lasts in (({}, 2.0), ({"start": found["start"], "end": found["end"]}, 0.5)):
+        path = Path(asked("clip", segment=found["segment"], **ends)[0].text)
+        with av.open(path) as clip:
+            assert clip.duration / 1e6 == pytest.approx(lasts, abs=0.05)
 
 
 def test_an_answer_without_moments_says_so(asked: Any) -> None:

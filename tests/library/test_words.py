@@ -18,6 +18,7 @@ from vtr.library.words import terms_of
 
 HERE = Work(workers=0)  # no processes to start
 SAID = "1\n00:00:01,000 --> 00:00:01,500\nThe grandmother opens the door.\n\n2\n00:00:02,500 --> 00:00:03,000\nA dog barks\n"
+SAID += "\n3\n00:00:01,800 --> 00:00:03,400\nThe wolf howls\n"  # longer than a window
 
 
 def srt(text: str, start: float = 1.0) -> str:
@@ -58,6 +59,7 @@ def names(library: Library, text: str) -> list[str]:
         ("door", "clip0.mp4", 1.0, 1.5),
         ("Grandmothers' doors", "clip0.mp4", 1.0, 1.5),
         ('"dog barks"', "clip0.mp4", 2.5, 3.0),
+        ("wolf", "clip0.mp4", 1.8, 3.4),
         ("schlaft", "clip1.mp4", 1.0, 1.5),
         ("机の上", "clip1.mp4", 1.0, 1.5),
         *(

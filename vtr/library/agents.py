@@ -28,7 +28,7 @@ from vtr.library.serve import queries
 from vtr.library.serve.door import Door
 from vtr.library.serve.media import TYPES, Files, Moment, Thumbnails, Video
 from vtr.library.serve.schema import MAX_K, MAX_MOMENTS, MAX_QUERY, MAX_WHERE
-from vtr.library.serve.taking import clip_of
+from vtr.library.serve.taking import clip_of, with_ends
 from vtr.library.where import parse_where
 
 P = ParamSpec("P")
@@ -40,6 +40,7 @@ _MOST_INLINE = 8 << 20  # bytes of a clip that is handed over as it is
 
 Query = Annotated[str, Field(max_length=MAX_QUERY, description="what to look for, in words")]
 Where = Annotated[str, Field(max_length=MAX_WHERE, description='a filter, as in: duration < 60 and path ~ "dog"')]
+End = Annotated[float | None, Field(ge=0, description="seconds: that of the hit, which may not be that of its segment")]
 Segment = Annotated[int, Field(ge=1, le=2**63 - 1, description="`segment` of a hit")]
 
 
@@ -80,7 +81,7 @@ class _Tools:
         ] = None,
     ) -> list[dict[str, object]]:
         """Find moments of videos by what is seen or said in them, best first. `match` is between 0 and 1; times are seconds
-        of the video; `segment` names a moment for the other tools."""
+        of the video; `segment`, with `start` and `end`, names a moment for the other tools."""
         options = {"where": where or None, "by": by, "moments": moments, "then": then, "within": within}
         answered = self._door.ask(queries.search, [query], k, min_score=min_score, **options)
         return _told(answered)
@@ -92,20 +93,28 @@ class _Tools:
         return _told(self._door.ask(queries.search, (), k, more=segment, where=where or None))
 
     def frames(
-        self, segment: Segment, count: Annotated[int, Field(ge=1, le=_MOST_FRAMES, description="pictures")] = 4
+        self,
+        segment: Segment,
+        count: Annotated[int, Field(ge=1, le=_MOST_FRAMES, description="pictures")] = 4,
+        start: End = None,
+        end: End = None,
     ) -> Image:
         """Look at a moment: frames of it, evenly spread in time, side by side in one JPEG picture."""
-        moment = self._moment(segment)
+        moment = with_ends(self._moment(segment), start, end)
         return Image(data=self._pictures.get(moment, count, _WIDE), format="jpeg")
 
     def clip(
         self,
         segment: Segment,
         exact: Annotated[bool, Field(description="from the very frame; else a copy from the key frame before")] = True,
+        start: End = None,
+        end: End = None,
     ) -> EmbeddedResource | str:
         """Cut a moment out as a video file of its own."""
-        data, ending = clip_of(self._files, self._moment(segment), exact)
-        name = f"clip_{segment}{'_exact' if exact else ''}{ending}"
+        moment = with_ends(self._moment(segment), start, end)
+        data, ending = clip_of(self._files, moment, exact)
+        times = "" if start is None and end is None else f"_{moment.start:.2f}-{moment.end:.2f}"
+        name = f"clip_{segment}{times}{'_exact' if exact else ''}{ending}"
         if self._clips is not None:
             path = self._clips / name
             try:
