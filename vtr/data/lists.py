@@ -194,9 +194,9 @@ def texts_of(value: object) -> tuple[tuple[str, ...], str]:
     if isinstance(value, str):
         listed = _listed(value)
         if listed is None:
-            text = _bare(value)
-            why = _wordless(text)
-            return ((), why) if why else ((text,), "")
+            said = _bare(value)
+            why = _wordless(said)
+            return ((), why) if why else ((said,), "")
         value = listed
     if not isinstance(value, list):
         inner = _inner(value)
