@@ -40,7 +40,15 @@ KEY = ("key", "id", "sampleid", "uid")
 KNOWN = frozenset((*VIDEO, *CAPTION, *LABEL, *KEY))
 _NUMBERED = re.compile(r"(caption|text|sentence|description)\d+")
 # What programs write for a value that is not there.
-NOTHING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "Null", "None", "NA", "N/A", "#N/A", "<NA>"))
+NOTHING = frozenset((
+    "nan", "NaN", "NAN", "null", "NULL", "Null", "None", "NA", "N/A", "<NA>",
+    "#N/A", "#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!",
+))  # fmt: skip
+_FORMULA = re.compile(r'="([^"]*)"')  # how a text is kept from Excel, which takes 007 for 7
+# Columns that say which part of its file a row is of, as `normal` makes them.
+_SPAN = re.compile(
+    r"(clip|segment|time|t|video)?(start|begin|end|stop)(time|times|s|sec|secs|seconds|ms|frame|\W.*)?|timestamps?"
+)
 _HALF = "holds half a character (a lone surrogate: cut text?)"
 _LITTLE = frozenset(
     ("a", "an", "the", "is", "are", "of", "in", "on", "and", "with", "to", "at")
@@ -134,12 +142,29 @@ def listing_of(
         found = _of_object(path, table, split)
     if not found.entries:
         raise VtrError(f"{path}: no rows")
+    if captions and found.captioned:
+        _check_whole(path, found.entries)
     if every or not captions:
         return found
     chosen = of_split(path, [(e.place, e.split) for e in found.entries], split)
     if len(chosen) == len(found.entries):
         return found
     return replace(found, kind=f"{found.kind}, split {split}", entries=tuple(found.entries[i] for i in chosen))
+
+
+def _check_whole(path: Path, entries: Sequence[Entry]) -> None:
+    """Refuse captions of several parts of one file: here they would be taken for captions of the whole."""
+    first: dict[str, tuple[Entry, dict[str, str]]] = {}
+    for entry in entries:
+        span = {k: str(v).strip() for k, v in entry.cells.items() if k != entry.column and _SPAN.fullmatch(normal(k))}
+        other, theirs = first.setdefault(entry.videos[0] if span and entry.videos else "", (entry, span))
+        if span and theirs != span and not entry.bad:
+            told, before = (", ".join(f"{k} {v}" for k, v in s.items()) for s in (span, theirs))
+            raise VtrError(
+                f"{path}: {entry.place}: tells of a part of {entry.videos[0]} ({told}), and {other.place} of another "
+                f"({before}); expected captions of whole files: cut the parts into files of their own, leave those columns "
+                "out where the captions are of the whole, or measure moments with python -m vtr.moments"
+            )
 
 
 def of_split(path: Path, rows: Sequence[tuple[str, str]], split: str | None) -> list[int]:
@@ -169,8 +194,9 @@ def texts_of(value: object) -> tuple[tuple[str, ...], str]:
     if isinstance(value, str):
         listed = _listed(value)
         if listed is None:
-            why = _wordless(bare(value))
-            return ((), why) if why else ((bare(value),), "")
+            said = _bare(value)
+            why = _wordless(said)
+            return ((), why) if why else ((said,), "")
         value = listed
     if not isinstance(value, list):
         inner = _inner(value)
@@ -192,11 +218,17 @@ def texts_of(value: object) -> tuple[tuple[str, ...], str]:
 def name_of(value: object) -> tuple[str, str]:
     """A file's name or an id, and why it is none: text, or a whole number (0 is one, and 007 is not 7)."""
     if isinstance(value, str):
-        name = bare(value)
+        name = _bare(value)
         return name, ("is empty" if not name else _HALF if _halved(name) else "")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value), ""
     return "", f"is {what_is(value)}"
+
+
+def _bare(text: str) -> str:
+    """A cell's text without blanks, marks and Excel's way to say that it is one (`="007"`)."""
+    formula = _FORMULA.fullmatch(bare(text))
+    return bare(formula[1] if formula else text)
 
 
 def _halved(text: str) -> bool:
