@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.data.test_subtitles import with_track
 from tests.helpers import small_model, video_bytes, write_videos
@@ -175,6 +176,15 @@ def test_what_is_wrong_with_subtitles_is_a_line_with_its_place(own: tuple[Librar
     )
     assert library.info()["subtitles"] == [note]
     assert library.info()["spoken"] == 1
+
+
+def test_a_poster_says_nothing_of_its_film(own: tuple[Library, list[Path]]) -> None:
+    library, videos = own
+    for still in (videos[0].with_suffix(".png"), videos[0].with_name("photo.png")):
+        Image.new("RGB", (8, 8)).save(still)
+        still.with_suffix(".srt").write_text(srt("a word"))
+    library.sync(videos[0].parent, work=HERE)
+    assert names(library, "word") == ["clip0.mp4", "photo.png"]
 
 
 def test_subtitles_are_not_counted_as_left_out_but_those_of_no_video_are(own: tuple[Library, list[Path]]) -> None:
