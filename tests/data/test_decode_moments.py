@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.data.media import BLUE, GREEN, RED, colour, film, remuxed, scenes
-from vtr.data.decode import DecodeError, probe, read_frames, read_moment, read_windows
+from vtr.data.decode import DecodeError, container, probe, read_frames, read_moment, read_windows
 from vtr.data.decode import frames as decode_frames
 from vtr.data.decode import pyav as decode_pyav
 
@@ -69,7 +69,7 @@ def test_a_late_moment_decodes_and_reads_little(
 ) -> None:
     data = film(numbered(3000), fmt=fmt, codec=codec, fps=25, gop=25, options={**options, "crf": "8", "b": "2000000"})
     decoded, read = [0], [0]
-    decode, fetch = decode_pyav.VideoReader._decode, decode_pyav._Input.read
+    decode, fetch = decode_pyav.VideoReader._decode, container._Input.read
 
     def counting(self, packet):
         for frame in decode(self, packet):
@@ -82,7 +82,7 @@ def test_a_late_moment_decodes_and_reads_little(
         return part
 
     monkeypatch.setattr(decode_pyav.VideoReader, "_decode", counting)
-    monkeypatch.setattr(decode_pyav._Input, "read", fetching)
+    monkeypatch.setattr(container._Input, "read", fetching)
     clip = read_moment(data, 1, start=100.0, end=100.0)
     assert clip.times[0] == pytest.approx(100.0, abs=0.05)
     assert decoded[0] <= 160
@@ -134,16 +134,16 @@ def test_a_slow_disk_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(10)]
     path.write_bytes(film([noise[i % 10] for i in range(300)], fmt="matroska", options={"crf": "5"}))
-    monkeypatch.setattr(decode_pyav, "_BLOCK", 1 << 16)
+    monkeypatch.setattr(container, "_BLOCK", 1 << 16)
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    fetch = decode_pyav._Input.read
+    fetch = container._Input.read
 
     def slow(self, size=-1):
         now[0] += 0.1
         return fetch(self, min(size, 1 << 15))
 
-    monkeypatch.setattr(decode_pyav._Input, "read", slow)
+    monkeypatch.setattr(container._Input, "read", slow)
     windows = list(read_windows(path, window=8, stride=4, frames=4, size=16, timeout=1.0))
     assert len(windows) == 14
     assert now[0] > 3.0  # three times the limit
@@ -160,14 +160,14 @@ def test_the_time_that_the_user_of_a_window_takes_does_not_count(monkeypatch: py
 def test_a_file_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(decode_pyav, "_BLOCK", 1 << 40)  # nothing after the first bytes is new
-    fetch = decode_pyav._Input.read
+    monkeypatch.setattr(container, "_BLOCK", 1 << 40)  # nothing after the first bytes is new
+    fetch = container._Input.read
 
     def stuck(self, size=-1):
         now[0] += 0.5
         return fetch(self, min(size, 1 << 9))
 
-    monkeypatch.setattr(decode_pyav._Input, "read", stuck)
+    monkeypatch.setattr(container._Input, "read", stuck)
     with pytest.raises(DecodeError, match="time limit of 1 s"):
         read_frames(film(scenes()), lambda n: [0], timeout=1.0)
 

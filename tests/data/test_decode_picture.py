@@ -157,12 +157,13 @@ def test_pixels_that_are_no_squares_are_shown_as_wide_as_they_are(
     assert read_moment(data, 1).frames[0].shape[:2] == shown
 
 
-def heic(turn: bytes = b"", columns: int = 2, cut: int = 0) -> bytes:
-    """A photo of 2 x 2 tiles of 64 x 64: red, green, blue, yellow."""
+def heic(turn: bytes = b"", columns: int = 2, cut: int = 0, one: list[np.ndarray] | None = None) -> bytes:
+    """A photo of 2 x 2 tiles of 64 x 64: red, green, blue, yellow; or of `one` piece, and of its opacity."""
     tiles = []
-    for rgb in ((200, 30, 30), (30, 160, 30), (30, 30, 200), (220, 220, 40)):
+    colours = ((200, 30, 30), (30, 160, 30), (30, 30, 200), (220, 220, 40))
+    for picture in one or [plain(rgb, (64, 64)) for rgb in colours]:
         options = {"preset": "ultrafast", "x265-params": "log-level=none:keyint=1:info=0"}
-        with av.open(io.BytesIO(film([plain(rgb, (64, 64))], codec="libx265", options=options))) as made:
+        with av.open(io.BytesIO(film([picture], codec="libx265", options=options))) as made:
             stream = made.streams.video[0]
             tiles.append((bytes(stream.codec_context.extradata or b""), bytes(next(made.demux(stream)))))
 
@@ -170,7 +171,8 @@ def heic(turn: bytes = b"", columns: int = 2, cut: int = 0) -> bytes:
         return box(kind, bytes([version]) + flags.to_bytes(3, "big") + body)
 
     grid = bytes([0, 0, 1, columns - 1]) + struct.pack(">HH", 120, 100)
-    entries = [full(b"infe", struct.pack(">HH4s", i, 0, b"hvc1") + b"\0", 2, 1) for i in (1, 2, 3, 4)]
+    coded = range(1, len(tiles) + 1)
+    entries = [full(b"infe", struct.pack(">HH4s", i, 0, b"hvc1") + b"\0", 2, 1) for i in coded]
     entries.append(full(b"infe", struct.pack(">HH4s", 5, 0, b"grid") + b"\0", 2))
     properties = [
         box(b"hvcC", tiles[0][0]),
@@ -181,22 +183,31 @@ def heic(turn: bytes = b"", columns: int = 2, cut: int = 0) -> bytes:
     if turn:
         properties.append(turn)
         own = bytes([2, 0x03, 0x84])
-    owned = b"".join(struct.pack(">H", i) + bytes([2, 0x81, 0x02]) for i in (1, 2, 3, 4)) + struct.pack(">H", 5) + own
+    holds = {i: bytes([2, 0x81, 0x02]) for i in coded}
+    if one and turn:
+        holds[1] = bytes([3, 0x81, 0x02, 0x84])
+    elif one:
+        properties.append(full(b"auxC", b"urn:mpeg:hevc:2015:auxid:1\0"))
+        holds[2] = bytes([3, 0x81, 0x02, 0x84])
+    owned = b"".join(struct.pack(">H", i) + h for i, h in holds.items()) + struct.pack(">H", 5) + own
     blobs = [t[1] for t in tiles] + [grid]
+    derived = (
+        box(b"auxl", struct.pack(">HHH", 2, 1, 1)) if one else box(b"dimg", struct.pack(">HH4H", 5, 4, 1, 2, 3, 4))
+    )
 
     def meta(first: int) -> bytes:
         places, at = b"", first
-        for item, blob in enumerate(blobs, 1):
+        for item, blob in zip((*coded, 5), blobs):
             places += struct.pack(">HHHII", item, 0, 1, at, len(blob))
             at += len(blob)
         return full(
             b"meta",
             full(b"hdlr", b"\0" * 4 + b"pict" + b"\0" * 13)
-            + full(b"pitm", struct.pack(">H", 5))
-            + full(b"iloc", bytes([0x44, 0]) + struct.pack(">H", 5) + places)
-            + full(b"iinf", struct.pack(">H", 5) + b"".join(entries))
-            + full(b"iref", box(b"dimg", struct.pack(">HH4H", 5, 4, 1, 2, 3, 4)))
-            + box(b"iprp", box(b"ipco", b"".join(properties)) + full(b"ipma", struct.pack(">I", 5) + owned)),
+            + full(b"pitm", struct.pack(">H", 1 if one else 5))
+            + full(b"iloc", bytes([0x44, 0]) + struct.pack(">H", len(blobs)) + places)
+            + full(b"iinf", struct.pack(">H", len(blobs)) + b"".join(entries))
+            + full(b"iref", derived)
+            + box(b"iprp", box(b"ipco", b"".join(properties)) + full(b"ipma", struct.pack(">I", len(blobs)) + owned)),
         )
 
     head = box(b"ftyp", b"heic" + b"\0\0\0\0" + b"mif1heic")
@@ -230,6 +241,34 @@ def test_a_photo_of_tiles_is_put_together_and_turned(turn: bytes, order: list[in
     assert (info.kind, info.height, info.width) == ("image", *shape)
     (only,) = read_windows(data, window=8, stride=4, frames=4, size=16)
     assert (only.start, only.end, only.frames.shape) == (0.0, 0.0, (4, 3, 16, 16))
+
+
+QUARTERS = np.repeat(
+    np.repeat(np.array([[[200, 30, 30], [30, 160, 30]], [[30, 30, 200], [220, 220, 40]]], np.uint8), 32, 0), 32, 1
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "order", "shape"),
+    [
+        (box(b"imir", b"\x01"), [1, 0, 3, 2], (64, 64)),
+        (box(b"imir", b"\x00"), [2, 3, 0, 1], (64, 64)),
+        (box(b"clap", struct.pack(">IIIIiIiI", 62, 2, 30, 1, 33, 2, 17, 1)), [3, 3, 3, 3], (30, 31)),  # bottom right
+    ],
+)
+def test_a_photo_in_one_piece_is_mirrored_and_cropped(change: bytes, order: list[int], shape: tuple[int, int]) -> None:
+    data = heic(change, one=[QUARTERS])
+    frame = read_frames(data, lambda n: [0]).frames[0]
+    assert corners(frame) == [TILES[i] for i in order]
+    info = probe(data)
+    assert frame.shape[:2] == (info.height, info.width) == shape
+
+
+def test_a_transparent_photo_is_shown_on_white() -> None:
+    opacity = plain((255, 255, 255), (64, 64))
+    opacity[:32] = 0
+    frame = read_frames(heic(one=[QUARTERS, opacity]), lambda n: [0]).frames[0]
+    assert corners(frame) == [[1, 1, 1], [1, 1, 1], TILES[2], TILES[3]]
 
 
 def test_a_photo_of_tiles_that_lacks_some_is_refused_in_one_line() -> None:
@@ -296,3 +335,19 @@ def test_deep_and_printed_pictures_keep_their_light() -> None:
     held = io.BytesIO()
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(held, "JPEG", quality=95)
     assert colour(read_frames(held.getvalue(), lambda n: [0]).frames[0]) == "red"
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
+def test_a_picture_of_floats_keeps_its_light(white: float) -> None:
+    held = io.BytesIO()
+    Image.fromarray(np.linspace(0, white, 64, dtype=np.float32).reshape(8, 8)).save(held, "TIFF")
+    grey = read_frames(held.getvalue(), range).frames[0, ..., 0].reshape(-1)
+    np.testing.assert_allclose(grey, np.linspace(0, 255, 64), atol=1)
+
+
+def test_a_turned_tiff_has_the_size_that_it_is_shown_with() -> None:
+    held, turn = io.BytesIO(), Image.Exif()
+    turn[0x0112] = 6
+    Image.new("RGB", (32, 16)).save(held, "TIFF", exif=turn)
+    info, clip = probe(held.getvalue()), read_frames(held.getvalue(), range)
+    assert (info.height, info.width) == clip.frames.shape[1:3] == (32, 16)

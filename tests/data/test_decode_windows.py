@@ -257,12 +257,12 @@ def test_windows_are_let_go_when_they_are_given_out() -> None:
 
 
 def test_nothing_is_decoded_or_read_ahead_of_the_first_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vtr.data.decode import pyav as decode_pyav
+    from vtr.data.decode import container
 
     read: list[int] = []
-    real = decode_pyav._Input.read
+    real = container._Input.read
 
-    def counting(self: decode_pyav._Input, size: int = -1) -> bytes:
+    def counting(self: container._Input, size: int = -1) -> bytes:
         data = real(self, size)
         read.append(len(data))
         return data
@@ -270,6 +270,32 @@ def test_nothing_is_decoded_or_read_ahead_of_the_first_window(monkeypatch: pytes
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(20)]
     data = film([noise[i % 20] for i in range(3000)], fmt="matroska", options={"preset": "ultrafast", "crf": "10"})
-    monkeypatch.setattr(decode_pyav._Input, "read", counting)
+    monkeypatch.setattr(container._Input, "read", counting)
     next(read_windows(data, window=2.0, stride=1.0, frames=4, size=16))
     assert sum(read) < len(data) / 4
+
+
+@pytest.mark.parametrize(("muxer", "read"), [({"mpegts_start_pid": "512"}, True), ({"mpegts_service_id": "2"}, False)])
+def test_a_recording_glued_on_goes_on_with_other_tracks_or_is_told(muxer: dict[str, str], read: bool) -> None:
+    if not read:  # a programme of its own
+        muxer |= {"mpegts_pmt_start_pid": "4352", "mpegts_start_pid": "768"}
+    first, second = (film([plain(c)] * 20, fmt="mpegts", muxer=m) for c, m in ((RED, {}), (BLUE, muxer)))
+    windows = read_windows(first + second, window=2.0, stride=1.0, frames=4, size=16)
+    colours = {name for w in windows for name in seen(w)}
+    assert colours == ({"red", "blue"} if read else {"red"})
+    assert ("another recording glued to it" in windows.lacking) is not read
+
+
+def test_an_avi_whose_index_leads_nowhere_says_how_little_of_it_was_read() -> None:
+    data = film(scenes(), fmt="avi", codec="mpeg4", options={"bf": "0"})
+    index = data.index(b"idx1") + 8
+    places = range(index, index + int.from_bytes(data[index - 4 : index], "little"), 16)
+    spoilt = bytearray(data)
+    for place in places:
+        spoilt[place + 8 : place + 12] = b"\xff\xff\xff\x0f"
+    told = []
+    for film_ in (data, bytes(spoilt)):
+        windows = read_windows(film_, window=2.0, stride=1.0, frames=4, size=16)
+        list(windows)
+        told.append(windows.lacking)
+    assert told == ["", "its header names 12.0 s, 0.2 s are there: damaged, or a wrong index"]

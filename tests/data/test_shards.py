@@ -440,3 +440,13 @@ def test_captions_of_shards_and_lists_are_read_without_their_media(tmp_path: Pat
     assert list(captions_in(str(write_tar(tmp_path / "a.tar", members)))) == ["one", "two", "three"]
     path = listing(tmp_path, "video,caption\na.mp4,four\nb.mp4,nan\nc.mp4,five\n")
     assert list(captions_in(FILES + str(path))) == ["four", "five"]
+
+
+@pytest.mark.parametrize("name", ["001.tar.gz", "001.tgz", "001.TAR"])
+def test_a_folder_of_shards_leaves_no_packed_one_out_in_silence_but_system_files(name: str, tmp_path: Path) -> None:
+    for other in ("000.tar", "._000.tar"):
+        (tmp_path / other).write_bytes(b"")
+    assert expand_shards(str(tmp_path)) == [str(tmp_path / "000.tar")]
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(VtrError, match=f"{re.escape(name)}: shards end in .tar and are not compressed"):
+        expand_shards(str(tmp_path))

@@ -66,9 +66,15 @@ def test_a_moment_is_found_looked_at_and_cut(asked: Any) -> None:
     assert picture.mime_type == "image/jpeg"
     wide, high = Image.open(io.BytesIO(base64.b64decode(picture.data))).size
     assert wide == 3 * high
-    path = Path(asked("clip", segment=found["segment"])[0].text)
-    with av.open(path) as clip:
-        assert clip.duration / 1e6 == pytest.approx(2.0, abs=0.05)
+    assert asked("frames", segment=found["segment"], count=3, start=2, end=3)[0].data != picture.data
+    for ends, lasts in (({}, 2.0), ({"start": found["start"], "end": found["end"]}, 0.5)):
+        path = Path(asked("clip", segment=found["segment"], **ends)[0].text)
+        with av.open(path) as clip:
+            assert clip.duration / 1e6 == pytest.approx(lasts, abs=0.05)
+
+
+def test_an_answer_without_moments_says_so(asked: Any) -> None:
+    assert json.loads(asked("search", query="zebra", by="words")[0].text) == {"found": 0, "notes": []}
 
 
 def test_a_clip_is_handed_over_where_no_folder_is_named(library: Path) -> None:
@@ -93,6 +99,8 @@ def test_videos_are_listed_in_pages_and_filtered(asked: Any) -> None:
     [
         ("search", {"query": "a", "k": 1000}, "less than or equal to 100"),
         ("search", {"query": "a" * 501}, "at most 500 characters"),
+        ("search", {"query": "a", "limit": 1}, "limit"),
+        ("search", {"query": "a", "then": "b", "moments": 2}, "then and before go with one text"),
         ("search", {"query": "dog", "where": "nope = 1"}, "unknown column"),
         ("search", {"query": ""}, "an empty query"),
         ("frames", {"segment": 999}, "no moment 999 in this library"),

@@ -15,12 +15,13 @@ from vtr.library import Library
 from vtr.library.calibrate import LEAST, confidence, unrelated_texts
 from vtr.library.commands import COMMANDS
 from vtr.library.curve import Curve, curve_of, cuts_of, refined
-from vtr.library.found import Found
+from vtr.library.found import Found, Hit
 from vtr.library.frame_vectors import packed, read_rows, unpacked, write_rows
 from vtr.library.pairs import best_chain
 from vtr.library.rows import Span
 from vtr.library.settings import Work
 from vtr.library.verify import verify
+from vtr.library.wanted import Wanted
 
 
 def made(folder: Path, *, workers: int = 0, count: int = 4, **more: object) -> Library:
@@ -181,6 +182,16 @@ def test_the_curve_of_a_video_is_printed_and_written(
         library.curve(Path(video).name, "a dog")
     with pytest.raises(UsageError, match="expected UTF-8"):
         library.search("a \udcff dog")
+
+
+def test_what_is_said_is_never_called_unlike(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"score": 0.5, "path": "/v", "start": 0.0, "end": 1.0, "duration": 1.0, "segment": 1}
+    hits = [Hit(**facts, by=("picture", "words")), Hit(**facts, confidence=0.2)]
+    monkeypatch.setattr(library, "_judged", lambda wanted, hits: hits)
+    for found, said in ((hits, 0), (hits[1:], 1)):
+        notes: list[str] = []
+        assert library._sure(Wanted(), found, None, notes) == found
+        assert len(notes) == said
 
 
 # -- how sure ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -94,6 +95,36 @@ def test_a_folder_that_is_taken_away_is_not_forgotten(place: Path) -> None:
         assert list(reports) == []
         assert lines[0].startswith(f"{folder}: no such folder")
         assert len(content(library)) == 2
+
+
+def test_a_folder_that_comes_to_the_place_of_another_is_listened_to(place: Path) -> None:
+    folder, stop = place / "videos", threading.Event()
+    with Library.create(place / "lib", small_model(), window=2.0, stride=2.0) as library:
+        reports = watch(library, [folder], poll=False, rest=0.1, stop=stop, work=HERE)
+        next(reports)
+        shutil.copytree(folder, place / "other")
+        (place / "other" / "clip0.mp4").rename(place / "other" / "clip9.mp4")
+        folder.rename(place / "away")
+        (place / "other").rename(folder)
+        assert next(reports).moved == 1
+        (folder / "clip9.mp4").unlink()
+        assert next(reports).removed == 1
+        stop.set()
+
+
+def test_a_start_waits_for_another_writer(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vtr.library.watch._PATIENCE", 0.01)
+    Library.create(place / "lib", small_model(), window=2.0, stride=2.0).close()
+    writing, lines = contextlib.ExitStack(), list[str]()
+
+    def problem(line: str) -> None:
+        lines.append(line)
+        writing.close()
+
+    with Library.open(place / "lib", small_model()) as library, Library.open(place / "lib") as other:
+        writing.enter_context(other.store.writing())
+        assert next(watch(library, [place / "videos"], rest=0, problem=problem, work=HERE)).added == 2
+    assert "another process is writing" in lines[0]
 
 
 def test_file_systems_that_tell_nothing_are_polled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.data.test_subtitles import with_track
 from tests.helpers import small_model, video_bytes, write_videos
@@ -18,6 +19,7 @@ from vtr.library.words import terms_of
 
 HERE = Work(workers=0)  # no processes to start
 SAID = "1\n00:00:01,000 --> 00:00:01,500\nThe grandmother opens the door.\n\n2\n00:00:02,500 --> 00:00:03,000\nA dog barks\n"
+SAID += "\n3\n00:00:01,800 --> 00:00:03,400\nThe wolf howls\n"  # longer than a window
 
 
 def srt(text: str, start: float = 1.0) -> str:
@@ -58,6 +60,7 @@ def names(library: Library, text: str) -> list[str]:
         ("door", "clip0.mp4", 1.0, 1.5),
         ("Grandmothers' doors", "clip0.mp4", 1.0, 1.5),
         ('"dog barks"', "clip0.mp4", 2.5, 3.0),
+        ("wolf", "clip0.mp4", 1.8, 3.4),
         ("schlaft", "clip1.mp4", 1.0, 1.5),
         ("机の上", "clip1.mp4", 1.0, 1.5),
         *(
@@ -173,6 +176,15 @@ def test_what_is_wrong_with_subtitles_is_a_line_with_its_place(own: tuple[Librar
     )
     assert library.info()["subtitles"] == [note]
     assert library.info()["spoken"] == 1
+
+
+def test_a_poster_says_nothing_of_its_film(own: tuple[Library, list[Path]]) -> None:
+    library, videos = own
+    for still in (videos[0].with_suffix(".png"), videos[0].with_name("photo.png")):
+        Image.new("RGB", (8, 8)).save(still)
+        still.with_suffix(".srt").write_text(srt("a word"))
+    library.sync(videos[0].parent, work=HERE)
+    assert names(library, "word") == ["clip0.mp4", "photo.png"]
 
 
 def test_subtitles_are_not_counted_as_left_out_but_those_of_no_video_are(own: tuple[Library, list[Path]]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import mmap
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import BinaryIO
 
 from braceexpand import braceexpand
 
-from vtr.data.lists import texts_of
+from vtr.data.cells import texts_of
 from vtr.data.media import IMAGE, VIDEO
 from vtr.data.remote import open_remote
 from vtr.data.tables import split_lines
@@ -88,7 +89,14 @@ def resolve_shards(spec: str) -> tuple[list[str], list[str]]:
         if part.startswith("pipe:"):
             raise UsageError(f"{part!r} would run a shell command: expected paths or URLs of .tar files")
         if "://" not in part and Path(part).is_dir():
-            inside = sorted(str(p) for p in Path(part).glob("*.tar"))
+            there = sorted(p for p in Path(part).iterdir() if not p.name.startswith("."))  # `._000.tar` is no shard
+            inside = [str(p) for p in there if p.suffix == ".tar"]
+            packed = [p.name for p in there if _PACKED.search(p.name)]
+            if packed:
+                raise VtrError(
+                    f"{part}: {', '.join(packed[:3])}{' …' if len(packed) > 3 else ''}: shards end in .tar and are not "
+                    "compressed: unpack or rename them, or give those that are meant"
+                )
             if not inside:
                 deeper = sorted({str(p.parent) for p in Path(part).rglob("*.tar")})
                 hint = f"; shards lie in {', '.join(deeper[:3])}: give those, joined by ::" if deeper else ""
@@ -112,6 +120,7 @@ def _parts(spec: str) -> list[str]:
     return [part for part in spec.split("::") if part]
 
 
+_PACKED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4)|(?!tar$)[tT][aA][rR])$")
 _NO_TAR = (
     (b"\x1f\x8b", "gzip-compressed, so no sample can be reached by itself: unpack it (gunzip)"),
     (b"PK\x03\x04", "a zip archive: unpack it, and pack the files with tar or `vtr shards build`"),

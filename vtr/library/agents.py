@@ -14,6 +14,7 @@ from typing import Annotated, Literal, ParamSpec, TypeVar
 
 from mcp.server.mcpserver import Image, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
 from mcp.types import BlobResourceContents, EmbeddedResource
 from pydantic import Field
 
@@ -27,7 +28,7 @@ from vtr.library.serve import queries
 from vtr.library.serve.door import Door
 from vtr.library.serve.media import TYPES, Files, Moment, Thumbnails, Video
 from vtr.library.serve.schema import MAX_K, MAX_MOMENTS, MAX_QUERY, MAX_WHERE
-from vtr.library.serve.taking import clip_of
+from vtr.library.serve.taking import clip_of, with_ends
 from vtr.library.where import parse_where
 
 P = ParamSpec("P")
@@ -39,6 +40,7 @@ _MOST_INLINE = 8 << 20  # bytes of a clip that is handed over as it is
 
 Query = Annotated[str, Field(max_length=MAX_QUERY, description="what to look for, in words")]
 Where = Annotated[str, Field(max_length=MAX_WHERE, description='a filter, as in: duration < 60 and path ~ "dog"')]
+End = Annotated[float | None, Field(ge=0, description="seconds: that of the hit, which may not be that of its segment")]
 Segment = Annotated[int, Field(ge=1, le=2**63 - 1, description="`segment` of a hit")]
 
 
@@ -70,35 +72,49 @@ class _Tools:
             Field(description="what answers: what is seen, what is said (subtitles), or both; default: what there is"),
         ] = None,
         moments: Annotated[int, Field(ge=1, le=MAX_MOMENTS, description="up to so many moments of a video")] = 1,
+        then: Annotated[
+            str | None, Field(max_length=MAX_QUERY, description="what happens after it in the same video")
+        ] = None,
+        within: Annotated[float, Field(ge=0, le=86_400, description="seconds between it and `then`")] = 60.0,
+        min_score: Annotated[
+            float | None, Field(ge=0, le=1, description="leave out moments of a lower `confidence`")
+        ] = None,
     ) -> list[dict[str, object]]:
         """Find moments of videos by what is seen or said in them, best first. `match` is between 0 and 1; times are seconds
-        of the video; `segment` names a moment for the other tools."""
-        options = {"where": where or None, "by": by, "moments": moments}
-        answered = self._door.ask(queries.search, [query], k, **options)
-        return [{"name": shown(Path(h.path).name), "video": video, **hit_dict(h)} for h, video in answered.pairs]
+        of the video; `segment`, with `start` and `end`, names a moment for the other tools."""
+        options = {"where": where or None, "by": by, "moments": moments, "then": then, "within": within}
+        answered = self._door.ask(queries.search, [query], k, min_score=min_score, **options)
+        return _told(answered)
 
     def similar(
         self, segment: Segment, k: Annotated[int, Field(ge=1, le=MAX_K)] = 5, where: Where = ""
     ) -> list[dict[str, object]]:
         """Moments of other videos that look like one that was found."""
-        answered = self._door.ask(queries.search, (), k, more=segment, where=where or None)
-        return [{"name": shown(Path(h.path).name), "video": video, **hit_dict(h)} for h, video in answered.pairs]
+        return _told(self._door.ask(queries.search, (), k, more=segment, where=where or None))
 
     def frames(
-        self, segment: Segment, count: Annotated[int, Field(ge=1, le=_MOST_FRAMES, description="pictures")] = 4
+        self,
+        segment: Segment,
+        count: Annotated[int, Field(ge=1, le=_MOST_FRAMES, description="pictures")] = 4,
+        start: End = None,
+        end: End = None,
     ) -> Image:
         """Look at a moment: frames of it, evenly spread in time, side by side in one JPEG picture."""
-        moment = self._moment(segment)
+        moment = with_ends(self._moment(segment), start, end)
         return Image(data=self._pictures.get(moment, count, _WIDE), format="jpeg")
 
     def clip(
         self,
         segment: Segment,
         exact: Annotated[bool, Field(description="from the very frame; else a copy from the key frame before")] = True,
+        start: End = None,
+        end: End = None,
     ) -> EmbeddedResource | str:
         """Cut a moment out as a video file of its own."""
-        data, ending = clip_of(self._files, self._moment(segment), exact)
-        name = f"clip_{segment}{'_exact' if exact else ''}{ending}"
+        moment = with_ends(self._moment(segment), start, end)
+        data, ending = clip_of(self._files, moment, exact)
+        times = "" if start is None and end is None else f"_{moment.start:.2f}-{moment.end:.2f}"
+        name = f"clip_{segment}{times}{'_exact' if exact else ''}{ending}"
         if self._clips is not None:
             path = self._clips / name
             try:
@@ -143,6 +159,12 @@ class _Tools:
         return call
 
 
+def _told(answered: queries.Answered) -> list[dict[str, object]]:
+    """The moments of an answer; of one that has none, that it has none and why."""
+    found = [{"name": shown(Path(h.path).name), "video": video, **hit_dict(h)} for h, video in answered.pairs]
+    return found or [{"found": 0, "notes": answered.notes}]
+
+
 def _listed(library: Library, where: str, first: int, count: int) -> dict[str, object]:
     def read() -> dict[str, object]:
         condition, values = parse_where(where, library.columns()) if where.strip() else ("", [])
@@ -177,7 +199,16 @@ def make_server(
         VtrError: It is no library.
     """
     tools = _Tools(Path(path), model, clips, follow_links)
-    server = MCPServer("vtr", version=vtr.__version__, instructions="Search a library of videos for moments.")
-    for tool in (tools.search, tools.similar, tools.frames, tools.clip, tools.videos):
-        server.add_tool(tools.said(tool), structured_output=False)
-    return server
+    made = [_strict(tools.said(t)) for t in (tools.search, tools.similar, tools.frames, tools.clip, tools.videos)]
+    told = "Search a library of videos for moments."
+    return MCPServer("vtr", version=vtr.__version__, instructions=told, tools=made)
+
+
+def _strict(function: Callable[..., object]) -> Tool:
+    """A tool that refuses arguments which it does not have: what is misspelt must not be ignored."""
+    tool = Tool.from_function(function, structured_output=False)
+    arguments = tool.fn_metadata.arg_model
+    arguments.model_config["extra"] = "forbid"
+    arguments.model_rebuild(force=True)
+    tool.parameters["additionalProperties"] = False
+    return tool

@@ -201,9 +201,9 @@ def told(cut: Cut, source: Source | Opener, name: str, *, alone: bool) -> Iterat
             windows = cut.windows(media, thorough=True)
             yield from _of_windows(windows)
         Deadline.rest()
-        end: Message = {"duration": windows.duration, "lacking": ""}
+        end: Message = {"duration": windows.duration, "lacking": windows.lacking}
         if isinstance(media, str | Path):
-            end["lacking"], end["sha256"] = cut_off(media, thorough=False), sha256(Path(media))
+            end["lacking"], end["sha256"] = cut_off(media, thorough=False) or windows.lacking, sha256(Path(media))
         tracks = read_tracks(media) if windows.duration else []
         end["tracks"] = [(track.name, list(track.cues), track.problem) for track in tracks]
         yield end, None

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from vtr.data.subtitles import Cue
 from vtr.library.found import Found, Hit
 from vtr.library.index import Snapshot
 from vtr.library.rows import SegmentRow, Span
@@ -68,7 +69,7 @@ class Hearing(Searcher):
         spans = {i: Span(rows[i].start, rows[i].end) for i in there}
         if wanted is None:
             said = self.store.said_in(spans, texts)
-            spans = {i: _around(spans[i], [c.start for c in said[i]], [c.end for c in said[i]]) for i in there}
+            spans = {i: _around(spans[i], said[i], rows[i].duration) for i in there}
         return [_found(rows[i], spans[i], float(share), near[i]) for i, share in zip(ids.tolist(), shares) if i in near]
 
     def _with_said(self, hits: list[Hit], texts: Sequence[str]) -> list[Hit]:
@@ -77,11 +78,11 @@ class Hearing(Searcher):
         return [replace(hit, said=said.get(hit.segment, ())) for hit in hits]
 
 
-def _around(span: Span, starts: Sequence[float], ends: Sequence[float]) -> Span:
-    """The part of a segment in which something is said; an image stays one."""
-    if span.end <= span.start or not starts:
+def _around(span: Span, said: Sequence[Cue], lasts: float) -> Span:
+    """As long as what is said in a segment, also where that begins before it or ends after it; an image stays one."""
+    if span.end <= span.start or not said:
         return span
-    start, end = max(span.start, min(starts)), min(span.end, max(ends))
+    start, end = min(cue.start for cue in said), min(lasts, max(cue.end for cue in said))
     return Span(start, end) if end > start else span
 
 

@@ -39,6 +39,10 @@ class MissingVectors(VtrError):
     """The file of vectors is not there: lost, or replaced by a compaction that has just been committed."""
 
 
+class BeingWritten(VtrError):
+    """Another process writes to the library."""
+
+
 class Replaced(VtrError):
     """Another library has taken the place of the one that is open."""
 
@@ -431,14 +435,16 @@ def _locked(folder: Path) -> Iterator[None]:
             with FileLock(folder / "lock.held", timeout=0):
                 yield
         except Timeout as error:
-            raise VtrError(f"{folder}: another process is writing to this library; wait for it to end") from error
+            raise BeingWritten(f"{folder}: another process is writing to this library; wait for it to end") from error
         return
     with file:
         try:
             _take(file)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                raise VtrError(f"{folder}: another process is writing to this library; wait for it to end") from error
+                raise BeingWritten(
+                    f"{folder}: another process is writing to this library; wait for it to end"
+                ) from error
             raise VtrError(
                 f"{folder}: this file system gives no lock ({error.strerror}), so two writers could not be kept apart; "
                 "keep the library on a local disk, or mend the mount (NFS needs its lock service)"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vtr.data.decode.tracks import read_tracks
+from vtr.data.media import is_image
 from vtr.data.subtitles import Track, beside, read_file
 from vtr.library.files import shown
 from vtr.library.store import Store
@@ -77,7 +78,7 @@ class SubtitleFiles:
         folder, name = os.path.split(path)
         if folder not in self._folders:
             try:
-                self._folders[folder] = beside(os.listdir(folder))
+                self._folders[folder] = _of_films(beside(os.listdir(folder)))
             except OSError:
                 self._folders[folder] = {}
         return sorted(self._folders[folder].get(name, []))
@@ -108,3 +109,9 @@ class SubtitleFiles:
 
     def _note(self, path: str, tracks: Sequence[Track]) -> None:
         self.notes += [shown(problem_line(path, t.name, t.problem)) for t in tracks if t.problem]
+
+
+def _of_films(found: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Subtitles by file; a picture that is called as a film (its poster) has none of the film's."""
+    films = {name for owner, names in found.items() if not is_image(owner) for name in names}
+    return {o: [name for name in names if name not in films or not is_image(o)] for o, names in found.items()}

@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
 
-from vtr.data.decode.pyav import open_container
+from vtr.data.decode.container import open_container
 from vtr.data.decode.types import Deadline
 from vtr.data.uri import is_uri
 from vtr.errors import UsageError, VtrError

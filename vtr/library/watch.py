@@ -16,6 +16,7 @@ from vtr.data.subtitles import ENDINGS
 from vtr.errors import VtrError
 from vtr.library.scan import below
 from vtr.library.settings import ALL, Work
+from vtr.library.store import BeingWritten
 
 if TYPE_CHECKING:
     from watchfiles import Change
@@ -145,31 +146,28 @@ def watch(
     Raises:
         VtrError: Of the start: a folder does not exist.
     """
-    import watchfiles
-
     places = [os.path.abspath(f) for f in folders]
     polling = any(map(needs_polling, map(Path, places))) if poll is None else poll
     stop, unrest = stop or threading.Event(), _Unrest(rest)
-    changes = watchfiles.watch(
-        *[p for p in places if os.path.isdir(p)] or places,
-        watch_filter=_told,
-        debounce=_TICK,
-        step=50,
-        rust_timeout=_TICK,
-        yield_on_timeout=True,
-        stop_event=stop,
-        force_polling=polling,
-        poll_delay_ms=1000,
-        raise_interrupt=True,
-    )
-    next(changes, None)  # it listens from here on: nothing that happens during the first sync is missed
+    ears = _Ears(places, polling, stop)  # from here on: nothing that happens during the first sync is missed
     for place in places:
         unrest.fresh(place)
-    yield library.sync(places, quick=True, may_be_empty=library.store.empty(), leave=unrest.look()[1], work=work)
+    while True:
+        try:
+            empty = library.store.empty()
+            report = library.sync(places, quick=True, may_be_empty=empty, leave=unrest.look()[1], work=work)
+            break
+        except BeingWritten as error:
+            problem(str(error))
+            if stop.wait(_PATIENCE):
+                return
+    yield report
     looked, again, held = time.monotonic(), 0.0, 0.0
-    for heard in changes:
-        for change, path in sorted(heard):
-            unrest.heard(os.path.abspath(path), new=change == watchfiles.Change.added)
+    for heard in ears:
+        for path, new in heard:
+            unrest.heard(path, new=new)
+        if ears.turned():
+            looked = -EVERY
         rested, moving = unrest.look()
         now = time.monotonic()
         if now < again or not (rested or now - looked > EVERY):
@@ -191,6 +189,60 @@ def watch(
         looked = time.monotonic()
         if report.added or report.moved or report.removed or report.spoken or report.failed:
             yield report
+
+
+class _Ears:
+    """What happens in folders; where another disk or another folder has come to the place of one, in that.
+
+    Args:
+        places: Their full paths.
+        polling: Look again and again.
+        stop: Ends it.
+    """
+
+    def __init__(self, places: Sequence[str], polling: bool, stop: threading.Event) -> None:
+        self._places, self._polling, self._stop = places, polling, stop
+        self._listen()
+
+    def _listen(self) -> None:
+        import watchfiles
+
+        self._there = [_identity(place) for place in self._places]
+        self._changes = watchfiles.watch(
+            *[p for p in self._places if os.path.isdir(p)] or self._places,
+            watch_filter=_told,
+            debounce=_TICK,
+            step=50,
+            rust_timeout=_TICK,
+            yield_on_timeout=True,
+            stop_event=self._stop,
+            force_polling=self._polling,
+            poll_delay_ms=1000,
+            raise_interrupt=True,
+        )
+        next(self._changes, None)
+
+    def __iter__(self) -> Iterator[list[tuple[str, bool]]]:
+        """Of half a second each, what has changed, and whether it is new."""
+        while (heard := next(self._changes, None)) is not None:
+            yield [(os.path.abspath(path), change.name == "added") for change, path in sorted(heard)]
+
+    def turned(self) -> bool:
+        """Whether something else has come to the place of a folder; it is listened to from then on."""
+        there = [_identity(place) for place in self._places]
+        if there == self._there or None in there:
+            return False
+        self._changes.close()
+        self._listen()
+        return True
+
+
+def _identity(folder: str) -> tuple[int, int] | None:
+    try:
+        facts = os.stat(folder)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _told_of(library: Library, folder: str, gone: set[str]) -> bool:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vtr.data.decode.container import open_container
 from vtr.data.decode.frames import open_media
-from vtr.data.decode.pyav import VideoReader, open_container
+from vtr.data.decode.pyav import VideoReader
 from vtr.data.decode.sniff import source_bytes
 from vtr.data.decode.types import CLOSE, Deadline, DecodeError, Player, Shot, Source, source_name
 from vtr.data.decode.windows import video_end

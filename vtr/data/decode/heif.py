@@ -1,8 +1,12 @@
-"""HEIC photos as phones write them: a grid of HEVC tiles (ISO/IEC 23008-12), put together and turned upright."""
+"""HEIC photos as phones write them (ISO/IEC 23008-12): tiles put together, cropped, turned and mirrored, on white.
+
+FFmpeg gives the tiles as they are; of a photo in one piece it cannot be asked for the crop, nor for a mirror beside EXIF.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vtr.data.decode.container import open_container
 from vtr.data.decode.image import reduced
 from vtr.data.decode.picture import Painter
 from vtr.data.decode.types import MAX_PIXELS, Deadline, DecodeError, Source, Still, opened, source_name
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_META = 64 << 20  # bytes of the description before the picture data
 _MOST_TILES = 4096
+_ALPHA = re.compile(rb"auxid:1\0|auxiliary:alpha\0")
 
 
 class _Cut(Exception):
@@ -32,14 +38,24 @@ class _Photo:
     primary: int = 0
     types: dict[int, bytes] = field(default_factory=dict)
     tiles: dict[int, list[int]] = field(default_factory=dict)  # item -> items it is derived from
+    beside: dict[int, int] = field(default_factory=dict)  # item -> the item that it is an auxiliary picture of
     places: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # item -> (method, offset, length)
     properties: list[tuple[bytes, bytes]] = field(default_factory=list)
     owned: dict[int, list[int]] = field(default_factory=dict)  # item -> properties, counted from 1
     data: bytes = b""  # idat
 
+    def of_item(self, item: int) -> list[tuple[bytes, bytes]]:
+        """The properties of an item, in order."""
+        return [self.properties[i - 1] for i in self.owned.get(item, []) if 0 < i <= len(self.properties)]
+
+    def alpha(self) -> int | None:
+        """The item that says how opaque the main item is."""
+        marks = [i for i, of in self.beside.items() if of == self.primary and self.types.get(i) == b"hvc1"]
+        return next((i for i in marks if any(k == b"auxC" and _ALPHA.search(b) for k, b in self.of_item(i))), None)
+
 
 class HeifReader:
-    """A photo made of tiles; offers what `ImageReader` does. `of` says whether a file is one."""
+    """A photo made of tiles, or one that is more than its pixels; offers what `ImageReader` does. `of` says which are."""
 
     frames = 1
     fps = 10.0
@@ -51,31 +67,42 @@ class HeifReader:
         self.name, self._least = source_name(source), least
         self._source, self._deadline, self._photo = source, deadline, photo
         try:
-            self._rows, self._columns = grid[2] + 1, grid[3] + 1
-            form = ">II" if grid[1] & 1 else ">HH"
-            wide, high = struct.unpack_from(form, grid, 4)
+            if grid:
+                self._rows, self._columns = grid[2] + 1, grid[3] + 1
+                self._size = struct.unpack_from(">II" if grid[1] & 1 else ">HH", grid, 4)
+            else:
+                self._rows = self._columns = 1
+                self._size = struct.unpack_from(
+                    ">II", next(b for k, b in photo.of_item(photo.primary) if k == b"ispe"), 4
+                )
+            wide, high = self._size
         except (IndexError, struct.error):
             raise DecodeError(self.name, "a HEIC photo whose description of its tiles is cut off") from None
         if wide * high > MAX_PIXELS or self._rows * self._columns > _MOST_TILES:
             raise DecodeError(
                 self.name, f"a HEIC photo of {wide}x{high} pixels, more than the limit of {MAX_PIXELS}: save it smaller"
             )
-        self._size = wide, high
         self.rotation = sum(-90 * (body[0] & 3) for kind, body in self._transforms() if kind == b"irot" and body) % 360
-        self.width, self.height = (high, wide) if self.rotation % 180 else (wide, high)
+        # Turned and cropped as the picture will be, of which this is one row and one column.
+        self.height, self.width = self._shown(np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (high, wide, 1))).shape[:2]
 
     @staticmethod
     def of(source: Source, deadline: Deadline, least: int | None) -> HeifReader | None:
-        """A reader where the file is a photo made of tiles; None where it is anything else that FFmpeg may read."""
+        """A reader where the file is a photo made of tiles, cropped, mirrored or transparent; None where it is anything
+        else that FFmpeg may read."""
         try:
             photo = _parse(_meta(source))
-            if photo.types.get(photo.primary) != b"grid":
-                return None
-            method, offset, length = photo.places[photo.primary]
-            grid = photo.data[offset : offset + length] if method == 1 else _at(source, offset, length)
-            return HeifReader(source, deadline, photo, grid, least)
+            kind = photo.types.get(photo.primary)
+            if kind == b"grid":
+                method, offset, length = photo.places[photo.primary]
+                grid = photo.data[offset : offset + length] if method == 1 else _at(source, offset, length)
+                return HeifReader(source, deadline, photo, grid, least)
+            own = {name for name, _ in photo.of_item(photo.primary)}
+            if kind == b"hvc1" and b"ispe" in own and (own & {b"imir", b"clap"} or photo.alpha() is not None):
+                return HeifReader(source, deadline, photo, b"", least)
         except (_Cut, KeyError, struct.error, IndexError):
-            return None
+            pass
+        return None
 
     def __enter__(self) -> HeifReader:
         return self
@@ -100,18 +127,29 @@ class HeifReader:
         return "a HEIC photo none of whose tiles could be decoded"
 
     def _transforms(self) -> list[tuple[bytes, bytes]]:
-        """Turns and mirrors of the photo in the order in which they are applied."""
-        listed = self._photo.properties
-        own = [listed[i - 1] for i in self._photo.owned.get(self._photo.primary, []) if 0 < i <= len(listed)]
-        return [(kind, body) for kind, body in own if kind in (b"irot", b"imir")]
+        """Crops, turns and mirrors of the photo in the order in which they are applied."""
+        return [(k, b) for k, b in self._photo.of_item(self._photo.primary) if k in (b"irot", b"imir", b"clap")]
+
+    def _shown(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, …) cropped, turned and mirrored."""
+        for kind, body in self._transforms():
+            if kind == b"clap":
+                picture = _cropped(picture, body)
+            elif kind == b"irot" and body:
+                picture = np.rot90(picture, body[0] & 3)  # counted anticlockwise
+            elif body:
+                picture = picture[:, ::-1] if body[0] & 1 else picture[::-1]
+        return picture
 
     def _assembled(self) -> np.ndarray:
         from PIL import Image
 
-        wanted = self._photo.tiles.get(self._photo.primary, [])
+        photo = self._photo
+        wanted = photo.tiles.get(photo.primary, []) if photo.types[photo.primary] == b"grid" else [photo.primary]
+        alpha = photo.alpha()
         if len(wanted) != self._rows * self._columns:
             raise DecodeError(self.name, "a HEIC photo that does not name all of its tiles")
-        tiles = self._decoded(set(wanted))
+        tiles = self._decoded({*wanted, *([] if alpha is None else [alpha])})
         missing = [i for i in wanted if i not in tiles]
         if missing:
             raise DecodeError(self.name, f"a HEIC photo of which {len(missing)} of {len(wanted)} tiles are damaged")
@@ -124,18 +162,16 @@ class HeifReader:
             tile = tiles[item][:high, :wide]
             canvas[row * high : row * high + tile.shape[0], column * wide : column * wide + tile.shape[1]] = tile
         picture = canvas[: self._size[1], : self._size[0]]
-        for kind, body in self._transforms():
-            if kind == b"irot" and body:
-                picture = np.rot90(picture, body[0] & 3)  # counted anticlockwise
-            elif body:
-                picture = picture[:, ::-1] if body[0] & 1 else picture[::-1]
+        veil = None if alpha is None else tiles.get(alpha)
+        if veil is not None and veil.shape[0] >= picture.shape[0] and veil.shape[1] >= picture.shape[1]:
+            opaque = veil[: picture.shape[0], : picture.shape[1], :1].astype(np.uint16)
+            picture = ((picture * opaque + 255 * (255 - opaque)) // 255).astype(np.uint8)
+        picture = self._shown(picture)
         return reduced(Image.fromarray(np.ascontiguousarray(picture)), self._least)
 
     def _decoded(self, wanted: set[int]) -> dict[int, np.ndarray]:
         """Pixels of the tiles by item: FFmpeg gives each as a stream of one packet."""
         import av
-
-        from vtr.data.decode.pyav import open_container
 
         tiles: dict[int, np.ndarray] = {}
         with open_container(self._source, self._deadline) as container:
@@ -144,7 +180,7 @@ class HeifReader:
         return tiles
 
     def _decode_all(self, container: InputContainer, wanted: set[int], tiles: dict[int, np.ndarray]) -> None:
-        painter = Painter(self.name)
+        painter = Painter(self.name, turns=False)
         streams = [s for s in container.streams.video if s.id in wanted]
         by_index = {s.index: s for s in streams}
         for packet in container.demux(*streams) if streams else ():
@@ -155,6 +191,19 @@ class HeifReader:
             for frame in [*context.decode(packet), *context.decode(None)]:
                 tiles.setdefault(packet.stream.id, painter.rgb(frame))
                 self._deadline.progress()
+
+
+def _cropped(picture: np.ndarray, body: bytes) -> np.ndarray:
+    """A picture's clean aperture: width, height, and how far its middle is from the picture's, as fractions."""
+    values = struct.unpack(">IIIIiIiI", body[:32]) if len(body) >= 32 else ()
+    if not values or not all(values[1::2]):
+        return picture
+    wide, high, right, down = (values[i] / values[i + 1] for i in (0, 2, 4, 6))
+    left = round((picture.shape[1] - wide) / 2 + right)
+    top = round((picture.shape[0] - high) / 2 + down)
+    if left < 0 or top < 0 or wide < 1 or high < 1:
+        return picture
+    return picture[top : top + round(high), left : left + round(wide)]
 
 
 def _at(source: Source, offset: int, length: int) -> bytes:
@@ -235,6 +284,8 @@ def _parse(meta: bytes) -> _Photo:
                 item, count = fields.take(wide), fields.take(2)
                 if relation == b"dimg":
                     photo.tiles[item] = [fields.take(wide) for _ in range(count)]
+                elif relation == b"auxl" and count:
+                    photo.beside[item] = fields.take(wide)
         elif kind == b"iloc":
             _parse_places(body, photo)
         elif kind == b"idat":

@@ -62,7 +62,7 @@ class ImageReader:
         self._first = 1 if self.frames > 1 and getattr(self._image, "default_image", False) else 0
         self.frames -= self._first
         self.rotation = {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(self._orientation(), 0)
-        turned = self.rotation in (90, 270)
+        turned = self.rotation in (90, 270) and self.codec != "tiff"  # whose size PIL gives as it is shown
         self.width, self.height = (height, width) if turned else (width, height)
         self._least = least
         self._light = self._told_light()
@@ -150,6 +150,11 @@ class ImageReader:
             wide = np.asarray(image)
             deep = self.codec == "png" or wide.max(initial=0) > 255  # a PNG of 16 bits uses them all
             image = Image.fromarray((wide >> 8 if deep else wide).clip(0, 255).astype(np.uint8))
+        elif image.mode == "F":  # white is 1, or the most that 8 or 16 bits hold
+            light = np.nan_to_num(np.asarray(image))
+            top = light.max(initial=0)
+            white = 1 if top <= 1 else 255 if top <= 255 else 65535
+            image = Image.fromarray((light * (255 / white) + 0.5).clip(0, 255).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
             over = image.convert("RGBA")
             flat = Image.new("RGBA", over.size, (255, 255, 255, 255))

@@ -38,10 +38,11 @@ class Painter:
 
     Attributes:
         aspect: Width by height of one pixel as the container says; None or 0 where it does not.
+        turns: Whether pictures are turned as the file asks.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, *, turns: bool = True) -> None:
+        self.name, self.turns = name, turns
         self.aspect: Fraction | None = None
         self._reformatter: VideoReformatter | None = None
         self._turn: tuple[int, Matrix | None] | None = None
@@ -73,7 +74,7 @@ class Painter:
             raise DecodeError(self.name, f"pixels of format {frame.format.name} cannot be shown: {error}") from None
         if hdr:
             pixels = standard_range(pixels, int(frame.color_trc), wide=frame.color_primaries in (WIDE, _UNSPECIFIED))
-        return oriented(pixels, self._matrix(frame))
+        return oriented(pixels, self._matrix(frame)) if self.turns else pixels
 
     def _matrix(self, frame: VideoFrame) -> Matrix | None:
         """The frame's display matrix, read again only where the turn changes.

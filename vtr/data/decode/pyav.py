@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 from collections.abc import Iterator
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from vtr.data.decode.clock import FAR, Clock, Sound
+from vtr.data.decode.container import open_container
 from vtr.data.decode.packets import ONE_FRAME_PER_PACKET, hidden, strange
 from vtr.data.decode.picture import Painter, VideoShot
 from vtr.data.decode.sparse import CODECS, Looks, Sparse, Unread
-from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Shot, Source, opened, source_name
+from vtr.data.decode.types import CLOSE, MAX_PIXELS, Deadline, DecodeError, Shot, Source, source_name
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
@@ -30,66 +29,12 @@ _ABSOLUTE = {"mov", "mp4", "matroska", "webm", "ogg"}
 _BREAKS = {"mpegts", "mpeg"}  # containers whose stamps may break off and begin anew
 _KEEP_BYTES = 8 << 20  # packets of files up to this size are kept between counting and decoding
 _SMALL_PIXELS = 640 * 360 + 1  # below this, starting decoder threads costs more than it saves
-_BLOCK = 1 << 20  # reading this much more of a file is progress
 _BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before a moment at which a key frame is looked for
 _STILL = 1.0  # seconds of sound that make a film of one picture
 _NEAR = 0.5  # seconds by which the end that a header claims may miss what is there
 _LOOKS = 24  # places of a long recording whose stamps are looked at
 _NO_KEY = 2000  # packets without a key frame after which a place is given up
 _NO_STAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: a bare stream, which cannot be entered by time
-
-
-class _Input(io.RawIOBase):
-    """A file as FFmpeg sees it: no name to read meaning into (dashes, `%03d`, `http:`), and a time limit in reads."""
-
-    def __init__(self, source: Source, deadline: Deadline) -> None:
-        self._file = opened(source, buffering=0)
-        self._deadline = deadline
-        self._blocks: set[int] = set()
-
-    def read(self, size: int = -1) -> bytes:
-        self._deadline.check()
-        block = self._file.tell() // _BLOCK
-        data = self._file.read(size) or b""
-        if data and block not in self._blocks:
-            self._blocks.add(block)
-            self._deadline.progress()
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def open_container(source: Source, deadline: Deadline) -> InputContainer:
-    """A file opened by FFmpeg, which closes it with the container.
-
-    Raises:
-        FFmpegError, ValueError, RuntimeError: As PyAV says.
-    """
-    import av
-
-    file = _Input(source, deadline)
-    try:
-        # A playlist inside an upload must not make FFmpeg open other files or addresses: no protocol is allowed.
-        options = {"protocol_whitelist": "none"}
-        if int(av.__version__.partition(".")[0]) >= 19:  # which takes metadata that is no UTF-8 as it is
-            return av.open(file, "r", options=options, buffer_size=65536)
-        return av.open(file, "r", options=options, buffer_size=65536, metadata_errors="replace")
-    except BaseException:
-        file.close()
-        raise
 
 
 class VideoReader:
@@ -103,11 +48,12 @@ class VideoReader:
         trusted: Whether counting packets counts frames.
         entered: Whether the last `play_from` jumped into the file.
         lost: Whether a frame that was to come out of the last `play` did not, or came out damaged.
+        between: Most packets of other video tracks between two of this one, or behind it: a recording glued to this one.
     """
 
     def __init__(self, source: Source, deadline: Deadline, head: bytes, threads: int | None = None) -> None:
         self.name = source_name(source)
-        self.errors = 0
+        self.errors = self.between = 0
         self.lost = False
         self.first_error = ""
         self.regular = True
@@ -250,18 +196,24 @@ class VideoReader:
 
         if whole:
             self._sound = Sound()
-        packets = self._container.demux(*(streams := (self._stream, *(self._container.streams.audio if whole else ()))))
-        first = True
+        there = self._container.streams
+        others = (*there.audio, *(s for s in there.video if self.breaks and s is not self._stream)) if whole else ()
+        packets = self._container.demux(*(streams := (self._stream, *others)))
+        first, run, longest = True, 0, 0
         while True:
             self._deadline.check()
             try:
                 packet = next(packets)
             except StopIteration:
+                self.between = max(run, longest) if whole else self.between
                 return
             except DecodeError:
                 raise
-            except IndexError as error:  # damage that looks like a stream of its own, which PyAV does not know
+            except (
+                IndexError
+            ) as error:  # a track that begins here, or damage that looks like one: PyAV does not know it
                 self._note(error)
+                run += _NO_KEY  # its packets cannot be counted
                 packets = self._container.demux(*streams)
                 continue
             except (av.error.FFmpegError, ValueError) as error:
@@ -270,13 +222,15 @@ class VideoReader:
             if packet.size == 0:  # the flush packet comes last; the decoder is flushed by `_decoded`
                 continue
             if packet.stream_index != self._stream.index:
-                if packet.pts is not None:
+                if packet.stream.type == "video":
+                    run += 1
+                elif packet.pts is not None:
                     tick = float(packet.time_base)
                     self._sound.heard(packet.pts * tick, (packet.duration or 0) * tick)
                 continue
             if first and packet.has_sidedata("encryption_info"):
                 raise DecodeError(self.name, "its video is encrypted (DRM), no key")
-            first = False
+            first, run, longest = False, 0, max(run, longest)
             yield packet
 
     def scan(self) -> np.ndarray:
@@ -427,6 +381,17 @@ class VideoReader:
         if abs(claimed - self.end) <= _NEAR or self.end < claimed <= self.end + FAR:
             return claimed
         return self.end
+
+    def lacking(self) -> str:
+        """What of the file was not shown, once it was played to its end; "" where that is nothing to speak of."""
+        if self.between > 2 * self.fps:
+            return "tracks begin in its middle (another recording glued to it, or damage), which are not read: cut them apart"
+        if self.errors > 2 + 0.1 * self._seen:
+            return f"damaged: {self.errors} of its packets cannot be decoded ({self.first_error})"
+        claimed = self.claimed_end or 0.0
+        if self.claimed > 1.02 * self._seen + 2 and 0.9 * claimed - 1 > self.end > claimed - FAR:
+            return f"its header names {claimed:.1f} s, {self.end:.1f} s are there: damaged, or a wrong index"
+        return ""
 
     def play_from(self, moment: float, *, sure: bool = False) -> Iterator[tuple[float, VideoShot]]:
         """As `play`, but from the frame on display at a moment on.

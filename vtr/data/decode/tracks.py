@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtr.data.decode.pyav import open_container
+from vtr.data.decode.container import open_container
 from vtr.data.decode.types import Deadline, Source, source_name
 from vtr.data.subtitles import Cue, Track, plain
 from vtr.errors import VtrError

@@ -41,11 +41,12 @@ class Windows:
         duration: Seconds of the file's timeline, once the last window is out; 0 for an image.
         claimed: Where the file says that it ends, once the first window is out; 0 where it does not.
         damaged: Whether something of it could not be decoded, once the last window is out.
+        lacking: What of it no window shows, in words.
     """
 
     def __init__(self, windows: Callable[[Windows], Iterator[Window]]) -> None:
         self.duration = self.claimed = 0.0
-        self.damaged = False
+        self.damaged, self.lacking = False, ""
         self._windows = windows(self)
 
     def __iter__(self) -> Windows:
@@ -113,7 +114,8 @@ def read_windows(
                 yield made
                 deadline.progress()  # the time that its user took is no fault of the file
             owner.duration = cut.duration
-            owner.damaged = isinstance(reader, VideoReader) and bool(reader.errors or reader.lost)
+            if isinstance(reader, VideoReader):
+                owner.damaged, owner.lacking = bool(reader.errors or reader.lost), reader.lacking()
 
     return Windows(windows)
 

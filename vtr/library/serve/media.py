@@ -234,7 +234,7 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-_Key = tuple[str, int, int]  # library, segment, frames
+_Key = tuple[str, int, float, float, int]  # library, segment, its ends, frames
 
 
 class Thumbnails:
@@ -256,7 +256,7 @@ class Thumbnails:
         """
         opened = self.files.open(moment.video)
         try:
-            key = (moment.library, moment.id, frames)
+            key = (moment.library, moment.id, moment.start, moment.end, frames)
             with self._lock:
                 lock = self._making.setdefault(key, threading.Lock())
             with lock:  # those who ask for the same picture meanwhile wait for it
