@@ -113,15 +113,23 @@ def default(field: dataclasses.Field[object]) -> str:
     return code(json.dumps(value, default=str) if isinstance(value, bool | tuple) else value)
 
 
+def explained(kind: type, name: str) -> str:
+    """What is said of a key or a flag; the site is not built without."""
+    text = said(kind, name)
+    if not text.strip():
+        raise ValueError(f"{kind.__module__}.{kind.__qualname__}.{name}: nothing is said of it")
+    return text
+
+
 def keys(kind: type) -> str:
     """A dataclass's or TypedDict's keys as a table."""
     if not dataclasses.is_dataclass(kind):
         names = vars(kind)["__annotations__"]
-        return table(("key", "type", ""), ((code(n), code(_plain(t)), said(kind, n)) for n, t in names.items()))
+        return table(("key", "type", ""), ((code(n), code(_plain(t)), explained(kind, n)) for n, t in names.items()))
     fields = dataclasses.fields(kind)
     return table(
         ("key", "type", "default", ""),
-        ((code(f.name), code(_plain(f.type)), default(f), said(kind, f.name)) for f in fields),
+        ((code(f.name), code(_plain(f.type)), default(f), explained(kind, f.name)) for f in fields),
     )
 
 
@@ -152,7 +160,7 @@ def _verb(verb: str) -> str:
     for f in fields:
         value = "" if str(f.type) == "bool" else f" {_metavar(_plain(f.type))}"
         shown = f"{flag_of(f)}{value}" if flag_of(f) else f.name.upper()
-        rows.append((code(shown), "" if f.default is False else default(f), said(kind, f.name)))
+        rows.append((code(shown), "" if f.default is False else default(f), explained(kind, f.name)))
     about = inspect.getdoc(kind) or VERBS[verb][1]
     if verb in ENTRIES:
         about = VERBS[verb][1][0].upper() + VERBS[verb][1][1:] + "."
