@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtr.data.lists import KNOWN, Entry, Listing, listing_of, name_of, texts_of
+from vtr.data.cells import name_of, texts_of
+from vtr.data.lists import KNOWN, Entry, Listing, listing_of
 from vtr.data.media import ending
 from vtr.data.tables import Record, Table, normal, read_names, read_table, refuse, what_is
 from vtr.errors import VtrError

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vtr.data.lists import name_of, texts_of
+from vtr.data.cells import name_of, texts_of
 from vtr.data.tables import Record, Table, read_table, refuse, what_is
 from vtr.errors import VtrError
 from vtr.eval.annotations import Item

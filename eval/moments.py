@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vtr.data.lists import name_of
+from vtr.data.cells import name_of
 from vtr.data.tables import Table, read_table, refuse, what_is
 from vtr.errors import VtrError
 

@@ -286,6 +286,7 @@ def test_metadata_are_a_file_and_its_other_columns_whatever_they_hold(tmp_path: 
         ("Start Time,End Time", ("00:00,00:01", "00:01,00:02")),
         ("start_frame,end_frame", ("0,5", "5,10")),
         ("timestamp,no", ("0,1", "3,2")),
+        ("Start_timestamp,End_timestamp", ("00:00:01.000,00:00:02.000", "00:00:03.000,00:00:04.000")),
     ],
 )
 def test_captions_of_parts_of_one_file_are_refused_and_equal_spans_are_none(
@@ -295,7 +296,7 @@ def test_captions_of_parts_of_one_file_are_refused_and_equal_spans_are_none(
     path.write_text(f"video,{columns},caption\na.mp4,{spans[0]},red\na.mp4,{spans[0]},scarlet\nb.mp4,{spans[1]},blue\n")
     assert [e.captions for e in read_list(path).entries] == [("red",), ("scarlet",), ("blue",)]
     path.write_text(f"video,{columns},caption\na.mp4,{spans[0]},red\na.mp4,{spans[1]},blue\n")
-    with pytest.raises(VtrError, match=r"line 3: tells of a part of a\.mp4 .* and line 2 of another"):
+    with pytest.raises(VtrError, match=r"line 3: tells of a part of a\.mp4 .* and line 2 .* of another"):
         read_list(path)
 
 
@@ -305,3 +306,27 @@ def test_what_excel_writes_for_texts_and_for_errors_is_seen_through(tmp_path: Pa
     first, second = read_list(path).entries
     assert (first.key, first.captions) == ("007", ("red",))
     assert "'#NAME?' stands for a value that is missing" in second.bad
+
+
+def test_captions_of_several_spans_in_one_row_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("videoID,timestamp,caption\na,\"[['0:00', '0:05'], ['0:05', '0:10']]\",\"['red', 'blue']\"\n")
+    with pytest.raises(VtrError, match=r"line 2: tells of a part of a .* and the same row of another"):
+        read_list(path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ("['red' 'a, b']", ("red", "a, b")),  # NumPy's
+        ("['red'\n 'blue']", ("red", "blue")),
+        ("['it''s red', \"x's\"]", ("it's red", "x's")),  # quotes doubled as SQL has them
+        ("['red', 'blue']", ("red", "blue")),
+    ],
+)
+def test_texts_listed_in_a_cell_are_not_glued(cell: str, texts: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text(
+        json.dumps({"video": "a.mp4", "captions": cell}) + "\n" + json.dumps({"video": "b.mp4", "captions": "b"})
+    )
+    assert read_list(path).entries[0].captions == texts

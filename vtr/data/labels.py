@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vtr.data.cells import NOTHING, name_of
 from vtr.data.finder import RootIndex, VideoFinder
-from vtr.data.lists import LABEL, NOTHING, VIDEO, name_of, of_split, split_of
+from vtr.data.lists import LABEL, VIDEO, of_split, split_of
 from vtr.data.tables import Record, Table, normal, read_table, read_text, refuse, split_lines, what_is
 from vtr.errors import VtrError, unknown_name
 

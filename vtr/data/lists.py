@@ -12,14 +12,12 @@ Nothing is replaced or skipped: a row that cannot be used says why in `bad`, a f
 
 from __future__ import annotations
 
-import ast
-import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vtr.data.cells import name_of, texts_of
 from vtr.data.tables import Record, Table, bare, normal, read_table, refuse, what_is
 from vtr.errors import VtrError
 
@@ -39,24 +37,14 @@ LABEL = ("label", "labels", "class", "classid", "classname", "category", "catego
 KEY = ("key", "id", "sampleid", "uid")
 KNOWN = frozenset((*VIDEO, *CAPTION, *LABEL, *KEY))
 _NUMBERED = re.compile(r"(caption|text|sentence|description)\d+")
-# What programs write for a value that is not there.
-NOTHING = frozenset((
-    "nan", "NaN", "NAN", "null", "NULL", "Null", "None", "NA", "N/A", "<NA>",
-    "#N/A", "#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!",
-))  # fmt: skip
-_FORMULA = re.compile(r'="([^"]*)"')  # how a text is kept from Excel, which takes 007 for 7
 # Columns that say which part of its file a row is of, as `normal` makes them.
 _SPAN = re.compile(
-    r"(clip|segment|time|t|video)?(start|begin|end|stop)(time|times|s|sec|secs|seconds|ms|frame|\W.*)?|timestamps?"
+    r"(clip|segment|time|t|video)?(start|begin|end|stop)(time|times|timestamp|s|sec|secs|seconds|ms|frame|\W.*)?|timestamps?"
 )
-_HALF = "holds half a character (a lone surrogate: cut text?)"
-_LITTLE = frozenset(
-    ("a", "an", "the", "is", "are", "of", "in", "on", "and", "with", "to", "at")
-)  # no caption by themselves
+_SPANS = re.compile(r"\[\s*[\[(].*[\])]\s*,\s*[\[(].*", re.DOTALL)  # several of them in one cell
 _SPLIT_NAMES = (("train", "training", "restval"), ("val", "validate", "validation", "dev"), ("test", "testing"))
 _SPLITS = tuple(name for names in _SPLIT_NAMES for name in names)
 _SPLIT = ("split", "subset", "partition")  # columns of them
-_INNER = ("raw", "caption", "sentence", "text", "description")  # of a caption that is an object
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,11 +146,13 @@ def _check_whole(path: Path, entries: Sequence[Entry]) -> None:
     for entry in entries:
         span = {k: str(v).strip() for k, v in entry.cells.items() if k != entry.column and _SPAN.fullmatch(normal(k))}
         other, theirs = first.setdefault(entry.videos[0] if span and entry.videos else "", (entry, span))
-        if span and theirs != span and not entry.bad:
-            told, before = (", ".join(f"{k} {v}" for k, v in s.items()) for s in (span, theirs))
+        several = len(entry.captions) > 1 and any(map(_SPANS.match, span.values()))
+        if span and (several or theirs != span) and not entry.bad:
+            told, before = (", ".join(f"{k} {v[:60]}" for k, v in s.items()) for s in (span, theirs))
+            before = "the same row" if several else f"{other.place} ({before})"
             raise VtrError(
-                f"{path}: {entry.place}: tells of a part of {entry.videos[0]} ({told}), and {other.place} of another "
-                f"({before}); expected captions of whole files: cut the parts into files of their own, leave those columns "
+                f"{path}: {entry.place}: tells of a part of {entry.videos[0]} ({told}), and {before} of "
+                "another; expected captions of whole files: cut the parts into files of their own, leave those columns "
                 "out where the captions are of the whole, or measure moments with python -m vtr.moments"
             )
 
@@ -187,86 +177,6 @@ def of_split(path: Path, rows: Sequence[tuple[str, str]], split: str | None) -> 
             f"{path}: its rows have no split{asked}, only {', '.join(sorted(there))}; say which (`vtr shards build --split`), or give a list of one"
         )
     return chosen
-
-
-def texts_of(value: object) -> tuple[tuple[str, ...], str]:
-    """The captions that a value holds, and why it holds none: one text, or a list of texts."""
-    if isinstance(value, str):
-        listed = _listed(value)
-        if listed is None:
-            said = _bare(value)
-            why = _wordless(said)
-            return ((), why) if why else ((said,), "")
-        value = listed
-    if not isinstance(value, list):
-        inner = _inner(value)
-        return ((), f"the caption is {what_is(value)}, not text") if inner is None else texts_of(inner)
-    texts: list[str] = []
-    for number, one in enumerate(value, 1):
-        text = one if isinstance(one, str) else _inner(one)
-        if not isinstance(text, str):
-            return (), f"caption {number} of {len(value)} is {what_is(one)}, not text"
-        why = _wordless(bare(text))
-        if why:
-            return (), f"caption {number} of {len(value)}: {why}"
-        texts.append(bare(text))
-    if len(texts) > 1 and not any(" " in t for t in texts) and any(t.lower() in _LITTLE for t in texts):
-        return (), f"its captions are single words ({', '.join(texts[:4])} …), as the tokens of one caption: join them"
-    return tuple(texts), "" if texts else "no caption: an empty list"
-
-
-def name_of(value: object) -> tuple[str, str]:
-    """A file's name or an id, and why it is none: text, or a whole number (0 is one, and 007 is not 7)."""
-    if isinstance(value, str):
-        name = _bare(value)
-        return name, ("is empty" if not name else _HALF if _halved(name) else "")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value), ""
-    return "", f"is {what_is(value)}"
-
-
-def _bare(text: str) -> str:
-    """A cell's text without blanks, marks and Excel's way to say that it is one (`="007"`)."""
-    formula = _FORMULA.fullmatch(bare(text))
-    return bare(formula[1] if formula else text)
-
-
-def _halved(text: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def _wordless(text: str) -> str:
-    if _halved(text):
-        return f"the caption {_HALF}"
-    if not text:
-        return "no caption: it is empty"
-    if text in NOTHING:
-        return f"no caption: {text!r} stands for a value that is missing"
-    if not any(c.isalnum() or unicodedata.category(c) == "So" for c in text):
-        return f"no caption: {text[:20]!r} holds no letter or digit"
-    return ""
-
-
-def _listed(text: str) -> list[object] | None:
-    """A list of texts that was written into one cell, as pandas does."""
-    text = text.strip()
-    if not (text.startswith(("['", '["')) and text.endswith(("']", '"]'))) and text != "[]":
-        return None
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            found = parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(found, list):
-            return found
-    return None
-
-
-def _inner(value: object) -> object:
-    """The text of a caption that is an object, as in Karpathy's splits: {"raw": …, "tokens": …}."""
-    if isinstance(value, dict):
-        return next((value[k] for k in _INNER if isinstance(value.get(k), str)), None)
-    return None
 
 
 def _shown(columns: Iterable[str]) -> str:

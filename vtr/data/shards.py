@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from braceexpand import braceexpand
 
-from vtr.data.lists import texts_of
+from vtr.data.cells import texts_of
 from vtr.data.media import IMAGE, VIDEO
 from vtr.data.remote import open_remote
 from vtr.data.tables import split_lines
