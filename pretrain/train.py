@@ -190,10 +190,26 @@ class Run:
             The checkpoint to continue from.
         """
         settings, ranks = self.settings, self.ranks
-        check_stages(self.corpus, self.recipe, self.stages, ranks.size)
+        ranks.together(lambda: check_stages(self.corpus, self.recipe, self.stages, ranks.size))
         found = None if settings.dry_run else to_continue(self.out, settings.resume, ranks)
-        left = self._left(found[1] if found else None)
+        left = ranks.together(lambda: self._left(found[1] if found else None))
         ranks.together(lambda: self._find_weights(left))
+        ranks.together(lambda: self._build(found))
+        self.model.to(ranks.device)
+        if found is None and not settings.init:
+            warm_up(self.model, self.recipe)
+        if ranks.size > 1:
+            for value in self.model.state_dict().values():
+                dist.broadcast(value, 0)
+        self._guides(left)
+        self.model.vision_encoder.checkpointing = self.model.text_encoder.checkpointing = settings.checkpointing
+        if ranks.size > 1 and (settings.fsdp or ranks.sharding_asked_for):
+            sharding.shard_blocks(self.model, ranks.device, reshard=ranks.reshard)
+        return found[1] if found else None
+
+    def _build(self, found: tuple[Path, State] | None) -> None:
+        """The model of the checkpoint's settings, or of --init, or new."""
+        settings = self.settings
         set_seed(self.recipe.seed)
         own = initial_model(settings.init) if settings.init and settings.model is None else None
         self.model = own or build.build_model(
@@ -207,19 +223,8 @@ class Run:
         if found is not None:
             plain = ModelConfig(video=type(self.model.config.video)())
             defaults = {"recipe": dataclasses.asdict(Recipe()), "model": plain.to_dict()}
-            check_same_run(*found, self.identity, defaults, ranks, accept_changes=settings.accept_changes)
+            check_same_run(*found, self.identity, defaults, self.ranks, accept_changes=settings.accept_changes)
         self._load_initial(own is not None)
-        self.model.to(ranks.device)
-        if found is None and not settings.init:
-            warm_up(self.model, self.recipe)
-        if ranks.size > 1:
-            for value in self.model.state_dict().values():
-                dist.broadcast(value, 0)
-        self._guides(left)
-        self.model.vision_encoder.checkpointing = self.model.text_encoder.checkpointing = settings.checkpointing
-        if ranks.size > 1 and (settings.fsdp or ranks.sharding_asked_for):
-            sharding.shard_blocks(self.model, ranks.device, reshard=ranks.reshard)
-        return found[1] if found else None
 
     def _size(self) -> str:
         return self.settings.model or ("demo" if self.settings.corpus == "demo" else "middle")

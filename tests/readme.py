@@ -187,12 +187,13 @@ class Shell:
         return 1
 
     def close(self) -> int:
-        """Ctrl-C for the server, if one runs; its exit code."""
+        """Ctrl-C for the server, if one runs; its exit code, where that is not the one of Ctrl-C (0 where it is ignored)."""
         server, self._server = self._server, None
         if server is None or server.poll() is not None:
             return 0 if server is None else server.returncode
         server.send_signal(signal.SIGINT)
-        return server.wait(60)
+        code = server.wait(60)
+        return 0 if code == 130 else code
 
 
 def run(options: argparse.Namespace, page: Path, folder: Path) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vtr
+from tests.helpers import write_videos
 from vtr.cli import main
 from vtr.completion import SHELLS, script
 from vtr.verbs import VERBS
@@ -68,13 +69,20 @@ def test_wrong_words_for_a_launch_are_one_line(words: list[str], says: str, caps
 
 
 def test_an_error_of_several_ranks_is_one_line_with_its_exit_code_and_nothing_of_the_launcher(tmp_path: Path) -> None:
-    words = ["pretrain", "--corpus", "demo", "--ranks", "2", "--out", str(tmp_path), "--set", "masked.stepz=3"]
+    write_videos(tmp_path, 4)
+    (tmp_path / "list.csv").write_text("video,caption\n" + "".join(f"clip{i}.mp4,{i}\n" for i in range(4)))
+    (tmp_path / "bad").mkdir()
+    words = ["pretrain", "--corpus", str(tmp_path / "list.csv"), "--ranks", "2", "--out", str(tmp_path / "out")]
+    words += ["--init", str(tmp_path / "bad"), "--stage", "unmasked", "--set", "batch_size=2", "streams=2"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "VTR_"))}
     done = subprocess.run(
         [sys.executable, "-m", "vtr.cli", *words], capture_output=True, text=True, timeout=120, env=environment
     )
-    assert done.returncode == 2
-    assert done.stderr == "vtr: unknown setting in 'masked.stepz': 'stepz': did you mean 'steps'?\n"
+    assert done.returncode == 1
+    [said] = [line for line in done.stderr.splitlines() if "vtr:" in line or "Error" in line]
+    assert (
+        said == f"vtr: {tmp_path / 'bad'}: config.json is missing; expected a model folder or a run that has finished"
+    )
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -92,6 +92,13 @@ def resolve(settings: TuneSettings) -> tuple[Task, TuneRecipe]:
     return task, chosen
 
 
+def _begun(settings: TuneSettings, recipe: TuneRecipe, names: tuple[str, ...]) -> tuple[RecognitionModel, list[str]]:
+    """The model with the weights it begins with, and what is to be said of them."""
+    set_seed(recipe.seed)
+    model = build_model(settings.model or "tiny", recipe, names)
+    return model, initialise(model, settings, recipe)
+
+
 def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     """Fine-tune and test; returns the run folder."""
     task, chosen = resolve(settings)
@@ -102,15 +109,13 @@ def tune(settings: TuneSettings, watch: Watch | None = None) -> Path:
     if watch is not None:
         watch.start()
     names = class_names(settings) if task.layout == "own" and settings.test_only else ()
-    splits = load_splits(settings, task, chosen.classes, names)
+    splits = ranks.together(lambda: load_splits(settings, task, chosen.classes, names))
     if ranks.main:
         print(describe(settings, task, chosen, splits), file=sys.stdout if settings.dry_run else sys.stderr)
     say_how(ranks)
     splits = small_copies(settings, splits, ranks)
     chosen = settled(chosen, splits)
-    set_seed(chosen.seed)
-    model = build_model(settings.model or "tiny", chosen, splits["test"].names)
-    said = initialise(model, settings, chosen)
+    model, said = ranks.together(lambda: _begun(settings, chosen, splits["test"].names))
     if ranks.main:
         for line in said:
             print(line, file=sys.stderr)
@@ -245,7 +250,10 @@ class Tuning:
         if not settings.test_only:
             plain = config_to_dict(type(self.model.config.video)())
             defaults = {"recipe": dataclasses.asdict(type(self.recipe)()), "model": plain}
-            check_same_run(path, state, self.identity, defaults, self.ranks, accept_changes=settings.accept_changes)
+            accept = settings.accept_changes
+            self.ranks.together(
+                lambda: check_same_run(path, state, self.identity, defaults, self.ranks, accept_changes=accept)
+            )
         return state
 
     def fit(self, stop: Stop) -> None:

@@ -8,6 +8,8 @@ T frames, S pixels, w width of the embedding.
 from __future__ import annotations
 
 import base64
+import contextlib
+import ctypes
 import os
 import time
 from collections import deque
@@ -37,6 +39,7 @@ _AHEAD = 1024  # files that may be done before the first of them is
 _HELD = 64 << 20  # bytes of vectors that may wait for files before theirs
 _STALE = 1.0  # seconds after which a batch is encoded though it is not full
 _POLL = 0.05  # seconds until a job that was not known is asked for again
+_TRIM = 8  # batches after which freed memory is given back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +180,7 @@ class Pipeline:
         self._begun = 0.0  # when the first window of the batch came
         self._seconds = self._weight = 0.0  # of what is given out
         self._held = 0  # bytes of vectors that are not given out
+        self._batches = 0  # encoded
 
     def __enter__(self) -> Pipeline:
         return self
@@ -279,6 +283,9 @@ class Pipeline:
             elif isinstance(found, Connection):
                 self._hear(pipes[found])
         for done in self._encoders.collect():
+            self._batches += 1
+            if self._batches % _TRIM == 0:
+                _give_back()
             for place, vector in zip(done.places, done.vectors):
                 if place.attempt == place.item.attempt:
                     place.item.vectors[place.number] = vector
@@ -354,6 +361,12 @@ class Pipeline:
 
     def _call(self) -> None:
         os.write(self._mouth, b".")
+
+
+def _give_back() -> None:
+    """Hand freed memory back to the system: glibc keeps it in scattered pieces, more of them the longer a film is."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _crash(name: str, how: str) -> Failure:
