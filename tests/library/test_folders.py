@@ -13,6 +13,8 @@ from tests.helpers import small_model, video_bytes, write_videos
 from vtr.cli import main
 from vtr.errors import VtrError
 from vtr.library import Library
+from vtr.library.files import read_metadata, texts_like_numbers
+from vtr.library.rows import Metadata
 from vtr.library.scan import find_media
 
 
@@ -250,6 +252,40 @@ def test_metadata_columns_with_names_of_ours_are_said_when_given_and_when_asked_
         with pytest.raises(VtrError) as error:
             library.search("a dog", where="datum > 3")
         assert str(error.value).count("'date'") <= 1
+
+
+def test_two_rows_of_one_file_with_other_values_are_refused(tmp_path: Path) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text("path,views\na.mp4,3\nb.mp4,1\n./a.mp4,3\n")
+    assert len(read_metadata(listing)) == 2
+    listing.write_text("path,views\na.mp4,3\nb.mp4,1\n./a.mp4,4\n")
+    with pytest.raises(VtrError, match=r"line 4: \./a\.mp4 has other values in line 2"):
+        read_metadata(listing)
+
+
+def test_texts_that_look_like_numbers_and_dates_are_told_as_a_filter_does_not_read_them() -> None:
+    rows: list[Metadata] = [
+        {
+            "price": "12,25",
+            "views": 3,
+            "day": "03.02.2024",
+            "share": "5 %",
+            "id": "007",
+            "when": "2024-02-03",
+            "say": "4 dogs",
+        },
+        {
+            "price": "1.000,5",
+            "views": "1 000",
+            "day": "3/2/24",
+            "share": 1,
+            "id": "12",
+            "when": "2024",
+            "say": "5 or 6",
+        },
+    ]
+    told = [note.split(" is ")[0] for note in texts_like_numbers(rows)]
+    assert told == [f"metadata: {name}" for name in ("price", "day", "share", "views")]
 
 
 def test_metadata_of_a_file_that_is_in_the_library_already_is_taken(tmp_path: Path) -> None:
