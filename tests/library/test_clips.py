@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import tarfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,13 @@ def test_a_sources_own_timecode_is_where_its_frames_are_counted_from(
 def test_what_cannot_be_counted_is_said(tmp_path: Path) -> None:
     _, [note] = timeline(".edl", [hit(tmp_path / "gone.mp4")], "")
     assert note == "gone.mp4 cannot be opened (No such file or directory): counted at 25 frames a second"
+
+
+def test_samples_of_shards_are_said_to_be_in_them(films: list[Path], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as shard:
+        shard.add(films[0], "a.mp4")
+    _, [note] = timeline(".edl", [hit(tmp_path / "x.tar" / "a.mp4")], "")
+    assert note.startswith("1 files lie in shards")
 
 
 def test_a_table_loses_no_column_and_computes_nothing() -> None:

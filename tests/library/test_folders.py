@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers import small_model, video_bytes, write_videos
+from tests.helpers import small_model, video_bytes, write_tar, write_videos
 from vtr.cli import main
 from vtr.errors import VtrError
 from vtr.library import Library
+from vtr.library.files import media_source, read_metadata, texts_like_numbers
+from vtr.library.rows import Metadata
 from vtr.library.scan import find_media
+from vtr.library.work import wanted
 
 
 def put(path: Path, content: bytes = b"x") -> Path:
@@ -252,6 +255,40 @@ def test_metadata_columns_with_names_of_ours_are_said_when_given_and_when_asked_
         assert str(error.value).count("'date'") <= 1
 
 
+def test_two_rows_of_one_file_with_other_values_are_refused(tmp_path: Path) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text("path,views\na.mp4,3\nb.mp4,1\n./a.mp4,3\n")
+    assert len(read_metadata(listing)) == 2
+    listing.write_text("path,views\na.mp4,3\nb.mp4,1\n./a.mp4,4\n")
+    with pytest.raises(VtrError, match=r"line 4: \./a\.mp4 has other values in line 2"):
+        read_metadata(listing)
+
+
+def test_texts_that_look_like_numbers_and_dates_are_told_as_a_filter_does_not_read_them() -> None:
+    rows: list[Metadata] = [
+        {
+            "price": "12,25",
+            "views": 3,
+            "day": "03.02.2024",
+            "share": "5 %",
+            "id": "007",
+            "when": "2024-02-03",
+            "say": "4 dogs",
+        },
+        {
+            "price": "1.000,5",
+            "views": "1 000",
+            "day": "3/2/24",
+            "share": 1,
+            "id": "12",
+            "when": "2024",
+            "say": "5 or 6",
+        },
+    ]
+    told = [note.split(" is ")[0] for note in texts_like_numbers(rows)]
+    assert told == [f"metadata: {name}" for name in ("price", "day", "share", "views")]
+
+
 def test_metadata_of_a_file_that_is_in_the_library_already_is_taken(tmp_path: Path) -> None:
     videos = write_videos(tmp_path / "v", 2)
     with Library.create(tmp_path / "lib", small_model()) as library:
@@ -302,3 +339,20 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(VtrError, match=r"gives no lock \(No locks available\).*local disk") as error:
             library.add(tmp_path / "v")
         assert "another process" not in str(error.value)
+
+
+def test_a_list_to_be_embedded_finds_its_files_as_every_list_does(tmp_path: Path) -> None:
+    names = ["007.mp4", "cafe\u0301.mp4", "sub/deep.mp4"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_text("video\n007\ncaf\u00e9.mp4\ndeep.mp4\ngone.mp4\n", encoding="utf-8")
+    found = [item.name for item in wanted([str(tmp_path / "list.csv")]).items]
+    assert found == [str(tmp_path / name) for name in (*names, "gone.mp4")]
+
+
+def test_a_sample_whose_members_are_written_with_capitals_is_found_again(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("x/A.MP4", b"film"), ("x/A.txt", b"a dog")])
+    assert media_source(str(tmp_path / "a.tar" / "x" / "A.mp4")) == b"film"
+    with pytest.raises(VtrError, match="no such sample"):
+        media_source(str(tmp_path / "a.tar" / "x" / "a.mp4"))

@@ -209,6 +209,10 @@ def test_pictures_are_jpeg_and_previews_six_frames_wide(client: TestClient) -> N
     six = Image.open(io.BytesIO(client.get(f"/api/segments/{segment}/preview.jpg").content))
     assert (one.format, one.size) == ("JPEG", (48, 48))
     assert six.size == (6 * 48, 48)
+    asked = f"/api/segments/{segment}/preview.jpg"
+    own, later = client.get(asked), client.get(asked, params={"start": 2.5, "end": 3.5})
+    assert later.content != own.content == client.get(asked).content
+    assert client.get(asked, params={"start": 3, "end": 2}).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -219,3 +219,6 @@ def test_ranks_are_fused_by_videos_and_what_is_said_comes_first_of_equals() -> N
     assert [f.path for f in found][:3] == ["b", "c", "long"]
     assert found[0].score == pytest.approx(2 / 62)
     assert found[0].by == ("picture", "words")
+    copies = [item(1, "copy", "picture")._replace(content="x"), item(2, "film", "words")._replace(content="x")]
+    assert [(f.path, f.by) for f in fused(copies[:1], copies[1:])] == [("film", ("picture", "words"))]
+    assert len(fused(copies[:1], copies[1:], apart=True)) == 2

@@ -8,10 +8,11 @@ import math
 import os
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vtr.data.lists import read_list
+from vtr.data.shards import split_member
 from vtr.data.uri import is_uri, shown_uri
 from vtr.errors import UsageError, VtrError
 from vtr.library.rows import Metadata
@@ -56,9 +57,10 @@ def media_source(path: str) -> Path | bytes:
     if not sign or not os.path.isfile(f"{shard}.tar"):
         return Path(path)
     try:
+        wanted = split_member(member)  # the name of a sample, whose members may be written with capitals (a.MP4)
         with tarfile.open(f"{shard}.tar", "r:") as tar:
             for info in tar:
-                if info.name == member and info.isfile():
+                if info.isfile() and split_member(info.name) == wanted:
                     file = tar.extractfile(info)
                     return file.read() if file else b""
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -81,13 +83,36 @@ def read_metadata(listing: Path) -> dict[str, Metadata]:
         why = str(error)
         raise VtrError(lambda say: f"{say.name('metadata')} {why}") from error
     out: dict[str, Metadata] = {}
+    places: dict[str, str] = {}
     for entry in entries:
         if entry.bad:
             raise _bad_row(f"{listing}, {entry.place}: {entry.bad}")
-        values = numbers_of(entry.more)
+        values = clean_metadata(numbers_of(entry.more), f"--metadata {listing}")
         for video in entry.videos:
-            out[os.path.abspath(listing.parent / video)] = clean_metadata(values, f"--metadata {listing}")
+            path = os.path.abspath(listing.parent / video)
+            if out.setdefault(path, values) != values:
+                raise _bad_row(
+                    f"{listing}, {entry.place}: {video} has other values in {places[path]}; expected one row a file"
+                )
+            places.setdefault(path, entry.place)
     return out
+
+
+def texts_like_numbers(rows: Iterable[Metadata]) -> list[str]:
+    """One line for each column with texts that a reader takes for numbers or dates, and a filter does not."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, str) and _LIKE_NUMBER.fullmatch(value):
+                found.setdefault(name, []).append(value)
+    return [
+        f"metadata: {name} is a text in {len(values)} of them ({values[0]!r}), which no number compares with; write numbers "
+        "as 1234.5, dates as 2024-05-31"
+        for name, values in found.items()
+    ]
+
+
+_LIKE_NUMBER = re.compile(r"\s*[-+]?(\d+[,. \u00a0']\d[\d,. \u00a0']*|\d+/\d+/\d+|[\d.,]+ ?[%€$]|[€$] ?[\d.,]+)\s*")
 
 
 def _bad_row(what: str) -> VtrError:

@@ -43,6 +43,11 @@ class Found(NamedTuple):
         """The file by its content: the same for all copies."""
         return self.content or self.path
 
+    @property
+    def place(self) -> tuple[str, float, float]:
+        """The same for the same segment of all copies of a file."""
+        return self.what, self.start, self.end
+
 
 class Moment(NamedTuple):
     """A stretch of a video: its best segment, and the span of all that it is made of."""
@@ -56,27 +61,36 @@ def distinct(found: Iterable[Found]) -> list[Found]:
     """Each segment of a content once, however many copies of the file there are."""
     seen: dict[tuple[str, float, float], Found] = {}
     for item in found:
-        seen.setdefault((item.what, item.start, item.end), item)
+        seen.setdefault(item.place, item)
     return list(seen.values())
 
 
-def fused(pictures: Sequence[Found], words: Sequence[Found]) -> list[Found]:
+def fused(pictures: Sequence[Found], words: Sequence[Found], *, apart: bool = False) -> list[Found]:
     """What was found by pictures and by words in one order: reciprocal rank fusion (Cormack et al. 2009).
 
     A segment's rank in a list counts the videos before it, and the segments of its own: a long video whose every window
     is alike pushes nothing down.
+
+    Args:
+        pictures, words: Best first; of copies of a file, each list may have another one.
+        apart: Copies are files of their own.
     """
     scores: dict[int, float] = {}
     items: dict[int, Found] = {}
+    heard = {} if apart else {item.place: item.segment for item in words}
     for found in (words, pictures):
         before: Counter[str] = Counter()
         for item in found:
             if item.what not in before:
                 before[item.what] = len(before)
             before[item.what] += 1
-            scores[item.segment] = scores.get(item.segment, 0.0) + 1 / (FUSE_AFTER + before[item.what])
-            there = items.get(item.segment)
-            items[item.segment] = item if there is None else item._replace(by=(*item.by, *there.by), words=there.words)
+            number = item.segment if item.segment in items else heard.get(item.place, item.segment)
+            scores[number] = scores.get(number, 0.0) + 1 / (FUSE_AFTER + before[item.what])
+            there = items.get(number)
+            both = there and there._replace(
+                by=(*item.by, *there.by), similarity=item.similarity, reranked=item.reranked
+            )
+            items[number] = both or item
     ordered = sorted(items.values(), key=lambda f: -scores[f.segment])  # stable: what is said before what is seen
     return [f._replace(score=scores[f.segment], measure="fused") for f in ordered]
 

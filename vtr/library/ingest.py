@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vtr.library.files import clean_metadata, leads_out, sha256, shown
+from vtr.library.files import clean_metadata, leads_out, sha256, shown, texts_like_numbers
 from vtr.library.pipeline import Job, Pipeline
 from vtr.library.progress import Progress, size_of
 from vtr.library.rows import Embedded, Facts, Failure, Metadata, Value, VideoRow
@@ -166,6 +166,7 @@ class Ingest:
                     "paths are relative to the folder that the listing is in"
                 )
             )
+        self.report.notes += map(shown, texts_like_numbers(self.wanted.values()))
         ours = sorted({n for values in self.wanted.values() for n in values} & set(BUILT_IN))
         if ours:
             self.report.notes.append(

@@ -232,7 +232,7 @@ class Searcher(ABC):
         )
         left = _others(own, all_moments=all_moments, unmerged=unmerged)
         enough = partial(self._enough, left=left, arranged=best, unmerged=unmerged)
-        found = self._answers(by, query, said, k, rerank, condition, enough, notes)
+        found = self._answers(by, query, said, k, rerank, condition, enough, notes, unmerged)
         kept = best(found) if moments == 1 else self._grouped(query.wanted, found, best(found), condition, unmerged)
         hits = self._sure(query.wanted, self._hits(kept, moments, query, unmerged), min_score, notes)
         return Hits(self._with_said(hits if unmerged or unrefined else self._finer(query.wanted, hits), said[0]), notes)
@@ -340,6 +340,7 @@ class Searcher(ABC):
         condition: Node | None,
         enough: Callable[[Nearest, int, int], list[Found]],
         notes: list[str],
+        unmerged: bool,
     ) -> list[Found]:
         """Segments by pictures, by words, or by both, best first; `said` are the texts, and those that are not wanted."""
 
@@ -355,7 +356,7 @@ class Searcher(ABC):
         found = enough(nearest, least, rerank)
         if rerank:
             found = self._reranked(query, found, rerank, notes)
-        return fused(found, enough(heard, least, 0)) if by == "both" else found
+        return fused(found, enough(heard, least, 0), apart=unmerged) if by == "both" else found
 
     def _looks(self, path: str, start: float, end: float) -> Looks | None:
         """What a file shows between two times, where the place of vectors knows."""
@@ -536,13 +537,9 @@ def _others(own: Found | None, *, all_moments: bool, unmerged: bool) -> Callable
             return True
         if not all_moments:
             return item.path != own.path and (unmerged or item.what != own.what)
-        return item.segment != own.segment and (unmerged or _place(item) != _place(own))
+        return item.segment != own.segment and (unmerged or item.place != own.place)
 
     return left
-
-
-def _place(item: Found) -> tuple[str, float, float]:
-    return item.what, item.start, item.end
 
 
 def _arranged(found: Sequence[Found], *, all_moments: bool, unmerged: bool) -> list[list[Moment]]:

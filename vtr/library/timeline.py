@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -179,6 +180,10 @@ def _events(hits: Sequence[Hit]) -> tuple[list[_Event], Fraction, list[str]]:
         place += length
     notes = [shown(f"{s.guessed}: counted at {_ANY} frames a second") for s in sources.values() if s.guessed]
     notes += _left_out(hits, moving)
+    if inside := [path for path, source in sources.items() if not source.guessed and not os.path.exists(path)]:
+        notes.append(
+            f"{len(inside)} files lie in shards, which editing programs do not open: clips are files of their own"
+        )
     if others := {s.rate for s in sources.values()} - {rate}:
         found = ", ".join(f"{float(r):.3f}" for r in sorted(others))
         notes.append(f"the list counts in {float(rate):.3f} frames a second, as the first hit; others have {found}")

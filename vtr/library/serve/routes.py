@@ -33,7 +33,9 @@ from vtr.library.serve.schema import (
     AllMoments,
     Answer,
     Asked,
+    Begin,
     CurveAnswer,
+    End,
     Health,
     Id,
     Info,
@@ -49,6 +51,7 @@ from vtr.library.serve.schema import (
     Where,
     problems,
 )
+from vtr.library.serve.taking import with_ends
 
 
 async def only_known(request: Request) -> None:
@@ -218,14 +221,16 @@ async def _answer(query: str, found: Callable[[], Awaitable[queries.Answered]]) 
 def add_media(app: FastAPI, engine: Engine) -> None:
     """Routes of pictures and files."""
 
-    async def picture(segment: int, of: str | None, frames: int, width: int) -> Response:
-        moment = await engine.lookup.ask(queries.moment_of, segment, of)
+    async def picture(
+        segment: int, of: str | None, frames: int, width: int, start: float | None, end: float | None
+    ) -> Response:
+        moment = with_ends(await engine.lookup.ask(queries.moment_of, segment, of), start, end)
         jpeg = await engine.pictures.run(engine.thumbnails.get, moment, frames, width)
         # Without the library in the address, the next picture under it may be another library's.
         kept = "private, max-age=600" if of else "private, no-cache"
         return Response(jpeg, media_type="image/jpeg", headers={"cache-control": kept})
 
-    refusals = problems(404, 409, 410, 503)
+    refusals = problems(400, 404, 409, 410, 503)
 
     @app.get(
         "/api/segments/{segment}/thumbnail.jpg",
@@ -233,9 +238,9 @@ def add_media(app: FastAPI, engine: Engine) -> None:
         responses={**refusals, **PICTURE},
         operation_id="thumbnail",
     )
-    async def thumbnail(segment: Id, of: Of = None) -> Response:
+    async def thumbnail(segment: Id, start: Begin = None, end: End = None, of: Of = None) -> Response:
         """What the player shows where a moment begins, at most 480 pixels wide."""
-        return await picture(segment, of, 1, 480)
+        return await picture(segment, of, 1, 480, start, end)
 
     @app.get(
         "/api/segments/{segment}/preview.jpg",
@@ -243,9 +248,9 @@ def add_media(app: FastAPI, engine: Engine) -> None:
         responses={**refusals, **PICTURE},
         operation_id="preview",
     )
-    async def preview(segment: Id, of: Of = None) -> Response:
+    async def preview(segment: Id, start: Begin = None, end: End = None, of: Of = None) -> Response:
         """Six frames of a moment side by side, each at most 320 pixels wide."""
-        return await picture(segment, of, 6, 320)
+        return await picture(segment, of, 6, 320, start, end)
 
     @app.get(
         "/api/videos/{video}/file",

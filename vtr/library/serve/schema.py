@@ -218,6 +218,8 @@ Of = Annotated[
 ]
 MinScore = Annotated[float, Query(ge=0, le=1, description="leave out hits whose `confidence` is lower; 0: none")]
 Within = Annotated[float, Query(ge=0, le=86_400, description="seconds between it and what comes before or then")]
+Begin = Annotated[float | None, Query(ge=0, description="seconds, of a hit; the segment's, if left out")]
+End = Annotated[float | None, Query(ge=0, description="seconds, of a hit; the segment's, if left out")]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY)]
 Id = Annotated[int, InPath(ge=1, le=2**63 - 1, examples=[1])]
 WhatFor = Annotated[

@@ -13,7 +13,7 @@ from vtr.data.decode.cut import cut
 from vtr.library.serve import queries
 from vtr.library.serve.engine import Engine
 from vtr.library.serve.media import TYPES, Files, Moment, Refused, identity
-from vtr.library.serve.schema import FILE, LIST, Asked, Id, Of, problems
+from vtr.library.serve.schema import FILE, LIST, Asked, Begin, End, Id, Of, problems
 from vtr.library.timeline import timeline
 
 MOST_SECONDS = 300.0  # of a clip
@@ -98,8 +98,8 @@ def add_taking(app: FastAPI, engine: Engine) -> None:
         exact: Annotated[
             bool, Query(description="from the very frame: encoded again; else from a key frame on")
         ] = False,
-        start: Annotated[float | None, Query(ge=0, description="seconds; the segment's, if left out")] = None,
-        end: Annotated[float | None, Query(ge=0, description="seconds; the segment's, if left out")] = None,
+        start: Begin = None,
+        end: End = None,
         of: Of = None,
     ) -> Response:
         """A moment as a file of its own: a copy from the key frame before it, or exact."""

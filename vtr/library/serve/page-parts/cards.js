@@ -28,8 +28,11 @@ function marked(cue) {
   return cue.text.split(/([\p{L}\p{N}]+)/u).map((part, i) => i % 2 && stems.has(stem(part)) ? make("mark", {textContent: part}) : part);
 }
 
+// Of a hit, which need not begin and end with its segment.
+const ends = hit => hit.end > hit.start && !hit.whole ? {start: hit.start, end: hit.end} : {};
+
 function thumbnail(hit, label, ...inside) {
-  const picture = make("img", {alt: "", loading: "lazy", decoding: "async", src: media(`api/segments/${hit.segment}/thumbnail.jpg`)});
+  const picture = make("img", {alt: "", loading: "lazy", decoding: "async", src: media(`api/segments/${hit.segment}/thumbnail.jpg`, ends(hit))});
   const play = make("button", {type: "button", className: "play", "aria-label": label}, picture, ...inside);
   picture.addEventListener("error", async () => {
     const note = make("span", {className: "none", textContent: "No picture"});
@@ -101,7 +104,7 @@ function preview(play, hit) {
 const STRIP = 6;  // frames in preview.jpg
 async function loadStrip(hit) {
   const strip = new Image();
-  strip.src = media(`api/segments/${hit.segment}/preview.jpg`);
+  strip.src = media(`api/segments/${hit.segment}/preview.jpg`, ends(hit));
   try { await strip.decode(); return strip; } catch { return null; }
 }
 
