@@ -159,6 +159,13 @@ def test_long_videos_are_cut_into_windows_whose_last_is_at_least_half() -> None:
     assert windows(short, 60.0, 16.0) == [short]
 
 
+def test_a_class_with_an_underscore_is_a_word(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / "train.csv").write_text("path,label\na.mp4,1_0\nb.mp4,2_0\n")
+    assert load_split("own", tmp_path, "train").names == ("1_0", "2_0")
+
+
 def test_folders_of_programs_are_no_classes(tmp_path: Path) -> None:
     for name in (
         "train/cat/a.jpg",

@@ -201,7 +201,7 @@ def _cells(line: str, mark: str, window: bool, words: bool) -> Labelled | None:
 
 def _number(text: str) -> bool:
     try:
-        return bool(np.isfinite(float(text)))
+        return "_" not in text and bool(np.isfinite(float(text)))  # Python takes 1_0 for 10
     except ValueError:
         return False
 
