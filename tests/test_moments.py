@@ -12,11 +12,12 @@ import torch
 
 from tests.helpers import small_model
 from vtr.encoders.video_text import TextFeatures, VideoFeatures
+from vtr.errors import VtrError
 from vtr.eval.moments import read_moments
 from vtr.library.library import Library
 from vtr.models.base import Texts, Videos
 from vtr.models.video_text import VideoTextModel
-from vtr.moments import main, measure, placed
+from vtr.moments import check_times, main, measure, placed
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
@@ -96,3 +97,16 @@ def test_videos_that_the_library_has_not_are_named(
     library.close()
     assert main([str(tmp_path / "l"), str(path)]) == 1
     assert "v_three" in capsys.readouterr().err
+
+
+def test_times_that_are_no_seconds_of_the_videos_are_refused(library: Library, tmp_path: Path) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text(
+        "video,start,end,sentence\nv_one,0,4000,a red wall\nv_one,4000,8000,a green wall\nv_two,1,4,blue\n"
+    )
+    told, _ = placed(library, read_moments(listing))
+    with pytest.raises(
+        VtrError, match=r"1 of 3 sentences begin where .* \(first: 4000 in .*v_one.mp4, which lasts 8.00 s\)"
+    ):
+        check_times(library, told, listing)
+    check_times(library, [t for t in told if t.span.start < 8], listing)

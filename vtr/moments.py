@@ -96,6 +96,23 @@ def placed(library: Library, told: list[Told]) -> tuple[list[Told], list[str]]:
     return there, sorted({t.span.video for t in told if video_id(t.span.video) not in paths})
 
 
+def check_times(library: Library, told: list[Told], annotation: Path) -> None:
+    """Refuse times that are no seconds of these videos: frames, milliseconds, another cut.
+
+    Raises:
+        VtrError: More than a tenth of the sentences begin where their video has ended.
+    """
+    found = library.read(lambda: {p: library.store.video_at(p) for p in {t.span.video for t in told}})
+    lasts = {path: video.duration for path, video in found.items() if video}
+    late = [t.span for t in told if t.span.start >= lasts.get(t.span.video, float("inf"))]
+    if len(late) > 0.1 * len(told):
+        first = late[0]
+        raise VtrError(
+            f"{annotation}: {len(late)} of {len(told)} sentences begin where their video has ended (first: {first.start:g} in "
+            f"{first.video}, which lasts {lasts[first.video]:.2f} s); expected times in seconds, not frames or milliseconds"
+        )
+
+
 @reports_errors
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
@@ -112,6 +129,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{settings.library} has none of {len(missing)} videos of {settings.annotation} ({shown}); index them, or go on "
                 "without their sentences: --allow-missing"
             )
+        check_times(library, there, settings.annotation)
         rows = measure(library, there, settings.rerank)
         facts = {
             "library": str(settings.library),

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.helpers import video_bytes, write_tar, write_videos
 from vtr.cli import main
@@ -450,3 +451,25 @@ def test_a_folder_of_shards_leaves_no_packed_one_out_in_silence_but_system_files
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(VtrError, match=f"{re.escape(name)}: shards end in .tar and are not compressed"):
         expand_shards(str(tmp_path))
+
+
+def test_whatever_a_build_takes_its_readers_find_in_the_shards(tmp_path: Path) -> None:
+    names = ("a.tif", "b.jfif", "c.m2ts", "d.MPEG", "e.apng", "f.heic")
+    for name in names:
+        kind = {"a.tif": "TIFF", "b.jfif": "JPEG"}.get(name)
+        if kind:
+            Image.new("RGB", (16, 16)).save(tmp_path / name, kind)
+        else:  # what it holds is told by its first bytes
+            (tmp_path / name).write_bytes(video_bytes())
+    listing = tmp_path / "list.csv"
+    listing.write_text("file,caption\n" + "".join(f"{name},of {name}\n" for name in names))
+    report = build_shards(listing, tmp_path / "out", workers=1)
+    found = list(iterate_samples(str(tmp_path / "out" / "000000.tar")))
+    assert report.written == len([s for s in found if s.media]) == len(names)
+    assert [s.extension for s in found] == [name[2:].lower() for name in names]
+    verified = verify_shards([str(tmp_path / "out" / "000000.tar")])
+    assert (verified.images, verified.videos, verified.bad) == (2, 4, [])
+
+
+def test_a_member_of_two_endings_is_no_media() -> None:
+    assert sample_of("k", {"front.mp4": b"x", "rear.mp4": b"y", "txt": b"a"}).media == b""

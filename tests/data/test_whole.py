@@ -12,7 +12,7 @@ from tests.helpers import video_bytes
 from vtr.data.whole import cut_off
 
 FORMATS = {"mp4": "libx264", "mov": "libx264", "matroska": "libx264", "webm": "libvpx", "avi": "mpeg4", "flv": "flv1",
-           "asf": "wmv2", "ogg": "libtheora", "gif": "gif"}  # fmt: skip
+           "asf": "wmv2", "ogg": "libtheora", "gif": "gif", "apng": "apng"}  # fmt: skip
 
 
 def clip(folder: Path, container: str, options: dict[str, str] | None = None, frames: int = 60) -> bytes:
@@ -25,7 +25,7 @@ def clip(folder: Path, container: str, options: dict[str, str] | None = None, fr
         except ValueError:
             pytest.skip(f"this PyAV cannot write {FORMATS[container]}")
         stream.width = stream.height = 64
-        stream.pix_fmt = "rgb8" if container == "gif" else "yuv420p"
+        stream.pix_fmt = {"gif": "rgb8", "apng": "rgb24"}.get(container, "yuv420p")
         for _ in range(frames):
             picture = av.VideoFrame.from_ndarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), format="rgb24")
             file.mux(stream.encode(picture.reformat(format=stream.pix_fmt)))

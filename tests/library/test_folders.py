@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers import small_model, video_bytes, write_videos
+from tests.helpers import small_model, video_bytes, write_tar, write_videos
 from vtr.cli import main
 from vtr.errors import VtrError
 from vtr.library import Library
-from vtr.library.files import read_metadata, texts_like_numbers
+from vtr.library.files import media_source, read_metadata, texts_like_numbers
 from vtr.library.rows import Metadata
 from vtr.library.scan import find_media
+from vtr.library.work import wanted
 
 
 def put(path: Path, content: bytes = b"x") -> Path:
@@ -338,3 +339,20 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(VtrError, match=r"gives no lock \(No locks available\).*local disk") as error:
             library.add(tmp_path / "v")
         assert "another process" not in str(error.value)
+
+
+def test_a_list_to_be_embedded_finds_its_files_as_every_list_does(tmp_path: Path) -> None:
+    names = ["007.mp4", "cafe\u0301.mp4", "sub/deep.mp4"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_text("video\n007\ncaf\u00e9.mp4\ndeep.mp4\ngone.mp4\n", encoding="utf-8")
+    found = [item.name for item in wanted([str(tmp_path / "list.csv")]).items]
+    assert found == [str(tmp_path / name) for name in (*names, "gone.mp4")]
+
+
+def test_a_sample_whose_members_are_written_with_capitals_is_found_again(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("x/A.MP4", b"film"), ("x/A.txt", b"a dog")])
+    assert media_source(str(tmp_path / "a.tar" / "x" / "A.mp4")) == b"film"
+    with pytest.raises(VtrError, match="no such sample"):
+        media_source(str(tmp_path / "a.tar" / "x" / "a.mp4"))

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from braceexpand import braceexpand
 
 from vtr.data.cells import texts_of
-from vtr.data.media import IMAGE, VIDEO
+from vtr.data.media import IMAGE, VIDEO, ending
 from vtr.data.remote import open_remote
 from vtr.data.tables import split_lines
 from vtr.errors import UsageError, VtrError
@@ -245,7 +245,10 @@ def sample_of(key: str, group: Mapping[str, bytes], nth: int = 0) -> RawSample:
     if not captions and not fault:
         members = made_of(tuple(group)) + (f" (which has {made_of(sorted(map(str, meta)))})" if meta else "")
         fault = f'no caption: its members are {members}, and captions are read from .txt, or "caption" in .json'
-    extension = next((e for e in (*VIDEO, *IMAGE) if e in group), "")
+    rare = (
+        e for e in group if "." not in e and ending(f"x.{e}")
+    )  # what `vtr shards build` takes as it is: heic, ts, tif …
+    extension = next((e for e in (*VIDEO, *IMAGE) if e in group), next(rare, ""))
     return RawSample(
         key=key,
         media=group.get(extension, b""),

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vtr.data.decode import DecodeError, probe
-from vtr.data.media import VIDEO
+from vtr.data.media import VIDEO, is_image
 from vtr.data.shards import RULE, RawSample, iterate_samples
 from vtr.data.whole import cut_off
 from vtr.errors import VtrError
@@ -75,8 +75,8 @@ def _faults(sample: RawSample, report: VerifyReport, decode: bool) -> list[str]:
         return [f"no image or video; its members are {sample.made_of}; the rule: {RULE}"]
     faults = [sample.fault] if sample.fault else []
     if not decode:
-        report.videos += sample.extension in VIDEO
-        report.images += sample.extension not in VIDEO
+        report.images += is_image(f"x.{sample.extension}")
+        report.videos += not is_image(f"x.{sample.extension}")
         return faults
     why = cut_off(sample.media)
     if why:

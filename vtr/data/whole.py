@@ -70,6 +70,8 @@ def _promised(data: bytes | mmap.mmap) -> tuple[int, bool]:
         return _ogg(data), True
     if head[:4] == b"GIF8":
         return _gif(data), True
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return _png(data), True
     if head[:3] == b"FLV":
         return _flv(data), False
     # A transport stream says no length, but all of its packets are whole.
@@ -138,6 +140,14 @@ def _ogg(data: bytes | mmap.mmap) -> int:
     segments = data[place + 26]
     table = data[place + 27 : place + 27 + segments]
     return place + 27 + segments + sum(table) if len(table) == segments else _UNFINISHED
+
+
+def _png(data: bytes | mmap.mmap) -> int:
+    """PNG, which may be animated: walks its chunks up to the last, IEND."""
+    place = 8
+    while data[place + 4 : place + 8] not in (b"", b"IEND"):
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return place + 12
 
 
 def _gif(data: bytes | mmap.mmap) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vtr.data.lists import read_list
+from vtr.data.shards import split_member
 from vtr.data.uri import is_uri, shown_uri
 from vtr.errors import UsageError, VtrError
 from vtr.library.rows import Metadata
@@ -56,9 +57,10 @@ def media_source(path: str) -> Path | bytes:
     if not sign or not os.path.isfile(f"{shard}.tar"):
         return Path(path)
     try:
+        wanted = split_member(member)  # the name of a sample, whose members may be written with capitals (a.MP4)
         with tarfile.open(f"{shard}.tar", "r:") as tar:
             for info in tar:
-                if info.name == member and info.isfile():
+                if info.isfile() and split_member(info.name) == wanted:
                     file = tar.extractfile(info)
                     return file.read() if file else b""
     except (tarfile.TarError, OSError, EOFError) as error:

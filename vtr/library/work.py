@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.lists import read_list
+from vtr.data.shard_reader import place_of
 from vtr.data.shards import expand_shards
 from vtr.data.tables import TEXT_SUFFIXES
 from vtr.data.uri import is_uri, shown_uri
@@ -152,13 +154,15 @@ def _is_tar(name: str) -> bool:
 
 def _listed(listing: Path, out: Wanted, *, fetch: bool) -> Iterator[Item]:
     """Files of a list, with its other columns as their metadata."""
+    finder = VideoFinder(RootIndex(listing.parent))
     for entry in read_list(listing, captions=False).entries:
         if entry.bad:
             raise VtrError(f"{listing}, {entry.place}: {entry.bad}")
         metadata = clean_metadata(numbers_of(entry.more), str(listing))
         for name in entry.videos:
             if not is_uri(name):
-                yield Item(name=os.path.abspath(listing.parent / name), kind="file", metadata=metadata)
+                file = place_of(replace(entry, videos=(name,)), listing.parent, finder)
+                yield Item(name=os.path.abspath(file), kind="file", metadata=metadata)
             elif fetch:
                 yield Item(name=name, kind="shard" if _is_tar(name) else "uri", metadata=metadata)
             else:
