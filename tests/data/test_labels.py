@@ -157,3 +157,25 @@ def test_long_videos_are_cut_into_windows_whose_last_is_at_least_half() -> None:
     assert spans == [(0, 60), (16, 76), (32, 92), (48, 100), (64, 100)]
     short = Item(path=Path("a"), label=0, name="a", duration=59.0)
     assert windows(short, 60.0, 16.0) == [short]
+
+
+def test_a_class_with_an_underscore_is_a_word(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / "train.csv").write_text("path,label\na.mp4,1_0\nb.mp4,2_0\n")
+    assert load_split("own", tmp_path, "train").names == ("1_0", "2_0")
+
+
+def test_folders_of_programs_are_no_classes(tmp_path: Path) -> None:
+    for name in (
+        "train/cat/a.jpg",
+        "train/cat/._a.jpg",
+        "train/dog/b.jpg",
+        "train/.ipynb_checkpoints/c.jpg",
+        "train/@eaDir/d.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = load_split("imagenet", tmp_path, "train")
+    assert found.classes == 2
+    assert [(i.name, i.label) for i in found.items] == [("cat/a.jpg", 0), ("dog/b.jpg", 1)]

@@ -9,8 +9,9 @@ import pytest
 
 from tests.helpers import write_tar, write_videos
 from vtr.data.build import build_shards, ensure_shards
+from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.manifests import Corpus, load_corpus
-from vtr.data.shard_reader import FILES, FileList, captions_in
+from vtr.data.shard_reader import FILES, FileList, captions_in, listed_files
 from vtr.errors import VtrError
 from vtr.pretrain.fit import fitted
 from vtr.pretrain.plan import check_stages
@@ -111,3 +112,13 @@ def test_a_folder_with_texts_becomes_shards_too(tmp_path: Path) -> None:
     report = build_shards(tmp_path / "in", tmp_path / "out", workers=1)
     assert (report.written, captions(load_corpus(tmp_path / "out"))) == (1, ["a dog runs"])
     assert report.bad == ["clip0.mp4: no caption: no .txt or .json beside it"]
+
+
+def test_what_a_nas_keeps_or_has_thrown_away_is_no_training_data(tmp_path: Path) -> None:
+    for name in ("a.mp4", "._a.mp4", "@eaDir/a.mp4", "#recycle/gone.mp4", ".hidden/a.mp4", "b.temp.mp4", "sub/c.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path for path, _ in listed_files(tmp_path)] == [tmp_path / "a.mp4", tmp_path / "sub" / "c.mp4"]
+    finder = VideoFinder(RootIndex(tmp_path))
+    assert finder.find("gone.mp4") is None
+    assert finder.find("#recycle/gone.mp4") == tmp_path / "#recycle" / "gone.mp4"  # it is named with its folder

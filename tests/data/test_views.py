@@ -13,12 +13,14 @@ from vtr.data.views import Augment, crop_views, mix, read_item, sample_test, sam
 from vtr.errors import UsageError
 
 
-def test_raw_frames_are_a_folder_of_pictures(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["img_{:05d}.jpg", "{}.jpg"])
+def test_raw_frames_are_a_folder_of_pictures(name: str, tmp_path: Path) -> None:
     from PIL import Image
 
     (tmp_path / "clip").mkdir()
-    for i in range(5):
-        Image.fromarray(np.full((8, 8, 3), 50 * i, np.uint8)).save(tmp_path / "clip" / f"img_{i:05d}.jpg", quality=100)
+    (tmp_path / "clip" / "._x.jpg").touch()
+    for i in range(11):
+        Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path / "clip" / name.format(i), quality=100)
     (tmp_path / "train.csv").write_text("clip 5 7\n")
     item = load_split("ssv2", tmp_path, "train").items[0]
     assert item.label == 7

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from vtr.data.litter import folder_left_out
 from vtr.data.media import ending, is_image
 from vtr.errors import UsageError, VtrError
 
@@ -26,7 +27,7 @@ class RootIndex:
 
     @cached_property
     def files(self) -> list[Path]:
-        """Every file, folders in order; links are followed, a loop of links once."""
+        """Every file, folders in order; links are followed, a loop of links once. What a NAS has thrown away is none."""
         if not self.folder.is_dir():
             raise UsageError(f"--data-root: {self.folder} is not a folder")
         seen: set[tuple[int, int]] = set()
@@ -37,7 +38,7 @@ class RootIndex:
                 inner.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            inner.sort()
+            inner[:] = sorted(name for name in inner if not folder_left_out(name, Path(folder).suffix, True))
             out += [Path(folder, name) for name in sorted(names)]
         return out
 

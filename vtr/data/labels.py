@@ -14,6 +14,7 @@ import numpy as np
 from vtr.data.cells import NOTHING, name_of
 from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.lists import LABEL, VIDEO, of_split, split_of
+from vtr.data.litter import folder_left_out
 from vtr.data.tables import Record, Table, normal, read_table, read_text, refuse, split_lines, what_is
 from vtr.errors import VtrError, unknown_name
 
@@ -200,7 +201,7 @@ def _cells(line: str, mark: str, window: bool, words: bool) -> Labelled | None:
 
 def _number(text: str) -> bool:
     try:
-        return bool(np.isfinite(float(text)))
+        return "_" not in text and bool(np.isfinite(float(text)))  # Python takes 1_0 for 10
     except ValueError:
         return False
 
@@ -258,12 +259,13 @@ def _imagenet(root: Path, split: str) -> Split | None:
     folder = next((root / n for n in (split, {"test": "val"}.get(split, split)) if (root / n).is_dir()), None)
     if folder is None:
         return None
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    # `.ipynb_checkpoints` and `@eaDir` are no classes.
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not folder_left_out(p.name, "", False))
     items = [
         Item(path=path, label=number, name=str(path.relative_to(folder)))
         for number, name in enumerate(names)
         for path in sorted((folder / name).iterdir())
-        if path.suffix.lower() in IMAGES
+        if path.suffix.lower() in IMAGES and not path.name.startswith(".")
     ]
     return Split(items=tuple(items), source=f"{folder}/CLASS/*", classes=len(names)) if items else None
 
@@ -349,7 +351,7 @@ _TESTED = range(3, 16)
 def _breakfast(root: Path, split: str) -> Split | None:
     """Breakfast: the meal and the person are in the file's name, as in P03/cam01/P03_cereals.avi."""
     items = []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in _VIDEOS):
+    for path in sorted(p for p in RootIndex(root).files if p.suffix.lower() in _VIDEOS and not p.name.startswith(".")):
         found = re.search(r"P(\d\d)", path.stem)
         meal = path.stem.rsplit("_", 1)[-1].lower()
         if found is None or meal not in _MEALS:

@@ -24,6 +24,7 @@ import numpy as np
 
 from vtr.data.finder import RootIndex, VideoFinder
 from vtr.data.lists import Entry, read_list
+from vtr.data.litter import file_left_out, folder_left_out
 from vtr.data.media import MORE_VIDEO, VIDEO, ending
 from vtr.data.remote import open_remote
 from vtr.data.shards import Grouping, RawSample, iterate_samples, members_of, sample_of, split_member, why_no_tar
@@ -180,7 +181,7 @@ def listed_files(source: Path) -> list[tuple[Path, Entry | None]]:
     inner = folder_list(source) if source.is_dir() else None
     source = inner or source
     if source.is_dir():
-        found = [(p, None) for p in sorted(source.rglob("*")) if ending(p.name) and p.is_file()]
+        found = [(p, None) for p in sorted(_media_below(source)) if p.is_file()]
         if not found:
             raise VtrError(f"{source}: no video or image files")
         return list(found)
@@ -189,6 +190,13 @@ def listed_files(source: Path) -> list[tuple[Path, Entry | None]]:
         listing.need_captions()
     finder = VideoFinder(RootIndex(source.parent))
     return [(place_of(entry, source.parent, finder), entry) for entry in listing.entries]
+
+
+def _media_below(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if not folder_left_out(f, Path(place).suffix, False)]
+        beside = set(names)
+        yield from (Path(place, n) for n in names if ending(n) and not file_left_out(n, beside, False))
 
 
 def place_of(entry: Entry, base: Path, finder: VideoFinder) -> Path:

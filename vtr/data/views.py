@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -65,7 +66,10 @@ def read_item(item: Item, pick: Pick) -> Tensor:
     if not item.path.is_dir():
         clip = read_frames(item.path, pick, start=item.start, end=item.end)
         return torch.from_numpy(np.ascontiguousarray(clip.frames)).permute(0, 3, 1, 2)
-    files = sorted(p for p in item.path.iterdir() if p.suffix.lower() in IMAGES)
+    there = (p for p in item.path.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+    files = sorted(
+        there, key=lambda p: [int(w) if w.isdecimal() else w for w in re.split(r"(\d+)", p.name)]
+    )  # 2 before 10
     if not files:
         raise DecodeError(str(item.path), "no pictures in this folder")
     chosen = [read_frames(files[i], lambda n: [0]).frames[0] for i in pick(len(files))]

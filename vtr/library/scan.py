@@ -10,38 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtr.data import subtitles
-from vtr.data.media import MEDIA
+from vtr.data.litter import file_left_out, folder_left_out
 from vtr.errors import VtrError
 from vtr.library.files import shown
-
-# What a program is still writing; the second list comes before the file's own ending, as in film.temp.mp4.
-_PARTIAL = frozenset(
-    [
-        ".part",
-        ".crdownload",
-        ".download",
-        ".opdownload",
-        ".partial",
-        ".ytdl",
-        ".tmp",
-        ".temp",
-        ".!ut",
-        ".!qb",
-        ".bc!",
-        ".aria2",
-    ]
-)
-_UNFINISHED = frozenset({".temp", ".tmp"})
-_PREVIEWS = (".trickplay", ".lrdata")  # endings of folders of previews that players and photo programs make
-# Folders that systems and NAS boxes keep for themselves: previews, deleted files, indexes.
-_SYSTEM = frozenset(
-    {
-        "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "@sharebin", "@synologydrive",
-        "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found", "__macosx",
-        ".trashes", ".thumbnails", ".@__thumb", ".spotlight-v100", ".fseventsd", "lost.dir", "network trash folder",
-        "temporary items",
-    }
-)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -123,7 +94,7 @@ def _inside(folder: Path, scan: Scan, exclude: Sequence[str], include_hidden: bo
         below = os.path.relpath(place, folder)
         kept = []
         for name in folders:
-            why = _excluded(name, below, exclude) or _folder_left_out(name, Path(place).suffix, include_hidden)
+            why = _excluded(name, below, exclude) or folder_left_out(name, Path(place).suffix, include_hidden)
             if why:
                 scan.folders_left_out[why] += 1
             elif os.path.islink(os.path.join(place, name)):
@@ -136,7 +107,7 @@ def _inside(folder: Path, scan: Scan, exclude: Sequence[str], include_hidden: bo
         for name in names:
             if name in said:
                 continue
-            why = _excluded(name, below, exclude) or _file_left_out(name, beside, include_hidden)
+            why = _excluded(name, below, exclude) or file_left_out(name, beside, include_hidden)
             if why:
                 scan.left_out[why] += 1
             else:
@@ -150,35 +121,6 @@ def _excluded(name: str, below: str, exclude: Sequence[str]) -> str | None:
         if tidy and fnmatch.fnmatchcase(path if "/" in tidy else name, tidy):
             return f"{pattern} (excluded)"
     return None
-
-
-def _folder_left_out(name: str, inside: str, include_hidden: bool) -> str | None:
-    """Args: name of the folder, ending of the one that it lies in."""
-    if inside.lower() == ".photoslibrary" and name.lower() not in ("originals", "masters"):
-        return "previews of a .photoslibrary"
-    if os.path.splitext(name)[1].lower() in _PREVIEWS:
-        return f"*{os.path.splitext(name)[1].lower()}"
-    if name.lower() in _SYSTEM or name.lower().startswith(".trash"):
-        return name
-    return ".*" if name.startswith(".") and not include_hidden else None
-
-
-def _file_left_out(name: str, beside: set[str], include_hidden: bool) -> str | None:
-    stem, ending = os.path.splitext(name)
-    ending = ending.lower()
-    if name.startswith("._"):
-        return "._*"  # what macOS writes beside a file where its file system has no place for it
-    if ending in _PARTIAL:
-        return ending
-    if os.path.splitext(stem)[1].lower() in _UNFINISHED and ending[1:] in MEDIA:
-        return os.path.splitext(stem)[1].lower() + ".*"
-    if f"{name}.aria2" in beside:
-        return "*.aria2 beside it"
-    if name.startswith(".") and not include_hidden:
-        return name if name in (".DS_Store",) else ".*"
-    if ending[1:] in MEDIA:
-        return None
-    return ending or "no ending"
 
 
 def below(path: str, folder: str | Path) -> bool:
