@@ -14,6 +14,7 @@ from tests.helpers import small_model, video_bytes, write_videos
 from vtr.errors import UsageError
 from vtr.library import Library
 from vtr.library.found import Found, fused, hit_dict, hit_lines
+from vtr.library.rows import Span
 from vtr.library.settings import Work
 from vtr.library.words import terms_of
 
@@ -91,6 +92,15 @@ def test_no_text_is_a_query_language(shared: Library, text: str) -> None:
 def test_what_is_no_word_is_said_nowhere(shared: Library, text: str) -> None:
     assert shared.search(text, by="words") == []
     assert shared.search(text)
+
+
+def test_what_is_said_in_a_film_is_read_once_for_all_its_segments(
+    shared: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, real = list[int](), shared.store.cues_of
+    monkeypatch.setattr(shared.store, "cues_of", lambda video: read.append(video) or real(video))
+    said = shared.store.said_in({1: Span(0.0, 2.0), 2: Span(1.0, 3.0)}, ["grandmother"])
+    assert (read, {len(cues) for cues in said.values()}) == ([1], {1})
 
 
 def test_a_phrase_is_not_its_words(shared: Library) -> None:

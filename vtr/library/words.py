@@ -10,8 +10,9 @@ import contextlib
 import re
 import sqlite3
 import unicodedata
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,10 +132,11 @@ class Words:
         cues = self.cues_of(video)
         if not cues:
             return
+        find = within(cues)
         for number, start, end in self.db.execute(
             "SELECT id, start, end FROM segments WHERE video = ?", (video,)
         ).fetchall():
-            said = dict.fromkeys(cue.text for cue in within(cues, Span(start, end)))
+            said = dict.fromkeys(cue.text for cue in find(Span(start, end)))
             if said:
                 text = "\n".join(_spaced(_folded(t)) for t in said)
                 self.db.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", (number, text))
@@ -228,29 +230,36 @@ class Words:
     def said_in(self, segments: Mapping[int, Span], texts: Sequence[str]) -> dict[int, tuple[Cue, ...]]:
         """Cues of segments in which words of the texts are said; all of a segment's where no single one has any."""
         terms = " OR ".join(term for text in texts for term in terms_of(text))
-        out: dict[int, list[Cue]] = {}
-        every: list[tuple[int, Cue]] = []
+        if not terms:
+            return dict.fromkeys(segments, ())
+        finders: dict[int, Callable[[Span], list[Cue]]] = {}
+        inside: dict[int, list[Cue]] = {}
         for number, span in segments.items():
             [video] = self.db.execute("SELECT video FROM segments WHERE id = ?", (number,)).fetchone() or (0,)
-            out[number] = []
-            every += [(number, cue) for cue in within(self.cues_of(video), span)]
-        if not terms:
-            return dict.fromkeys(out, ())
+            if video not in finders:
+                finders[video] = within(self.cues_of(video))
+            inside[number] = finders[video](span)
+        every = list(dict.fromkeys(cue for cues in inside.values() for cue in cues))
         with contextlib.closing(sqlite3.connect(":memory:")) as db:  # which cue it is, as the index would find it
             db.execute(f"CREATE VIRTUAL TABLE {_TABLE}")
-            rows = ((place, _spaced(_folded(cue.text))) for place, (_, cue) in enumerate(every))
+            rows = ((place, _spaced(_folded(cue.text))) for place, cue in enumerate(every))
             db.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", rows)
-            for [place] in db.execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid", (terms,)):
-                out[every[place][0]].append(every[place][1])
-        return {n: tuple(cues or [cue for number, cue in every if number == n]) for n, cues in out.items()}
+            found = {every[place] for [place] in db.execute("SELECT rowid FROM words WHERE words MATCH ?", (terms,))}
+        return {n: tuple([cue for cue in cues if cue in found] or cues) for n, cues in inside.items()}
 
 
-def within(cues: Sequence[Cue], span: Span) -> list[Cue]:
-    """What is said in a segment; all of it in an image's."""
-    start, end = span
-    if end <= start:
-        return list(cues)
-    return [c for c in cues if c.start < end and (c.end > start or c.end == c.start >= start)]
+def within(cues: Sequence[Cue]) -> Callable[[Span], list[Cue]]:
+    """What finds the cues (by time) that are said in a segment; all of them in an image's."""
+    starts, longest = [cue.start for cue in cues], max((cue.end - cue.start for cue in cues), default=0.0)
+
+    def find(span: Span) -> list[Cue]:
+        start, end = span
+        if end <= start:
+            return list(cues)
+        near = cues[bisect_left(starts, start - longest - 1e-6) : bisect_left(starts, end)]
+        return [c for c in near if c.end > start or c.end == c.start >= start]
+
+    return find
 
 
 def problem_line(path: str, name: str, problem: str) -> str:
