@@ -308,6 +308,12 @@ def test_what_excel_writes_for_texts_and_for_errors_is_seen_through(tmp_path: Pa
     assert "'#NAME?' stands for a value that is missing" in second.bad
 
 
+def test_sentences_of_a_paragraph_are_captions_of_the_whole_whatever_their_times(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([{"video": "a.mp4", "caption": ["red", "blue"], "timestamp": [[0, 5], [5, 9]]}]))
+    assert read_list(path).entries[0].captions == ("red", "blue")
+
+
 def test_captions_of_several_spans_in_one_row_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text("videoID,timestamp,caption\na,\"[['0:00', '0:05'], ['0:05', '0:10']]\",\"['red', 'blue']\"\n")

@@ -146,7 +146,10 @@ def _check_whole(path: Path, entries: Sequence[Entry]) -> None:
     for entry in entries:
         span = {k: str(v).strip() for k, v in entry.cells.items() if k != entry.column and _SPAN.fullmatch(normal(k))}
         other, theirs = first.setdefault(entry.videos[0] if span and entry.videos else "", (entry, span))
-        several = len(entry.captions) > 1 and any(map(_SPANS.match, span.values()))
+        # A list of JSON's own is ActivityNet's: sentences of a paragraph, which tells of the whole.
+        several = len(entry.captions) > 1 and any(
+            _SPANS.match(v) for k, v in span.items() if isinstance(entry.cells[k], str)
+        )
         if span and (several or theirs != span) and not entry.bad:
             told, before = (", ".join(f"{k} {v[:60]}" for k, v in s.items()) for s in (span, theirs))
             before = "the same row" if several else f"{other.place} ({before})"
