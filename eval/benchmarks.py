@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,6 +163,14 @@ def load_protocol(name: str) -> Protocol:
     if not path.is_file():
         raise unknown_name("benchmark", name, benchmark_names())
     values: dict[str, Any] = tomllib.loads(path.read_text())
+    parts = [(a, AnnotationFile) for a in values.get("annotation", ())]
+    parts += [(row, Published) for row in values.get("published", ())]
+    for keys, kind in ((values, Protocol), *parts):
+        known = [f.name for f in fields(kind) if kind is not Protocol or f.name != "name"]
+        if stray := next((key for key in keys if key not in known), None):
+            raise unknown_name(f"key of {path}", stray, known)
+    if "annotation" not in values:
+        raise VtrError(f"{path}: no [[annotation]]; expected at least one, with its `file`")
     values["annotation"] = tuple(AnnotationFile(**a | {"more": tuple(a.get("more", ()))}) for a in values["annotation"])
     rows: list[dict[str, Any]] = values.get("published", [])
     values["published"] = tuple(

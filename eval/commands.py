@@ -90,9 +90,9 @@ def _facts(benchmark: Benchmark) -> dict[str, Any]:
     queries = benchmark.queries
     notes = [expected.note] if expected and expected.note else []
     if expected and expected.videos not in (None, benchmark.total):
-        notes.append(f"expected {expected.videos} videos in this file: it was cut or changed")
+        notes.append(f"{benchmark.total} videos in this file, {expected.videos} expected: it was cut or changed")
     if expected and expected.queries not in (None, queries):
-        notes.append(f"expected {expected.queries} queries of this file: it was cut or changed")
+        notes.append(f"{queries} queries in this file, {expected.queries} expected: it was cut or changed")
     if not notes and protocol.paper_videos not in (None, benchmark.total):
         notes.append(f"another list of videos than the paper's {protocol.paper_videos}")
     return {

@@ -24,12 +24,12 @@ MADE = {
 PLACES = [(32 * (b // 4), 16 * (b % 4)) for b in range(8)]
 
 
-def numbered(path: Path, codec: str, sound: str | None) -> Path:
+def numbered(path: Path, codec: str, sound: str | None, colours: str = "yuv420p") -> Path:
     """A film whose frames show their numbers in light and dark squares, with a beep at each full second."""
     with av.open(path, "w") as out:
         video: Any = out.add_stream(codec, rate=FPS)
         video.width = video.height = 64
-        video.pix_fmt, video.codec_context.gop_size = "yuv420p", FPS
+        video.pix_fmt, video.codec_context.gop_size = colours, FPS
         if codec == "mpeg4":
             video.codec_context.max_b_frames = 2
         audio: Any = out.add_stream(sound, rate=48000, layout="stereo") if sound else None
@@ -117,8 +117,9 @@ def test_a_clip_lasts_as_long_as_what_it_is_of_and_no_longer(films: dict[str, Pa
     assert numbers(made.path)[-1] == FPS * SECONDS - 1
 
 
-def test_what_cannot_be_copied_is_encoded_and_says_so(tmp_path: Path) -> None:
-    made = cut(numbered(tmp_path / "a.avi", "mpeg4", None), 1.5, 2.5, tmp_path / "clip")
+@pytest.mark.parametrize(("name", "codec", "colours"), [("a.avi", "mpeg4", "yuv420p"), ("a.mp4", "libx264", "yuv444p")])
+def test_what_cannot_be_copied_is_encoded_and_says_so(tmp_path: Path, name: str, codec: str, colours: str) -> None:
+    made = cut(numbered(tmp_path / name, codec, None, colours), 1.5, 2.5, tmp_path / "clip")
     assert made.encoded
     assert made.note.startswith("cannot be copied (")
     assert abs(numbers(made.path)[0] - 1.5 * FPS) <= 1

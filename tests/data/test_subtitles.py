@@ -93,7 +93,7 @@ def test_a_broken_byte_does_not_change_the_encoding_of_the_rest() -> None:
 
 
 def test_mark_up_is_no_text() -> None:
-    text = "1\n00:01 --> 00:02.5\n{\\an8}<font color='red'>A</font> &amp; <b>B</b>\\N3 < 4\n"
+    text = "1\n00:01 --> 00:02.5\n{\\p1}m 0 0 l 100 0{\\p0}{\\an8}<font color='red'>A</font> &amp; <b>B</b>\\N3 < 4\n"
     assert parsed(text) == ([Cue(1.0, 2.5, "A & B 3 < 4")], "")
 
 

@@ -302,3 +302,20 @@ def test_ids_with_dots_are_not_each_others(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"x.a": ["one"], "x.b": ["two"]}))
     (tmp_path / "ids.txt").write_text("x.b\n")
     assert [i.captions for i in read_annotations(tmp_path / "a.json", ids=tmp_path / "ids.txt")[1]] == [("two",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('frmes = 4\n[[annotation]]\nfile = "a.json"', "'frmes': did you mean 'frames'"),
+        ('[[annotation]]\nfiles = "a.json"', "'files': did you mean 'file'"),
+        ("frames = 4", r"no \[\[annotation\]\]"),
+    ],
+)
+def test_a_key_that_a_benchmarks_file_does_not_have_is_named(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    monkeypatch.setattr("vtr.eval.benchmarks._FOLDER", tmp_path)
+    with pytest.raises(VtrError, match=says):
+        load_protocol("mine")

@@ -26,7 +26,7 @@ def test_counts_stand_beside_the_papers_and_a_changed_file_is_said(
     rows = {row["benchmark"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     row = rows["msrvtt"]
     assert (row["videos"], row["paper_videos"], row["queries"], row["found"]) == (3, 1000, 3, 1)
-    assert "expected 1000 videos in this file: it was cut or changed" in row["note"]
+    assert "videos in this file, 1000 expected: it was cut or changed" in row["note"]
     assert rows["lsmdc"]["annotation"] is None
     assert main(["benchmarks", "msrvtt", "--data-root", str(tmp_path)]) == 0
     assert "msrvtt_ret_test1k.json" in capsys.readouterr().out

@@ -182,7 +182,10 @@ def _short(line: str) -> str:
     return repr(line.strip()[:60])
 
 
+_DRAWN = re.compile(r"\{[^}]*\\p[1-9][^}]*\}.*?(?=\{[^}]*\\p0|$)", re.DOTALL)  # ASS: shapes in numbers, no words
+
+
 def plain(text: str) -> str:
     """Text without mark-up: tags, override codes, entities."""
-    text = re.sub(r"\\[Nnh]", " ", _TAG.sub("", text))
+    text = re.sub(r"\\[Nnh]", " ", _TAG.sub("", _DRAWN.sub("", text)))
     return " ".join(html.unescape(text).replace("\0", " ").split())

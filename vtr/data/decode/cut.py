@@ -116,6 +116,8 @@ def _copied(source: Source, reader: VideoReader, start: float, end: float, out: 
         if "avi" in container.format.name.split(","):
             raise LookupError("an AVI says when packets are decoded, not when they are shown")
         video = container.streams[reader.index]
+        if _codec(video) == "h264" and str(getattr(video, "pix_fmt", "")).startswith(("yuv444", "gbr")):
+            raise LookupError("H.264 with full colour may be read right from its first picture alone")
         first, place = _key_before(container, video, start + origin)
         base = float(first.pts * first.time_base)  # type: ignore[operator]
         sound = [s for s in container.streams.audio if _codec(s)]
