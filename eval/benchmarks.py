@@ -163,9 +163,10 @@ def load_protocol(name: str) -> Protocol:
     if not path.is_file():
         raise unknown_name("benchmark", name, benchmark_names())
     values: dict[str, Any] = tomllib.loads(path.read_text())
-    parts = [(a, AnnotationFile) for a in values.get("annotation", ())]
+    parts: list[tuple[dict[str, Any], type]] = [(values, Protocol)]
+    parts += [(a, AnnotationFile) for a in values.get("annotation", ())]
     parts += [(row, Published) for row in values.get("published", ())]
-    for keys, kind in ((values, Protocol), *parts):
+    for keys, kind in parts:
         known = [f.name for f in fields(kind) if kind is not Protocol or f.name != "name"]
         if stray := next((key for key in keys if key not in known), None):
             raise unknown_name(f"key of {path}", stray, known)
