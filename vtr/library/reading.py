@@ -163,7 +163,11 @@ class StoredSearcher(Hearing):
         return self.read(read)
 
     def changed(self, paths: Iterable[str]) -> list[str]:
-        """Those of these files that are not what was indexed, by their size and date."""
+        """Those of these files that are not what was indexed, by their size and date.
+
+        Args:
+            paths: As hits have them; those that the library does not hold are passed over.
+        """
         known = [row for path in dict.fromkeys(paths) if (row := self.read(lambda: self.store.video_at(path)))]  # noqa: B023
         return [row.path for row in known if _changed(row)]
 
