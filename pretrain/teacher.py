@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -159,8 +160,7 @@ def ensure_demo_teacher(
     optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     bar = tqdm(total=steps, desc="teacher", file=sys.stderr, unit="step")
-    for step in range(steps):
-        batch = next(stream)
+    for step, batch in zip(range(steps), _ahead(stream)):
         pick = torch.randint(batch.frames.shape[1], (batch.frames.shape[0],), generator=generator)
         images = model.normalise(batch.frames[torch.arange(len(pick)), pick][:, None].to(model.device))[:, 0]
         tokens = model.tokenizer(batch.captions, size["context"], pad_to=size["context"])
@@ -181,6 +181,18 @@ def ensure_demo_teacher(
     partial = folder / f"teacher.safetensors.{os.getpid()}.tmp"
     save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, partial)
     os.replace(partial, folder / "teacher.safetensors")
+
+
+def _ahead(stream: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each read in a thread while the one before is worked on: the other ranks wait, a core is free.
+
+    No process: the server that data workers are forked from would stay for the whole run, with torch in it.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, stream)
+        while True:
+            batch, coming = coming.result(), pool.submit(next, stream)
+            yield batch
 
 
 def teacher_name(settings: RunSettings, image_size: int | None = None) -> str:
@@ -241,7 +253,7 @@ def _make_demo_teacher(
         size=video.image_size,
         batch_size=128,
         streams=8,
-        workers=max(settings.workers, 1),  # the other ranks wait: their cores decode
+        workers=settings.workers,
         block=1,
         seed=chosen.seed,
         crop_scale=None,
