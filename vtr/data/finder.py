@@ -185,12 +185,13 @@ def closer(root: VideoFinder, own: VideoFinder, name: str) -> Found:
     A file beside the list is meant before one of its name deeper under the root; two that differ, each at the name's
     place, are told.
     """
-    beside, there = own.place(name), root.place(name)
+    beside = own.place(name)
     exact = own.root.folder / name
     if exact.is_file():  # a whole path, or one that leads out of the list's folder
         beside = Found(path=exact, rank=0)
     if beside.path is None:
         return root.look(name)
+    there = root.place(name)
     if there.path is None:
         return beside
     if _same_file(there.path, beside.path):
