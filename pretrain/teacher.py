@@ -26,6 +26,7 @@ from vtr.models.video_text import VideoTextModel
 from vtr.pretrain.recipes import Recipe, Stage
 from vtr.pretrain.settings import RunSettings
 from vtr.ranks import Ranks
+from vtr.threads import give_back
 
 DEFAULT = "ViT-B-16/openai"
 MODERN = "PE-Core-B-16/meta"  # an option of the recipe `clean` (vtr.pretrain.recipes.DIFFERENCES)
@@ -217,6 +218,7 @@ def demo_teacher(
     """The demo's teacher for a student; trained first where it is not there, by one rank while the others wait."""
     folder = Path(teacher_name(settings, model.config.video.image_size))
     ranks.main_only(lambda: _make_demo_teacher(folder, settings, chosen, model, corpus))
+    give_back()
     return load_teacher(str(folder))
 
 
