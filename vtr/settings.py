@@ -116,9 +116,15 @@ def parsed(settings_type: type[S], words: list[str] | None, program: str | None 
 
 
 def _gathered(settings_type: type, words: Sequence[str]) -> list[str]:
-    """The same words; values of a flag that takes several and is given again stand behind its first ones, or they were lost."""
+    """The same words; values of a flag that takes several and is given again stand behind its first ones, or they were lost.
+
+    Raises:
+        UsageError: A flag that takes one value is given again.
+    """
     known = dataclasses.fields(settings_type) if dataclasses.is_dataclass(settings_type) else ()
-    several = {"--" + f.name.replace("_", "-") for f in known if re.fullmatch(r"tuple\[\w+, \.\.\.\]", str(f.type))}
+    named = {("-" if len(f.name) == 1 else "--") + f.name.replace("_", "-"): str(f.type) for f in known}
+    several = {flag for flag, kind in named.items() if re.fullmatch(r"tuple\[\w+, \.\.\.\]", kind)}
+    once = {flag for flag, kind in named.items() if "tuple" not in kind and kind != "bool"}
     current: list[str] = []
     groups, first = [current], dict[str, list[str]]()
     for word in words:
@@ -126,6 +132,8 @@ def _gathered(settings_type: type, words: Sequence[str]) -> list[str]:
         flag = flag.replace("_", "-")
         if not re.match(r"--?[A-Za-z]", word):
             current.append(word)
+        elif flag in once and any(group[0].partition("=")[0].replace("_", "-") == flag for group in groups if group):
+            raise UsageError(f"{flag} is given twice: expected once")
         elif flag in first:
             current = first[flag]
             current += [value] if sign else []

@@ -319,6 +319,8 @@ def test_the_schema_describes_every_answer_and_its_errors(client: TestClient) ->
         ({"q": "a", "where": "a" * 1001}, 422, "1000"),
         ({"q": "a", "where": "1=1; DROP TABLE videos"}, 400, "where: "),
         ({"q": "  \t "}, 400, "empty query"),
+        ({"q": "a", "k": [1, 2]}, 400, "k is given 2 times: expected once"),
+        ({"q": "a", "within": 5}, 400, "within is about then and before"),
         ({"q": "a", "momments": 2}, 400, "unknown parameter 'momments': did you mean 'moments'?"),
     ],
 )

@@ -75,7 +75,9 @@ class _Tools:
         then: Annotated[
             str | None, Field(max_length=MAX_QUERY, description="what happens after it in the same video")
         ] = None,
-        within: Annotated[float, Field(ge=0, le=86_400, description="seconds between it and `then`")] = 60.0,
+        within: Annotated[
+            float | None, Field(ge=0, le=86_400, description="seconds between it and `then`: 60, if left out")
+        ] = None,
         min_score: Annotated[
             float | None, Field(ge=0, le=1, description="leave out moments of a lower `confidence`")
         ] = None,

@@ -175,7 +175,7 @@ class Searcher(ABC):
         min_score: float | None = None,
         then: str | None = None,
         before: str | None = None,
-        within: float = 60.0,
+        within: float | None = None,
     ) -> Hits:
         """The best moments for a query, best first; one moment a video unless asked for more.
 
@@ -203,7 +203,7 @@ class Searcher(ABC):
             unrefined: Hits begin and end where segments do, though the library keeps vectors of single frames.
             min_score: Leave out hits of a lower `confidence`. Default: all are given; those that are `weak` say so.
             then, before: What happens after or before it in the same video: one hit a video, by the mean similarity;
-                `steps` are all of them in order, with up to `within` seconds between one and the next.
+                `steps` are all of them in order, with up to `within` seconds (60) between one and the next.
 
         Raises:
             UsageError: An empty query, a number out of range, a filter that does not parse.
@@ -213,7 +213,13 @@ class Searcher(ABC):
         texts, against, likes = listed(text), listed(minus), _examples(like)
         if then is not None or before is not None:
             alone = not (rerank or all_moments or against or likes or more is not None or moments > 1 or unmerged or by)
-            return self._in_order(texts, before, then, within, k, where, min_score, alone)
+            return self._in_order(texts, before, then, 60.0 if within is None else within, k, where, min_score, alone)
+        if within is not None:
+            raise UsageError(
+                lambda say: (
+                    f"{say.name('within')} is about {say.name('then')} and {say.name('before')}: say what comes after or before"
+                )
+            )
         texts = [] if texts == [""] and (likes or more is not None) else texts
         check(texts, likes, more, k=k, rerank=rerank, moments=moments, all_moments=all_moments)
         by = self._way(by, texts, bool(likes) or more is not None, rerank)
