@@ -88,6 +88,18 @@ def test_no_text_is_a_query_language(shared: Library, text: str) -> None:
     shared.search(text + " dog", by="words")
 
 
+def test_a_text_of_any_length_counts_in_whole_or_it_is_said_what_does_not(shared: Library) -> None:
+    long = " ".join(f"word{i}" for i in range(300))
+    assert len(terms_of(long)) == 300
+    assert shared.search(long, by="words").notes == []
+    [note] = shared.search(f"a dog {long}", minus="a dog").notes
+    assert (
+        note == "pictures were searched for the first 32 tokens of 'a dog word0 word1 word2 word3 word4 word'…: "
+        "the model takes no more"
+    )
+    assert shared.curve(shared.search("dog")[0].path, f"a dog {long}").notes == (note,)
+
+
 @pytest.mark.parametrize("text", ["♥", "_"])
 def test_what_is_no_word_is_said_nowhere(shared: Library, text: str) -> None:
     assert shared.search(text, by="words") == []

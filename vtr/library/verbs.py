@@ -422,6 +422,8 @@ def _curve(settings: SearchSettings, library: Searcher) -> int:
             f"--curve shows one video from moment to moment: leave out --{', --'.join(other).replace('_', '-')}"
         )
     curve = library.curve(settings.curve, settings.text, minus=settings.minus, like=settings.like, more=settings.more)
+    for note in curve.notes:
+        print(f"note: {note}", file=sys.stderr)
     if settings.curve_out is None:
         print(json.dumps({"query": _title(settings), **curve.as_dict()}))
     else:

@@ -99,6 +99,7 @@ class CurveAnswer(BaseModel):
     step: Annotated[float, Field(description="seconds of each value")]
     exact: Annotated[bool, Field(description="from vectors of single frames; else from segments")]
     scores: Annotated[list[float | None], Field(description="null where nothing is known")]
+    notes: Annotated[list[str], Field(description="what could not be done as it was asked for")]
     library: str
 
 
