@@ -191,7 +191,10 @@ def test_a_copy_has_the_tracks_inside_it_too(tmp_path: Path) -> None:
 def test_what_is_wrong_with_subtitles_is_a_line_with_its_place(own: tuple[Library, list[Path]]) -> None:
     library, videos = own
     videos[0].with_suffix(".srt").write_text(srt("fine") + "\n2\n00:00:02,000 --> x\nlost\n\n" + srt("late", 50))
-    [note] = library.sync(videos[0].parent).notes
+    for name in ("clip0.en.ASS", "clip1.ass", "clip1.sub", "other.ass"):
+        (videos[0].parent / name).touch()
+    note, unread = library.sync(videos[0].parent).notes
+    assert f"2 .ass, 1 .sub (first: {videos[0].with_suffix('.en.ASS')})" in unread
     assert note.endswith(
         "clip0.mp4, clip0.srt: line 6: expected HH:MM:SS,mmm --> HH:MM:SS,mmm, found '00:00:02,000 --> x'; left out; "
         "1 cues come after the end (50.0 s of 2.0 s)"

@@ -133,7 +133,7 @@ def _named(name: str, out: Wanted, exclude: Sequence[str]) -> Iterator[Item]:
         shards = sorted(str(p) for p in path.glob("*.tar"))
         yield from (Item(name=os.path.abspath(s), kind="shard") for s in shards)
         scan = find_media([path], may_be_empty=True, exclude=exclude)
-        out.skipped = out.skipped or scan.skipped() if not shards else ""
+        out.skipped = "; ".join(filter(None, (out.skipped, "" if shards else scan.skipped())))
         out.refused += [f"{shown(folder)}: the folder cannot be read" for folder in scan.unlisted]
         if not shards and not scan.files:
             expand_shards(name)  # says where shards lie, if there are some deeper down
