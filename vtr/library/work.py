@@ -118,8 +118,16 @@ def wanted(named: Sequence[str], *, uris: Sequence[Path] = (), exclude: Sequence
     for listing in uris:
         found += _listed(listing, out, fetch=True)
     once: dict[str, Item] = {}
+    other = dict[str, None]()
     for item in found:
-        once.setdefault(item.name, item)
+        kept = once.setdefault(item.name, item)
+        if not kept.metadata:
+            once[item.name] = item
+        elif item.metadata and item.metadata != kept.metadata:
+            other[item.name] = None
+    if other:
+        told = f"{len(other)} with several rows of metadata that differ, all but the first left out (first: {shown(min(other))})"
+        out.skipped = "; ".join(filter(None, (out.skipped, told)))
     out.items = list(once.values())
     return out
 
