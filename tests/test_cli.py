@@ -121,7 +121,6 @@ def test_doctor_says_which_kernel_runs_and_why(capsys: pytest.CaptureFixture[str
         (["search", "lib", "x", "--rerak", "3"], "--rerank"),
         (["search", "lib", "x", "-k", "many"], "'many'"),
         (["index", "build", "videos", "--out", "lib"], "--model"),
-        (["search", "lib", "x", "-k", "1", "--json", "-k", "2"], "-k is given twice"),
         (["index", "add", "lib"], "no paths"),
     ],
 )
