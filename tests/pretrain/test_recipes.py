@@ -120,5 +120,5 @@ def test_settings_given_in_several_flags_all_count(capsys: pytest.CaptureFixture
     assert found.set == ("a=1", "b=2", "c=3", "d=4")
     assert (found.corpus, str(found.out), found.steps) == ("demo", "runs/x", 5)
     assert capsys.readouterr().err == ""
-    assert parsed(RunSettings, ["--steps", "5", "--set", "a=1", "--steps=6"]).steps == 6
+    assert parsed(RunSettings, ["--steps", "5", "--corpus", "demo", "--steps=6"]).steps == 6
     assert capsys.readouterr().err == "note: --steps is given twice: the last counts\n"
