@@ -155,6 +155,7 @@ def load_protocol(name: str) -> Protocol:
 
     Raises:
         UsageError: There is no such benchmark.
+        VtrError: Its file cannot be meant.
     """
     if Path(name).suffix.lower() in _ANNOTATION_SUFFIXES:
         entry = AnnotationFile(file=str(Path(name).resolve()))
@@ -162,7 +163,13 @@ def load_protocol(name: str) -> Protocol:
     path = _FOLDER / f"{name}.toml"
     if not path.is_file():
         raise unknown_name("benchmark", name, benchmark_names())
-    values: dict[str, Any] = tomllib.loads(path.read_text())
+    try:
+        return _protocol(name, path, tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # no TOML, or values of other types
+        raise VtrError(f"{path}: cannot be meant ({error}); expected keys and values as in msrvtt.toml") from error
+
+
+def _protocol(name: str, path: Path, values: dict[str, Any]) -> Protocol:
     parts: list[tuple[dict[str, Any], type]] = [(values, Protocol)]
     parts += [(a, AnnotationFile) for a in values.get("annotation", ())]
     parts += [(row, Published) for row in values.get("published", ())]

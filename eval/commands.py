@@ -52,10 +52,17 @@ class CheckSettings:
 
 
 def benchmarks(settings: BenchmarksSettings) -> int:
-    """`vtr benchmarks`."""
-    rows = []
+    """`vtr benchmarks`; exit code 1 where the file of one cannot be meant."""
+    rows, bad = [], 0
     for name in settings.names or benchmark_names():
-        protocol = load_protocol(name.partition("=")[0] if "=" in name else name)
+        try:
+            protocol = load_protocol(name.partition("=")[0] if "=" in name else name)
+        except VtrError as error:
+            if settings.names:
+                raise
+            print(f"vtr: {' '.join(str(error).split())}", file=sys.stderr)
+            bad = 1
+            continue
         row: dict[str, Any] = {"benchmark": protocol.name, "rule": protocol.captions, "frames": protocol.frames}
         row |= {"paper_videos": protocol.paper_videos, "paper_queries": protocol.paper_queries}
         try:
@@ -70,7 +77,7 @@ def benchmarks(settings: BenchmarksSettings) -> int:
     if settings.json:
         for row in rows:
             print(json.dumps(row))
-        return 0
+        return bad
     print(f"{'benchmark':<16}{'rule':<11}{'videos':>8}{'paper':>8}{'queries':>9}{'paper':>8}{'found':>8}  annotation")
     notes = []
     for row in rows:
@@ -81,7 +88,7 @@ def benchmarks(settings: BenchmarksSettings) -> int:
             notes.append(f"{row['benchmark']}: {row['note']}")
     for note in notes:
         print(note)
-    return 0
+    return bad
 
 
 def _facts(benchmark: Benchmark) -> dict[str, Any]:

@@ -97,11 +97,12 @@ def parsed(settings_type: type[S], words: list[str] | None, program: str | None 
     """
     about, _, examples = header.strip().partition("\n\n")
     said, helped = io.StringIO(), io.StringIO()
+    gathered = _gathered(settings_type, sys.argv[1:] if words is None else words)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(helped):
             return tyro.cli(
                 settings_type,
-                args=_gathered(settings_type, sys.argv[1:] if words is None else words),
+                args=gathered,
                 prog=program,
                 description=about or None,
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -116,9 +117,14 @@ def parsed(settings_type: type[S], words: list[str] | None, program: str | None 
 
 
 def _gathered(settings_type: type, words: Sequence[str]) -> list[str]:
-    """The same words; values of a flag that takes several and is given again stand behind its first ones, or they were lost."""
+    """The same words; values of a flag that takes several and is given again stand behind its first ones, or they were lost.
+
+    Of a flag that takes one the last counts, as everywhere (an alias has the first); that is said.
+    """
     known = dataclasses.fields(settings_type) if dataclasses.is_dataclass(settings_type) else ()
-    several = {"--" + f.name.replace("_", "-") for f in known if re.fullmatch(r"tuple\[\w+, \.\.\.\]", str(f.type))}
+    named = {("-" if len(f.name) == 1 else "--") + f.name.replace("_", "-"): str(f.type) for f in known}
+    several = {flag for flag, kind in named.items() if re.fullmatch(r"tuple\[\w+, \.\.\.\]", kind)}
+    once = {flag for flag, kind in named.items() if "tuple" not in kind and kind != "bool"}
     current: list[str] = []
     groups, first = [current], dict[str, list[str]]()
     for word in words:
@@ -126,13 +132,15 @@ def _gathered(settings_type: type, words: Sequence[str]) -> list[str]:
         flag = flag.replace("_", "-")
         if not re.match(r"--?[A-Za-z]", word):
             current.append(word)
-        elif flag in first:
+        elif flag in first and flag in several:
             current = first[flag]
             current += [value] if sign else []
         else:
+            if flag in first:
+                print(f"note: {flag} is given twice: the last counts", file=sys.stderr)
             current = [flag, value] if sign and flag in several else [word]
             groups.append(current)
-            if flag in several:
+            if flag in several or flag in once:
                 first[flag] = current
     return [word for group in groups for word in group]
 

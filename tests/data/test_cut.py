@@ -11,7 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from vtr.data.decode import DecodeError
+from tests.data.media import film
+from vtr.data.decode import DecodeError, probe
 from vtr.data.decode.cut import cut
 
 FPS, SECONDS = 25, 4
@@ -115,6 +116,12 @@ def test_a_clip_lasts_as_long_as_what_it_is_of_and_no_longer(films: dict[str, Pa
     made = cut(films["a.mp4"], 3.5, 99.0, tmp_path / "clip", exact=True)
     assert made.end == pytest.approx(SECONDS, abs=0.05)
     assert numbers(made.path)[-1] == FPS * SECONDS - 1
+
+
+@pytest.mark.parametrize("end", [4.0, 4.1])
+def test_an_exact_clips_last_frame_is_shown_up_to_its_end(tmp_path: Path, end: float) -> None:
+    data = film([np.full((48, 64, 3), n, np.uint8) for n in range(15)], fps=3)
+    assert probe(cut(data, 1.9, end, tmp_path / "clip", exact=True).path).duration == pytest.approx(end - 1.9, abs=1e-3)
 
 
 @pytest.mark.parametrize(("name", "codec", "colours"), [("a.avi", "mpeg4", "yuv420p"), ("a.mp4", "libx264", "yuv444p")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tests.data.media import BLUE, GREEN, RED, colour, film, remuxed, scenes
 from vtr.data.decode import DecodeError, container, probe, read_frames, read_moment, read_windows
 from vtr.data.decode import frames as decode_frames
 from vtr.data.decode import pyav as decode_pyav
+from vtr.data.decode.types import Deadline, TimeLimit
 
 KINDS = [
     ("mp4", "libx264", {"bf": "2"}),
@@ -170,6 +173,27 @@ def test_a_file_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(container._Input, "read", stuck)
     with pytest.raises(DecodeError, match="time limit of 1 s"):
         read_frames(film(scenes()), lambda n: [0], timeout=1.0)
+
+
+def test_the_time_in_which_a_process_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, killed = [0.0], list[int]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "kill", lambda _, number: killed.append(number))
+    monkeypatch.setattr(Deadline, "_still", 0)
+    deadline = Deadline("film", 90.0)
+    now[0] += 1e6  # and the thread that watches woke once
+    deadline.check()
+    Deadline.tick()
+    assert killed == []
+    for _ in range(8):
+        Deadline.tick()
+    assert killed == [signal.SIGALRM]
+    for _ in range(6):
+        now[0] += 20.0
+        deadline.check()
+    now[0] += 20.0
+    with pytest.raises(TimeLimit):
+        deadline.check()
 
 
 def test_decord_follows_the_clock_or_leaves_the_file() -> None:

@@ -49,6 +49,29 @@ def test_a_file_and_a_caption_win_over_weaker_names_of_the_same(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("video,caption,text\na.mp4,A dog,A cat\n", "the caption is column 'caption', not 'text'"),
+        ("video,text,title,caption1\na.mp4,A dog,,A cat\n", "the caption is column 'text', not 'caption1'"),
+        ('{"video": "a.mp4", "Sentence": "A dog", "query": "A cat"}\n' * 2, "'Sentence', not 'query'"),
+        ('{"v1": {"text": "A dog", "description": "A cat"}, "v2": {"text": "A"}}', "'text', not 'description'"),
+        ("path,caption,filename\nx/a.mp4,A dog,b.mp4\n", "the file is column 'path', not 'filename'"),
+        ("path,caption,filename,text\nx/a.mp4,A dog,a.webm,A  dog\n", ""),
+    ],
+)
+def test_of_two_columns_that_could_be_meant_it_is_said_which_is_read(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"a.{'csv' if text[0] in 'vp' else 'json'}"
+    path.write_text(text)
+    for _ in range(2):
+        read_list(path)
+    told = capsys.readouterr().err
+    assert says in told
+    assert told.count("\n") == bool(says)
+
+
+@pytest.mark.parametrize(
     ("caption", "says"),
     [
         (None, "the caption is null, not text"),

@@ -144,6 +144,20 @@ def test_a_subtitle_file_goes_to_the_longest_name_that_it_begins_with() -> None:
     }
 
 
+def test_the_case_of_a_name_counts_only_where_names_differ_by_nothing_else() -> None:
+    assert beside(["FILM.MP4", "film.srt", "Film.en.SRT"]) == {"FILM.MP4": ["Film.en.SRT", "film.srt"]}
+    assert beside(["a.mp4", "A.mkv", "A.srt"]) == {"A.mkv": ["A.srt"]}
+    assert beside(["ab.mp4", "AB.mkv", "Ab.srt"]) == {}
+
+
+def test_a_clock_that_is_not_the_files_own_is_said() -> None:
+    text = "WEBVTT\nX-TIMESTAMP-MAP=LOCAL:00:00:00.000,MPEGTS:{}\n\n00:01.000 --> 00:02.000\nhi\n"
+    assert parsed(text.format(0)) == ([Cue(1, 2, "hi")], "")
+    cues, problem = parsed(text.format(900000))
+    assert cues == [Cue(1, 2, "hi")]
+    assert problem.endswith("MPEGTS:900000 moves it by +10 s on its stream's clock; its times are taken as they stand")
+
+
 def test_a_pipe_is_no_subtitle_file_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "film.srt")
     with pytest.raises(OSError, match="not a regular file"):

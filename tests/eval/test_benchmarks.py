@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import write_videos
+from vtr.cli import main
 from vtr.errors import UsageError, VtrError
 from vtr.eval.annotations import read_annotations, without_extension
 from vtr.eval.benchmarks import RootIndex, VideoFinder, benchmark_names, load_benchmark, load_protocol
@@ -310,12 +311,21 @@ def test_ids_with_dots_are_not_each_others(tmp_path: Path) -> None:
         ('frmes = 4\n[[annotation]]\nfile = "a.json"', "'frmes': did you mean 'frames'"),
         ('[[annotation]]\nfiles = "a.json"', "'files': did you mean 'file'"),
         ("frames = 4", r"no \[\[annotation\]\]"),
+        ("frames = ", "mine.toml: cannot be meant"),
+        ("[[annotation]]\nvideos = 4", "mine.toml: cannot be meant.*'file'"),
+        ("annotation = 4", "mine.toml: cannot be meant"),
     ],
 )
-def test_a_key_that_a_benchmarks_file_does_not_have_is_named(
-    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_wrong_in_a_benchmarks_file_is_named_and_hides_no_other_benchmark(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.toml").write_text(text)
+    (tmp_path / "other.toml").write_text('[[annotation]]\nfile = "a.json"')
     monkeypatch.setattr("vtr.eval.benchmarks._FOLDER", tmp_path)
     with pytest.raises(VtrError, match=says):
         load_protocol("mine")
+    assert main(["benchmarks", "--data-root", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert "\nother " in told.out
+    assert told.err.startswith("vtr: ")
+    assert told.err.count("\n") == 1

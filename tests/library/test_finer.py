@@ -260,3 +260,5 @@ def test_what_follows_and_what_came_before_are_the_same_pair_seen_from_either_si
         library.search(["a", "b"], then="c")
     with pytest.raises(UsageError, match="within"):
         library.search("a", then="c", within=-1.0)
+    with pytest.raises(UsageError, match="within is about then and before"):
+        library.search("a", within=60.0)

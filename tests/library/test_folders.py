@@ -356,3 +356,13 @@ def test_a_sample_whose_members_are_written_with_capitals_is_found_again(tmp_pat
     assert media_source(str(tmp_path / "a.tar" / "x" / "A.mp4")) == b"film"
     with pytest.raises(VtrError, match="no such sample"):
         media_source(str(tmp_path / "a.tar" / "x" / "a.mp4"))
+
+
+def test_rows_of_one_file_that_differ_are_counted_and_a_lists_metadata_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "one.csv").write_text("path,caption\na.mp4,a dog\na.mp4,a cat\nb.mp4,a cow\n")
+    found = wanted([str(tmp_path), str(tmp_path / "one.csv")])
+    assert [item.metadata for item in found.items] == [{"caption": "a dog"}, {"caption": "a cow"}]
+    assert found.skipped.endswith(
+        f"1 with several rows of metadata that differ, all but the first left out (first: {tmp_path / 'a.mp4'})"
+    )

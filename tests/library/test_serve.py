@@ -146,7 +146,7 @@ def test_metadata_comes_with_the_hits_and_filters_them(start: Callable[..., Test
 
 def test_samples_of_a_shard_are_shown_and_played_out_of_it(tmp_path: Path) -> None:
     two = video_bytes(2, frames=30)  # kept: x264 does not promise the same bytes twice
-    shard = write_shard(tmp_path / "a.tar", {"one.mp4": video_bytes(1, frames=30), "two.mp4": two})
+    shard = write_shard(tmp_path / "a.tar", {"one.mp4": video_bytes(1, frames=30), "x.y/two.MP4": two})
     embed([str(shard)], tmp_path / "embedded", small_model(), model_path=None, window=2.0, stride=1.0)
     build_from(tmp_path / "embedded", tmp_path / "lib")
     with TestClient(make_app(tmp_path / "lib", small_model()), base_url="http://127.0.0.1") as client:
@@ -155,7 +155,7 @@ def test_samples_of_a_shard_are_shown_and_played_out_of_it(tmp_path: Path) -> No
         assert statuses(client, hit)[:2] == (200, 200)
         assert client.get(url).content == two
         assert client.get(url, headers={"range": "bytes=-5"}).content == two[-5:]
-        write_shard(shard, {"one.mp4": video_bytes(1, frames=30), "two.mp4": video_bytes(3, frames=30)})
+        write_shard(shard, {"one.mp4": video_bytes(1, frames=30), "x.y/two.MP4": video_bytes(3, frames=30)})
         assert statuses(client, hit)[:2] == (409, 409)
         write_shard(shard, {"one.mp4": video_bytes(1, frames=30)})
         status, picture, error = statuses(client, hit)
@@ -319,6 +319,8 @@ def test_the_schema_describes_every_answer_and_its_errors(client: TestClient) ->
         ({"q": "a", "where": "a" * 1001}, 422, "1000"),
         ({"q": "a", "where": "1=1; DROP TABLE videos"}, 400, "where: "),
         ({"q": "  \t "}, 400, "empty query"),
+        ({"q": "a", "k": [1, 2]}, 400, "k is given 2 times: expected once"),
+        ({"q": "a", "within": 5}, 400, "within is about then and before"),
         ({"q": "a", "momments": 2}, 400, "unknown parameter 'momments': did you mean 'moments'?"),
     ],
 )

@@ -88,6 +88,18 @@ def test_no_text_is_a_query_language(shared: Library, text: str) -> None:
     shared.search(text + " dog", by="words")
 
 
+def test_a_text_of_any_length_counts_in_whole_or_it_is_said_what_does_not(shared: Library) -> None:
+    long = " ".join(f"word{i}" for i in range(300))
+    assert len(terms_of(long)) == 300
+    assert shared.search(long, by="words").notes == []
+    [note] = shared.search(f"a dog {long}", minus="a dog").notes
+    assert (
+        note == "pictures were searched for the first 32 tokens of 'a dog word0 word1 word2 word3 word4 word'…: "
+        "the model takes no more"
+    )
+    assert shared.curve(shared.search("dog")[0].path, f"a dog {long}").notes == (note,)
+
+
 @pytest.mark.parametrize("text", ["♥", "_"])
 def test_what_is_no_word_is_said_nowhere(shared: Library, text: str) -> None:
     assert shared.search(text, by="words") == []
@@ -179,7 +191,10 @@ def test_a_copy_has_the_tracks_inside_it_too(tmp_path: Path) -> None:
 def test_what_is_wrong_with_subtitles_is_a_line_with_its_place(own: tuple[Library, list[Path]]) -> None:
     library, videos = own
     videos[0].with_suffix(".srt").write_text(srt("fine") + "\n2\n00:00:02,000 --> x\nlost\n\n" + srt("late", 50))
-    [note] = library.sync(videos[0].parent).notes
+    for name in ("clip0.en.ASS", "clip1.ass", "clip1.sub", "other.ass"):
+        (videos[0].parent / name).touch()
+    note, unread = library.sync(videos[0].parent).notes
+    assert f"2 .ass, 1 .sub (first: {videos[0].with_suffix('.en.ASS')})" in unread
     assert note.endswith(
         "clip0.mp4, clip0.srt: line 6: expected HH:MM:SS,mmm --> HH:MM:SS,mmm, found '00:00:02,000 --> x'; left out; "
         "1 cues come after the end (50.0 s of 2.0 s)"

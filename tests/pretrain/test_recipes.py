@@ -114,8 +114,11 @@ def test_frozen_parameters_have_no_optimiser_state() -> None:
     assert held == 3
 
 
-def test_settings_given_in_several_flags_all_count() -> None:
+def test_settings_given_in_several_flags_all_count(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--corpus", "demo", "--set", "a=1", "b=2", "--out", "runs/x", "--set=c=3", "--set", "d=4", "--steps", "5"]
     found = parsed(RunSettings, words)
     assert found.set == ("a=1", "b=2", "c=3", "d=4")
     assert (found.corpus, str(found.out), found.steps) == ("demo", "runs/x", 5)
+    assert capsys.readouterr().err == ""
+    assert parsed(RunSettings, ["--steps", "5", "--corpus", "demo", "--steps=6"]).steps == 6
+    assert capsys.readouterr().err == "note: --steps is given twice: the last counts\n"

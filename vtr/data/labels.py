@@ -13,7 +13,7 @@ import numpy as np
 
 from vtr.data.cells import NOTHING, name_of
 from vtr.data.finder import RootIndex, VideoFinder
-from vtr.data.lists import LABEL, VIDEO, of_split, split_of
+from vtr.data.lists import LABEL, VIDEO, of_split, split_of, tell_others
 from vtr.data.litter import folder_left_out
 from vtr.data.tables import Record, Table, normal, read_table, read_text, refuse, split_lines, what_is
 from vtr.errors import VtrError, unknown_name
@@ -108,6 +108,9 @@ def labelled_rows(path: Path, *, window: bool = False, words: bool = False) -> l
     if isinstance(table, dict):
         raise VtrError(f"annotation {path}: expected rows of a path and a label, found an object")
     if table.columns and table.columns != ("",):
+        names = {normal(c): c for c in reversed(table.columns)}
+        for what, known in (("the file", VIDEO[:-2]), ("the class", LABEL)):
+            tell_others(table, what, [names[n] for n in known if n in names][:1], known)
         return [_named(table, record) for record in table.records if any(str(v).strip() for v in record.cells.values())]
     rows = _headless(path, table.text, window, words)
     if not rows:

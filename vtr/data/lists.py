@@ -12,7 +12,11 @@ Nothing is replaced or skipped: a row that cannot be used says why in `bad`, a f
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,6 +48,7 @@ _SPAN = re.compile(
 _SPANS = re.compile(r"\[\s*[\[(].*[\])]\s*,\s*[\[(].*", re.DOTALL)  # several of them in one cell
 _SPLIT_NAMES = (("train", "training", "restval"), ("val", "validate", "validation", "dev"), ("test", "testing"))
 _SPLITS = tuple(name for names in _SPLIT_NAMES for name in names)
+_FILE = "the file"
 _SPLIT = ("split", "subset", "partition")  # columns of them
 
 
@@ -190,6 +195,36 @@ def _column(names: Mapping[str, str], wanted: Sequence[str], but: Iterable[str] 
     return next((names[w] for w in wanted if w in names and names[w] not in but), None)
 
 
+def tell_others(table: Table, what: str, chosen: Sequence[str], names: Iterable[str]) -> None:
+    """Say, once, which columns could have been meant as well as those that are read, where they say something else.
+
+    Args:
+        what: What the column is, in words.
+        chosen: The columns that are read.
+        names: Those that count as such, as `normal` makes them.
+    """
+    also = {c for c in table.columns if c not in chosen and normal(c) in names}
+    if chosen and also:
+        said = [{c: _core(r.cells.get(c), what) for c in (*chosen, *also)} for r in table.records]
+        other = [c for c in table.columns if c in also and any(r[c] not in ("", *map(r.get, chosen)) for r in said)]
+        if other:
+            taken, left = (", ".join(map(repr, columns)) for columns in (chosen, other))
+            _tell(f"{table.path}: {what} is column {taken}, not {left}, which differs; to choose, rename or drop one")
+
+
+def _core(value: object, what: str) -> str:
+    """What tells two cells apart: the words, of files without folder and ending."""
+    text = " ".join(str("" if value is None else value).split())
+    return re.sub(r".*[/\\]|\.\w{2,4}$", "", text) if what == _FILE else text
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    # A corpus's list is read again by every rank and every worker of its loader.
+    if multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+
+
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +247,8 @@ def _of_table(table: Table) -> Listing:
     numbered = [c for n, c in names.items() if _NUMBERED.fullmatch(n)] if caption is None else []
     columns = [c for c in (video, caption or "", *numbered, key or "") if c]
     captions = ([caption] if caption else []) + numbered
+    tell_others(table, _FILE, [video], VIDEO[:-2])
+    tell_others(table, "the caption", captions, {*CAPTION[:-1], *filter(_NUMBERED.fullmatch, names)})
     msvd = [names[n] for n in ("videoid", "start", "end") if n in names]
     records = _msvd(table.records, names, msvd) if len(msvd) == 3 and "description" in names else _filled(table.records)
     return Listing(
@@ -234,6 +271,7 @@ def _uncaptioned(table: Table) -> Listing:
             f"{table.path}: {'columns ' + ', '.join(table.columns) if any(table.columns) else 'no header'}; expected columns "
             f"named in the first line, one of them for the file: {', '.join(VIDEO[:8])} …"
         )
+    tell_others(table, _FILE, [video], VIDEO[: VIDEO.index("vid")])  # ids and addresses are metadata as others
     entries = tuple(_entry(record, video, (), None) for record in _filled(table.records))
     return Listing(path=table.path, kind=table.kind, entries=entries, captioned=False, columns=table.columns)
 
@@ -500,6 +538,9 @@ def _by_video(path: Path, value: dict[str, object]) -> Listing:
                 )
             else:
                 captions = one[column]
+                row = Record(line=0, place=name, cells=one)
+                table = Table(path=path, kind="JSON", columns=tuple(one), records=(row,), text="")
+                tell_others(table, "the caption", [column], CAPTION[:-1])
             kinds.add("ActivityNet Captions release" if column == "sentences" else "captions by video")
         else:
             kinds.add("captions by video")

@@ -145,8 +145,9 @@ def text_beside(path: Path) -> RawSample:
     """A file of a folder as a sample without its media: its captions are in a .txt or .json of the same name."""
     group: dict[str, bytes] = {path.suffix[1:].lower(): b""}
     for extension in ("txt", "json"):
-        with contextlib.suppress(OSError):
-            group[extension] = path.with_suffix(f".{extension}").read_bytes()
+        for spelled in (extension.upper(), extension):
+            with contextlib.suppress(OSError):
+                group[extension] = path.with_suffix(f".{spelled}").read_bytes()
     sample = sample_of(str(path), group)
     return sample if len(group) > 1 else replace(sample, fault="no caption: no .txt or .json beside it")
 

@@ -19,10 +19,12 @@ from typing import NamedTuple
 from vtr.data.media import MEDIA
 
 ENDINGS = (".srt", ".vtt")
+UNREAD = (".ass", ".ssa", ".sub", ".sup", ".smi", ".sami", ".sbv", ".lrc", ".ttml", ".dfxp", ".stl", ".scc")
 _MOST = 32 << 20  # bytes of a subtitle file
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,9}))?"
 _CUE = re.compile(rf"\s*{_TIME}\s*-+>\s*{_TIME}(?:\s.*)?")
 _BROKEN = re.compile(r"\s*-?\d+:\d\d(:\d\d)?[.,]\d+")  # a line that begins as a cue's times do
+_MAP = re.compile(r"X-TIMESTAMP-MAP=(?=.*MPEGTS:(\d+))(?=.*LOCAL:([\d:.]+)).*")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,300}>|</?\d[\d:.]*>|\{[\\/][^{}]{0,300}\}")
 # What subtitles are written in beside Unicode: among all there are, a guess from few words goes wrong more often.
 _ENCODINGS = (
@@ -61,26 +63,28 @@ class Track:
     problem: str = ""
 
 
-def beside(names: Iterable[str]) -> dict[str, list[str]]:
+def beside(names: Iterable[str], endings: Sequence[str] = ENDINGS) -> dict[str, list[str]]:
     """The subtitle files of each media file, given all names of a folder.
 
     `film.srt`, `film.en.srt` and `film.mp4.srt` are of `film.mp4`; where there is also a `film.en.mp4`, the second is of
-    that one: a file goes to the longest name that it begins with.
+    that one: a file goes to the longest name that it begins with. Case counts only where names differ by nothing else.
     """
-    stems: dict[str, list[str]] = {}
+    stems: dict[str, dict[str, list[str]]] = {}
     files = []
     for name in names:
         stem, ending = os.path.splitext(name)
-        if ending.lower() in ENDINGS:
+        if ending.lower() in endings:
             files.append(name)
         elif ending[1:].lower() in MEDIA:
-            for key in {stem, name}:
-                stems.setdefault(unicodedata.normalize("NFC", key), []).append(name)
+            for key in {unicodedata.normalize("NFC", n) for n in (stem, name)}:
+                stems.setdefault(key.casefold(), {}).setdefault(key, []).append(name)
     found: dict[str, list[str]] = {}
     for name in sorted(files):
         parts = unicodedata.normalize("NFC", os.path.splitext(name)[0]).split(".")
         for count in range(len(parts), 0, -1):
-            if owners := stems.get(".".join(parts[:count])):
+            key = ".".join(parts[:count])
+            alike = stems.get(key.casefold(), {})
+            if owners := alike.get(key) or (next(iter(alike.values())) if len(alike) == 1 else None):
                 for owner in owners:
                     found.setdefault(owner, []).append(name)
                 break
@@ -145,12 +149,26 @@ def parsed(text: str) -> tuple[list[Cue], str]:
             wrong.append(f"line {number}: ends before it begins ({_short(line)}); taken as a moment")
         if said := plain(body):
             cues.append(Cue(start, max(start, end), said))
+    if vtt and (moved := next(filter(None, map(_moved, lines)), "")):
+        wrong.insert(0, moved)
     if not cues and not wrong:
         first = next((line for line in lines if line.strip()), "")
         found_there = f"found {_short(first)}" if first else "the file is empty"
         return [], f"no cue: expected lines as 00:01:02,500 --> 00:01:05,000, {found_there}"
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     return sorted(cues), wrong[0] + more if wrong else ""
+
+
+def _moved(line: str) -> str:
+    """What a line of an HLS stream's WebVTT moves its times by, in words; "" for nothing."""
+    found = _MAP.fullmatch(line.strip())
+    own = re.fullmatch(_TIME, found[2]) if found else None
+    offset = int(found[1]) / 90_000 - (_seconds(own.groups()) or 0.0) if found and own else 0.0
+    return (
+        f"{line.strip()[:60]} moves it by {offset:+g} s on its stream's clock; its times are taken as they stand"
+        if offset
+        else ""
+    )
 
 
 def _blocks(lines: Sequence[str], vtt: bool) -> Iterator[tuple[int, str, str]]:

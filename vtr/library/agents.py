@@ -75,13 +75,16 @@ class _Tools:
         then: Annotated[
             str | None, Field(max_length=MAX_QUERY, description="what happens after it in the same video")
         ] = None,
-        within: Annotated[float, Field(ge=0, le=86_400, description="seconds between it and `then`")] = 60.0,
+        within: Annotated[
+            float | None, Field(ge=0, le=86_400, description="seconds between it and `then`: 60, if left out")
+        ] = None,
         min_score: Annotated[
             float | None, Field(ge=0, le=1, description="leave out moments of a lower `confidence`")
         ] = None,
     ) -> list[dict[str, object]]:
         """Find moments of videos by what is seen or said in them, best first. `match` is between 0 and 1; times are seconds
-        of the video; `segment`, with `start` and `end`, names a moment for the other tools."""
+        of the video; `segment`, with `start` and `end`, names a moment for the other tools. `notes`, at the end, say what
+        could not be done."""
         options = {"where": where or None, "by": by, "moments": moments, "then": then, "within": within}
         answered = self._door.ask(queries.search, [query], k, min_score=min_score, **options)
         return _told(answered)
@@ -160,9 +163,15 @@ class _Tools:
 
 
 def _told(answered: queries.Answered) -> list[dict[str, object]]:
-    """The moments of an answer; of one that has none, that it has none and why."""
-    found = [{"name": shown(Path(h.path).name), "video": video, **hit_dict(h)} for h, video in answered.pairs]
-    return found or [{"found": 0, "notes": answered.notes}]
+    """The moments of an answer, and what could not be done as asked; of one that has none, that it has none and why."""
+    found: list[dict[str, object]] = [
+        {"name": shown(Path(h.path).name), "video": video, **hit_dict(h)} for h, video in answered.pairs
+    ]
+    return (
+        [*found, {"notes": answered.notes}]
+        if found and answered.notes
+        else found or [{"found": 0, "notes": answered.notes}]
+    )
 
 
 def _listed(library: Library, where: str, first: int, count: int) -> dict[str, object]:

@@ -273,8 +273,8 @@ class SearchSettings:
     """What happens after it in the same video, as in "a man opens a door" --then "he sits down"."""
     before: str | None = None
     """What happened before it in the same video, as in "he sits down" --before "a man opens a door"."""
-    within: str = "60s"
-    """How much later --then may begin, and how much earlier --before may end."""
+    within: str | None = None
+    """How much later --then may begin, and how much earlier --before may end (60s)."""
     min_score: float | None = None
     """Leave out hits that are less sure, 0 to 1: the share of unrelated texts whose best hit here scores lower. Default: all
     are shown, those below 0.85 are marked as weak."""

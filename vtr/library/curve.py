@@ -34,6 +34,7 @@ class Curve:
         start, step: Seconds of the first value's beginning, and between two.
         scores: (n,) float32; NaN where nothing is known.
         exact: Whether it is from frames; else from segments.
+        notes: What could not be done as it was asked for, one line each.
     """
 
     path: str
@@ -41,6 +42,7 @@ class Curve:
     step: float
     scores: np.ndarray
     exact: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def times(self) -> np.ndarray:
@@ -51,7 +53,8 @@ class Curve:
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON: `null` where nothing is known."""
         scores = [None if np.isnan(s) else round(float(s), 4) for s in self.scores]
-        return {"path": self.path, "start": self.start, "step": self.step, "exact": self.exact, "scores": scores}
+        known = {"path": self.path, "start": self.start, "step": self.step, "exact": self.exact}
+        return {**known, "scores": scores, "notes": [*self.notes]}
 
 
 def curve_of(path: str, spans: Sequence[Span], scores: np.ndarray, *, exact: bool) -> Curve:

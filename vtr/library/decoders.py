@@ -43,7 +43,7 @@ Opener = Callable[[], Source]
 _SLOTS = 8  # windows that a process may have decoded ahead
 _MOST = 16  # processes, unless more are asked for
 _MEMORY = 8 << 30  # bytes that a process may take beyond what it begins with
-_STANDSTILL = 90  # seconds without any progress after which the system ends a process, whatever it is at
+_STANDSTILL = 90  # seconds without any progress after which a process ends itself, whatever it is at
 _DIE_WITH_OWNER = 1  # Linux's PR_SET_PDEATHSIG
 
 
@@ -163,6 +163,7 @@ def _become_decoder(owner: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_DIE_WITH_OWNER, signal.SIGKILL)
     if os.getppid() != owner:
@@ -179,7 +180,7 @@ def _become_decoder(owner: int, pipe: Connection) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (now + _MEMORY, now + _MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(1)  # a pool of the owner's would not be here
-    Deadline.alarm = _STANDSTILL
+    Deadline.watch(_STANDSTILL)
 
 
 def told(cut: Cut, source: Source | Opener, name: str, *, alone: bool) -> Iterator[tuple[Message, torch.Tensor | None]]:

@@ -23,7 +23,7 @@ from vtr.data.decode.types import Source
 from vtr.data.decode.windows import LONG
 from vtr.data.transforms import eval_frames
 from vtr.errors import UsageError, VtrError
-from vtr.library.files import media_source
+from vtr.library.files import media_source, shown
 from vtr.library.settings import LibrarySettings
 from vtr.models.base import TextFeatures
 from vtr.models.load import load_encoder
@@ -104,6 +104,15 @@ def encoded_texts(model: VideoTextEncoder, texts: Sequence[str]) -> TextFeatures
     model.eval()  # loaded outside: parameters made in inference mode could never be trained
     with torch.inference_mode():
         return model.encode_text(list(texts))
+
+
+def cut_short(model: VideoTextEncoder, texts: Sequence[str]) -> list[str]:
+    """One line for each text that is longer than the model takes."""
+    return [
+        f"pictures were searched for the first {model.text_limit()} tokens of {shown(text)[:40]!r}…: the model takes no more"
+        for text in dict.fromkeys(texts)
+        if model.cut([text])
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

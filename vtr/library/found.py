@@ -119,6 +119,9 @@ def moments_of(found: Sequence[Found]) -> list[Moment]:
 class Hit:
     """One answer: a moment of a video.
 
+    `vtr.library.clips.write_clips([hit], FOLDER)` saves it as a file of its own, `vtr.library.timeline.write_timeline` lists
+    hits for other programs, and `Library.segment_frames(hit.path, hit.start, hit.end)` gives the frames that were looked at.
+
     Attributes:
         score: What hits are ordered by; `measure` names it.
         path: The file.

@@ -21,7 +21,7 @@ import tyro
 from tqdm import tqdm
 
 from vtr.data.shard_reader import ShardCache
-from vtr.data.shards import ShardWriter, expand_shards, sample_keys
+from vtr.data.shards import ShardWriter, expand_shards, sample_keys, split_member
 from vtr.errors import UsageError, VtrError
 from vtr.library.parts import ENDING, read_part, read_settings
 
@@ -127,9 +127,9 @@ def _vectors(folder: Path) -> dict[tuple[str, str], np.ndarray]:
         for video in part.videos:
             last = first + len(video.spans)
             shard, sign, member = video.path.partition(".tar/")
-            if sign and last > first:
+            if sign and last > first and (named := split_member(member)):
                 mean = part.vectors[first:last].mean(0)
-                found[f"{shard}.tar", member.partition(".")[0]] = mean / max(float(np.linalg.norm(mean)), 1e-12)
+                found[f"{shard}.tar", named[0]] = mean / max(float(np.linalg.norm(mean)), 1e-12)
             first = last
     return found
 

@@ -134,6 +134,7 @@ class Ingest:
                 progress.file()
                 self.after()
         self._describe({os.path.abspath(file) for file in files})
+        self.words.note_unread()
 
     def _embedded(self, jobs: Iterator[Job[Act] | None], progress: Progress) -> Iterator[tuple[Act, Found]]:
         """What is to be done with each file, in their order; the model is loaded when one must be embedded."""

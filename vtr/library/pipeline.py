@@ -363,7 +363,7 @@ class Pipeline:
 
 
 def _crash(name: str, how: str) -> Failure:
-    if how == "SIGALRM":
+    if how in ("SIGALRM", "SIGPROF"):
         return Failure(reason=f"{name}: its decoder stood still and was ended", kind="slow")
     return Failure(
         reason=f"{name}: it took its decoder down ({how}): damaged, or in need of more memory", kind="crashed"

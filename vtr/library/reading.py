@@ -207,7 +207,8 @@ class StoredSearcher(Hearing):
             raise VtrError(f"{shown(str(video))} is not in {self.path}{meant}")
         if row.failure is not None:
             raise VtrError(f"{shown(str(video))} could not be read when it was indexed ({row.failure.reason})")
-        return self.read(lambda: self._curve(query.wanted, row.path, Span(0.0, np.inf)))[0]
+        found, _ = self.read(lambda: self._curve(query.wanted, row.path, Span(0.0, np.inf)))
+        return replace(found, notes=query.notes)
 
     def _curve(self, wanted: Wanted, path: str, near: Span) -> tuple[Curve, list[float]]:
         """The curve of a video in and around a span, and the cuts there; within `read`."""

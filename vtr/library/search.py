@@ -43,11 +43,12 @@ By = Literal["picture", "words", "both"]
 
 
 class Query(NamedTuple):
-    """What is looked for, and the texts with their weights for the cross-modal decoder."""
+    """What is looked for, the texts with their weights for the cross-modal decoder, and what of it could not be used."""
 
     wanted: Wanted
     texts: TextFeatures | None
     weights: list[float]
+    notes: tuple[str, ...] = ()
 
 
 class Searcher(ABC):
@@ -175,7 +176,7 @@ class Searcher(ABC):
         min_score: float | None = None,
         then: str | None = None,
         before: str | None = None,
-        within: float = 60.0,
+        within: float | None = None,
     ) -> Hits:
         """The best moments for a query, best first; one moment a video unless asked for more.
 
@@ -203,7 +204,7 @@ class Searcher(ABC):
             unrefined: Hits begin and end where segments do, though the library keeps vectors of single frames.
             min_score: Leave out hits of a lower `confidence`. Default: all are given; those that are `weak` say so.
             then, before: What happens after or before it in the same video: one hit a video, by the mean similarity;
-                `steps` are all of them in order, with up to `within` seconds between one and the next.
+                `steps` are all of them in order, with up to `within` seconds (60) between one and the next.
 
         Raises:
             UsageError: An empty query, a number out of range, a filter that does not parse.
@@ -211,9 +212,9 @@ class Searcher(ABC):
         """
         check_least(min_score)
         texts, against, likes = listed(text), listed(minus), _examples(like)
-        if then is not None or before is not None:
+        if then is not None or before is not None or within is not None:
             alone = not (rerank or all_moments or against or likes or more is not None or moments > 1 or unmerged or by)
-            return self._in_order(texts, before, then, within, k, where, min_score, alone)
+            return self._in_order(texts, before, then, 60.0 if within is None else within, k, where, min_score, alone)
         texts = [] if texts == [""] and (likes or more is not None) else texts
         check(texts, likes, more, k=k, rerank=rerank, moments=moments, all_moments=all_moments)
         by = self._way(by, texts, bool(likes) or more is not None, rerank)
@@ -249,6 +250,12 @@ class Searcher(ABC):
         alone: bool,
     ) -> Hits:
         """Hits of a text that others come after or before, see `search`."""
+        if then is None and before is None:
+            raise UsageError(
+                lambda say: (
+                    f"{say.name('within')} is about {say.name('then')} and {say.name('before')}: say what comes after or before"
+                )
+            )
         if not alone or len(texts) != 1:
             raise UsageError(
                 lambda say: (
@@ -284,7 +291,9 @@ class Searcher(ABC):
         """A query as `search` takes it, as vectors."""
         texts, against, likes = listed(text), listed(minus), _examples(like)
         check(texts, likes, more, k=1, rerank=0, moments=1, all_moments=False)
-        return self._query([_words(t) for t in texts], [_words(t) for t in against], likes, more, [])[0]
+        notes: list[str] = []
+        query, _ = self._query([_words(t) for t in texts], [_words(t) for t in against], likes, more, notes)
+        return query._replace(notes=tuple(notes))
 
     def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (n, w) of texts."""
@@ -469,6 +478,7 @@ class Searcher(ABC):
         if texts or against:
             features = _encoding().encoded_texts(self.model, [*texts, *against])
             vectors = features.embedding.float().cpu().numpy()
+            notes += _encoding().cut_short(self.model, [*texts, *against])
         weights = [1 / len(texts) for _ in texts] + [-MINUS / len(against) for _ in against]
         wanted = Wanted.of(vectors[: len(texts)], vectors[len(texts) :], examples)
         return Query(wanted, features, weights), own

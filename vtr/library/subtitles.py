@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from vtr.data.decode.tracks import read_tracks
 from vtr.data.media import is_image
-from vtr.data.subtitles import Track, beside, read_file
+from vtr.data.subtitles import ENDINGS, UNREAD, Track, beside, read_file
 from vtr.library.files import shown
 from vtr.library.store import Store
 from vtr.library.words import Beside, problem_line
@@ -21,11 +22,15 @@ class SubtitleFiles:
     Args:
         store: Of the library.
         notes: Get a line for what could not be taken as it stands.
+
+    Attributes:
+        unread: Subtitle files of formats that are not read.
     """
 
     def __init__(self, store: Store, notes: list[str]) -> None:
         self.store, self.notes = store, notes
-        self._folders: dict[str, dict[str, list[str]]] = {}  # by folder and media file
+        self.unread = set[str]()
+        self._folders: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {}  # by folder and media file
 
     def take(self, video: int, path: str, tracks: Sequence[Track] | None) -> None:
         """Note what is said in a video that was taken in: in it and beside it. Within `change`."""
@@ -78,10 +83,21 @@ class SubtitleFiles:
         folder, name = os.path.split(path)
         if folder not in self._folders:
             try:
-                self._folders[folder] = _of_films(beside(os.listdir(folder)))
+                names = os.listdir(folder)
             except OSError:
-                self._folders[folder] = {}
-        return sorted(self._folders[folder].get(name, []))
+                names = []
+            self._folders[folder] = _of_films(beside(names)), _of_films(beside(names, UNREAD))
+        read, unread = self._folders[folder]
+        self.unread.update(os.path.join(folder, n) for n in unread.get(name, []))
+        return sorted(read.get(name, []))
+
+    def note_unread(self) -> None:
+        """Note how many subtitle files are of formats that are not read."""
+        if self.unread:
+            kinds = Counter(os.path.splitext(name)[1].lower() for name in self.unread)
+            told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            first, read = shown(min(self.unread)), " and ".join(ENDINGS)
+            self.notes.append(f"subtitles of formats that are not read, only {read} are: {told} (first: {first})")
 
     def _read(self, video: int, path: str) -> None:
         found: list[tuple[Track, Beside | None]] = []

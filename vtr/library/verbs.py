@@ -332,8 +332,6 @@ def search(settings: SearchSettings) -> int:
             raise VtrError(f"--{name} {path}: the folder {path.parent} does not exist")
     if settings.export is not None:
         check_ending(settings.export.suffix.lower())
-    if settings.within != "60s" and settings.then is None and settings.before is None:
-        raise UsageError("--within is about --then and --before: say what comes after or before")
     if settings.exact and settings.clips is None:
         raise UsageError("--exact is about clips: say where with --clips FOLDER")
     for file in settings.like:
@@ -358,7 +356,7 @@ def search(settings: SearchSettings) -> int:
         min_score=settings.min_score,
         then=settings.then,
         before=settings.before,
-        within=_seconds(settings.within),
+        within=None if settings.within is None else _seconds(settings.within),
         by=settings.by,
     )
     for note in hits.notes:
@@ -424,6 +422,8 @@ def _curve(settings: SearchSettings, library: Searcher) -> int:
             f"--curve shows one video from moment to moment: leave out --{', --'.join(other).replace('_', '-')}"
         )
     curve = library.curve(settings.curve, settings.text, minus=settings.minus, like=settings.like, more=settings.more)
+    for note in curve.notes:
+        print(f"note: {note}", file=sys.stderr)
     if settings.curve_out is None:
         print(json.dumps({"query": _title(settings), **curve.as_dict()}))
     else:

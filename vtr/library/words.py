@@ -35,7 +35,6 @@ CREATE INDEX IF NOT EXISTS tracks_of ON tracks(video);
 CREATE INDEX IF NOT EXISTS cues_of ON cues(track);
 CREATE TRIGGER IF NOT EXISTS words_gone AFTER DELETE ON segments BEGIN DELETE FROM words WHERE rowid = old.id; END;
 """
-_MOST_TERMS = 64  # of a query
 _QUOTES = re.compile("[“”„‟«»]")
 # Scripts without spaces between words: each of their signs is a word of the index, and words are phrases.
 _SIGNS = re.compile(
@@ -58,7 +57,7 @@ def terms_of(text: str) -> list[str]:
     for place, part in enumerate(parts):
         words, quoted = _words_of(part), place % 2 == 1 and place < len(parts) - 1
         found += [" ".join(words)] if quoted else words
-    return list(dict.fromkeys(_term(text) for text in found if text))[:_MOST_TERMS]
+    return list(dict.fromkeys(_term(text) for text in found if text))
 
 
 def _words_of(text: str) -> list[str]:
@@ -208,10 +207,11 @@ class Words:
         total = int(self.db.execute("SELECT COUNT(*) FROM words").fetchone()[0])
         places = {term: self._where(term) for term in terms}
         weights = {term: float(np.log1p((total - len(p) + 0.5) / (len(p) + 0.5))) for term, p in places.items()}
+        whole = sum(weights.values())
         shares: dict[int, float] = defaultdict(float)
         for term, ids in places.items():
             for number in ids:
-                shares[number] += weights[term] / sum(weights.values())
+                shares[number] += weights[term] / whole
         unwanted = {number for text in minus for number in self._all_of(terms_of(text))}
         may = None if allowed is None else set(allowed.tolist())
         kept = [n for n, s in shares.items() if s >= least - 1e-9 and n not in unwanted and (may is None or n in may)]

@@ -118,8 +118,16 @@ def wanted(named: Sequence[str], *, uris: Sequence[Path] = (), exclude: Sequence
     for listing in uris:
         found += _listed(listing, out, fetch=True)
     once: dict[str, Item] = {}
+    other = dict[str, None]()
     for item in found:
-        once.setdefault(item.name, item)
+        kept = once.setdefault(item.name, item)
+        if not kept.metadata:
+            once[item.name] = item
+        elif item.metadata and item.metadata != kept.metadata:
+            other[item.name] = None
+    if other:
+        told = f"{len(other)} with several rows of metadata that differ, all but the first left out (first: {shown(min(other))})"
+        out.skipped = "; ".join(filter(None, (out.skipped, told)))
     out.items = list(once.values())
     return out
 
@@ -133,7 +141,7 @@ def _named(name: str, out: Wanted, exclude: Sequence[str]) -> Iterator[Item]:
         shards = sorted(str(p) for p in path.glob("*.tar"))
         yield from (Item(name=os.path.abspath(s), kind="shard") for s in shards)
         scan = find_media([path], may_be_empty=True, exclude=exclude)
-        out.skipped = out.skipped or scan.skipped() if not shards else ""
+        out.skipped = "; ".join(filter(None, (out.skipped, "" if shards else scan.skipped())))
         out.refused += [f"{shown(folder)}: the folder cannot be read" for folder in scan.unlisted]
         if not shards and not scan.files:
             expand_shards(name)  # says where shards lie, if there are some deeper down

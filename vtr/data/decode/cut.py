@@ -231,9 +231,7 @@ def _encoded(source: Source, reader: Player, start: float, end: float, out: Path
     with write_atomically(path) as partial, av.open(f"file:{partial}", "w", format="mp4", options=options) as made:
         stream: VideoStream | None = None
         audio = made.add_stream("aac", rate=_RATE, layout="stereo") if heard is not None else None
-        begun = start
-        for number, (at, shot) in enumerate(_shown(reader, start, end)):
-            begun = at if number == 0 and at > start else begun
+        for at, shot in _shown(reader, start, end):
             pixels = shot.pixels()
             pixels = np.ascontiguousarray(
                 pixels[: max(2, pixels.shape[0] // 2 * 2), : max(2, pixels.shape[1] // 2 * 2)]
@@ -247,7 +245,10 @@ def _encoded(source: Source, reader: Player, start: float, end: float, out: Path
             deadline.progress()
         if stream is None:
             raise DecodeError(source_name(source), f"has no frame from {start:.2f} to {end:.2f} s")
-        made.mux(stream.encode(None))
+        rest = stream.encode(None)
+        for packet in rest[-1:]:  # the encoder takes it to last as long as the first one does
+            packet.duration = max(1, round((end - start) * _TICKS) - frame.pts)
+        made.mux(rest)
         written = 0
         while heard is not None and audio is not None:
             block = av.AudioFrame.from_ndarray(heard, format="fltp", layout="stereo")
@@ -264,7 +265,8 @@ def _video_stream(made: OutputContainer, fps: float, width: int, height: int) ->
     stream = made.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     stream.codec_context.time_base = Fraction(1, _TICKS)
-    stream.codec_context.options = {"crf": _QUALITY, "preset": "veryfast"}
+    # Without B-frames: the file ends where its last packet does, and that is the last frame then.
+    stream.codec_context.options = {"crf": _QUALITY, "preset": "veryfast", "bf": "0"}
     stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = (
         1  # BT.709
     )

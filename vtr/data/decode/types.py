@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
+import os
 import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -157,17 +160,19 @@ class Player(Protocol):
     def why_no_frames(self, packets: int) -> str: ...
 
 
+_SPIN = 20  # times the limit that a process may work without progress, all its threads together
+_SHARES = 8  # of a limit: one time asleep, or between two checks, counts as no more than one
+
+
 class Deadline:
     """A limit on the time without progress: it runs anew whenever more of the file has been read or decoded.
 
-    So a slow disk, a busy core or a long film is no fault of the file; what stands still is.
-
-    Attributes:
-        alarm: Seconds without progress after which the system ends this process, which decodes and does nothing else:
-            no check is reached inside a decoder that hangs. 0: never.
+    So a slow disk, a busy core or a long film is no fault of the file; what stands still is. Nor is it one that the process
+    was stopped (Ctrl-Z, a paused container): of any one wait only a share of the limit counts.
     """
 
-    alarm = 0
+    _watched = 0.0  # seconds after which `watch` ends this process
+    _still = -math.inf  # shares of them that went by without progress; -inf: nothing is being decoded
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
@@ -176,19 +181,44 @@ class Deadline:
 
     def progress(self) -> None:
         """Give the full time again."""
-        self._end = time.monotonic() + self.seconds
-        if self.alarm:
-            signal.alarm(self.alarm)
+        self._spent, self._seen = 0.0, time.monotonic()
+        if self._watched:
+            Deadline._still = 0
+            signal.setitimer(signal.ITIMER_PROF, _SPIN * self._watched)
+
+    @classmethod
+    def watch(cls, seconds: float) -> None:
+        """End this process, which decodes and does nothing else, by SIGALRM where it makes no progress: no check is reached
+        inside a decoder that hangs. One that spins and lets no thread run is ended by SIGPROF, which counts its work."""
+        cls._watched = seconds
+
+        def look() -> None:
+            while True:
+                time.sleep(seconds / _SHARES)
+                cls.tick()
+
+        threading.Thread(target=look, daemon=True).start()
+
+    @classmethod
+    def tick(cls) -> None:
+        """A share of the watch's time has gone by."""
+        Deadline._still += 1
+        if Deadline._still > _SHARES:
+            os.kill(os.getpid(), signal.SIGALRM)
 
     @classmethod
     def rest(cls) -> None:
-        """What follows is no decoding: no alarm until there is progress again."""
-        if cls.alarm:
-            signal.alarm(0)
+        """What follows is no decoding: nothing is watched until there is progress again."""
+        if cls._watched:
+            Deadline._still = -math.inf
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
     def check(self) -> None:
         """Raise TimeLimit where the time is over."""
-        if time.monotonic() > self._end:
+        now = time.monotonic()
+        self._spent += min(now - self._seen, self.seconds / _SHARES)
+        self._seen = now
+        if self._spent >= self.seconds:
             raise TimeLimit(self.name, f"nothing more of it was decoded within the time limit of {self.seconds:g} s")
 
 

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtr.data.shards import split_member
 from vtr.errors import VtrError
 from vtr.library.files import shown
 
@@ -109,7 +110,7 @@ class Files:
     def __init__(self, *, follow_links: bool = False) -> None:
         self.follow_links = follow_links
         self._hashes: dict[tuple[int, ...], str] = {}  # of files in the state that `identity` tells
-        self._samples: OrderedDict[tuple[int, ...], dict[str, tuple[int, int]]] = OrderedDict()  # of shards
+        self._samples: OrderedDict[tuple[int, ...], dict[tuple[str, str], tuple[int, int]]] = OrderedDict()  # of shards
         self._lock = threading.Lock()
 
     def open(self, video: Video) -> Opened:
@@ -195,16 +196,20 @@ class Files:
         if places is None:
             try:
                 with os.fdopen(os.dup(fd), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                    places = {m.name: (m.offset_data, m.size) for m in tar if m.isreg() and m.sparse is None}
+                    places = {}
+                    for m in tar:
+                        if m.isreg() and m.sparse is None and (named := split_member(m.name)):
+                            places.setdefault(named, (m.offset_data, m.size))
             except (tarfile.TarError, EOFError) as error:
                 raise Refused(410, f"the shard of {video.name} can no longer be read ({shown(str(error))})") from None
             with self._lock:
                 self._samples[key] = places
                 while len(self._samples) > _SHARDS:
                     self._samples.popitem(last=False)
-        if sample not in places:
+        place = places.get(split_member(sample) or ("", ""))
+        if place is None:
             raise Refused(410, f"{video.name} is no longer in its shard")
-        return places[sample]
+        return place
 
 
 def identity(fd: int) -> tuple[int, ...]:

@@ -7,13 +7,14 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_origin
 
 from fastapi import FastAPI, File, Form, Header, HTTPException, Query, Request, Response, UploadFile
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.datastructures import FormData
 
-from vtr.errors import unknown_name
+from vtr.errors import UsageError, unknown_name
 from vtr.library.files import shown
 from vtr.library.found import Hit, hit_dict
 from vtr.library.library import Library
@@ -55,23 +56,25 @@ from vtr.library.serve.taking import with_ends
 
 
 async def only_known(request: Request) -> None:
-    """Refuse parameters and fields of a form that a route does not have: what is misspelt must not be ignored."""
+    """Refuse parameters and fields of a form that a route does not have, or has once: none must be ignored."""
     route = request.scope.get("route")
     if isinstance(route, APIRoute) and route.include_in_schema:  # the page's parameters are the page's own
-        known = [name for p in route.dependant.query_params for name in _names(p.alias, p.field_info.annotation)]
-        fields = [p.alias for p in route.dependant.body_params]
-        form = await request.form() if route.path == UPLOAD_PATH else ()
-        for names, among in ((request.query_params, known), (form, fields)):
-            for name in names:
+        known = dict(k for p in route.dependant.query_params for k in _kinds(p.alias, p.field_info.annotation))
+        fields = dict.fromkeys([p.alias for p in route.dependant.body_params])
+        form = await request.form() if route.path == UPLOAD_PATH else FormData()
+        for given, among in ((request.query_params, known), (form, fields)):
+            for name in given:
                 if name not in among:
                     raise unknown_name("parameter", name[:100], among or ["none"])
+                if get_origin(among[name]) is not list and len(values := given.getlist(name)) > 1:
+                    raise UsageError(f"{name} is given {len(values)} times: expected once")
 
 
-def _names(alias: str, kind: object) -> list[str]:
-    """What a parameter is called in an address; a model stands for one of each of its fields."""
+def _kinds(alias: str, kind: object) -> list[tuple[str, object]]:
+    """What a parameter is called in an address, and its type; a model stands for one of each of its fields."""
     if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-        return [alias]
-    return [field.alias or name for name, field in kind.model_fields.items()]
+        return [(alias, kind)]
+    return [(field.alias or name, field.annotation) for name, field in kind.model_fields.items()]
 
 
 def add_queries(app: FastAPI, engine: Engine, path: Path, options: ServerOptions) -> None:

@@ -99,6 +99,7 @@ class CurveAnswer(BaseModel):
     step: Annotated[float, Field(description="seconds of each value")]
     exact: Annotated[bool, Field(description="from vectors of single frames; else from segments")]
     scores: Annotated[list[float | None], Field(description="null where nothing is known")]
+    notes: Annotated[list[str], Field(description="what could not be done as it was asked for")]
     library: str
 
 
@@ -217,7 +218,10 @@ Of = Annotated[
     ),
 ]
 MinScore = Annotated[float, Query(ge=0, le=1, description="leave out hits whose `confidence` is lower; 0: none")]
-Within = Annotated[float, Query(ge=0, le=86_400, description="seconds between it and what comes before or then")]
+Within = Annotated[
+    float | None,
+    Query(ge=0, le=86_400, description="seconds between it and what comes before or then: 60, if left out"),
+]
 Begin = Annotated[float | None, Query(ge=0, description="seconds, of a hit; the segment's, if left out")]
 End = Annotated[float | None, Query(ge=0, description="seconds, of a hit; the segment's, if left out")]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY)]
@@ -248,7 +252,7 @@ class Asked(BaseModel):
     min_score: MinScore = 0.0
     then: Annotated[Phrase | None, Query(description="what happens after it in the same video")] = None
     before: Annotated[Phrase | None, Query(description="what happened before it")] = None
-    within: Within = 60.0
+    within: Within = None
     by: By = None
 
     @property
