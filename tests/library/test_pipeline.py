@@ -43,6 +43,8 @@ class _Killer:
             time.sleep(30)
         if self.how == "unopened":
             raise FileNotFoundError(2, "No such file or directory")
+        if self.how == "nice":
+            raise OSError(5, f"niceness {os.nice(0)}")
         raise ZeroDivisionError("a bug")
 
 
@@ -107,6 +109,12 @@ def test_a_file_that_takes_its_decoder_down_costs_that_file(how: str, kind: str,
         assert failure.kind == kind
         assert failure.reason.startswith(f"file{number}: ")
         assert said in failure.reason
+
+
+def test_what_encodes_on_the_cpu_goes_before_what_decodes() -> None:
+    failure = _run([Job(key=0, source=_Killer("nice"), name="file")], workers=1)[0]
+    assert isinstance(failure, Failure)
+    assert failure.reason == f"file: niceness {min(19, os.nice(0) + 10)}"
 
 
 def test_jobs_are_taken_only_when_somebody_can_decode_them() -> None:

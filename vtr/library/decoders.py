@@ -44,6 +44,9 @@ _SLOTS = 8  # windows that a process may have decoded ahead
 _MOST = 16  # processes, unless more are asked for
 _MEMORY = 8 << 30  # bytes that a process may take beyond what it begins with
 _STANDSTILL = 90  # seconds without any progress after which a process ends itself, whatever it is at
+_BEHIND = (
+    10  # niceness of processes that decode beside threads that encode: one that waits for a core keeps all waiting
+)
 _DIE_WITH_OWNER = 1  # Linux's PR_SET_PDEATHSIG
 
 
@@ -99,12 +102,16 @@ def failure_of(error: Exception, name: str) -> Failure:
 class Decoder:
     """A decoding process, as its owner sees it.
 
+    Args:
+        cut: How files are cut.
+        behind: Whether what encodes needs the same cores; it goes first.
+
     Attributes:
         pipe: Becomes readable when the process says something or is gone.
         busy: Whether it has a file.
     """
 
-    def __init__(self, cut: Cut) -> None:
+    def __init__(self, cut: Cut, *, behind: bool = False) -> None:
         self._room = mmap.mmap(-1, _SLOTS * int(np.prod(cut.shape)))  # anonymous: gone with the two processes
         self._slots = np.frombuffer(self._room, np.uint8).reshape(_SLOTS, *cut.shape)
         self.pipe, theirs = Pipe()
@@ -116,6 +123,7 @@ class Decoder:
         if self.pid == 0:
             try:
                 _become_decoder(owner, theirs)
+                os.nice(_BEHIND * behind)
                 _Work(cut, theirs, self._slots).go_on()
             except BaseException:
                 os._exit(1)
@@ -265,10 +273,13 @@ class Decoders:
         cut: How files are cut.
         most: Processes.
         still: A context in which nobody computes in another thread: a process is forked in it.
+        behind: As of a `Decoder`.
     """
 
-    def __init__(self, cut: Cut, most: int, still: Callable[[], AbstractContextManager[None]]) -> None:
-        self._cut, self.most, self._still = cut, most, still
+    def __init__(
+        self, cut: Cut, most: int, still: Callable[[], AbstractContextManager[None]], *, behind: bool = False
+    ) -> None:
+        self._cut, self.most, self._still, self._behind = cut, most, still, behind
         self.all: list[Decoder] = []
 
     def idle(self) -> Decoder:
@@ -276,7 +287,7 @@ class Decoders:
         found = next((d for d in self.all if not d.busy), None)
         if found is None:
             with self._still():
-                found = Decoder(self._cut)
+                found = Decoder(self._cut, behind=self._behind)
             self.all.append(found)
         return found
 

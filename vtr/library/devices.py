@@ -111,6 +111,7 @@ class Encoders(Generic[P]):
         every: Vectors are (n, 1 + F, w): of windows, and behind each those of its frames.
 
     Attributes:
+        on_cpu: Whether the first of them is the CPU.
         batch: Windows that a batch may have.
         precision: "fp32" or "bf16".
         parity: Lowest cosine between vectors in bf16 and in fp32, of the first batch; None in fp32 and before it.
@@ -127,6 +128,7 @@ class Encoders(Generic[P]):
     ) -> None:
         devices = devices_of(model, asked)
         self.precision = precision_on(devices, precision)
+        self.on_cpu = devices[0].type == "cpu"
         self.batch = _GPU_BATCH if devices[0].type == "cuda" else _CPU_BATCH
         self.parity: float | None = None
         self.stillness = Stillness()

@@ -171,7 +171,7 @@ class Pipeline:
             model, work.devices, work.precision, self._call, every=settings.frame_vectors > 0
         )
         most = default_workers() if work.workers is None or not forkable() else work.workers
-        self._decoders = Decoders(self._cut, most, self._encoders.stillness.still)
+        self._decoders = Decoders(self._cut, most, self._encoders.stillness.still, behind=self._encoders.on_cpu)
         self._of: dict[Decoder, _Item] = {}
         self._items: deque[_Item] = deque()
         self._batch = self._room_for_batch()
