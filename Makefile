@@ -32,7 +32,7 @@ types: $(STAMP)
 test: lint types tests
 
 tests: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The site of docs/ in build/docs/index.html: a broken link, reference or page fails; no network is needed once its packages are there.
 docs: $(STAMP)

@@ -46,6 +46,7 @@ from vtr.files import write_atomically
 from vtr.models.load import load_encoder
 from vtr.models.video_text import VideoTextModel
 from vtr.pretrain.build import build_model
+from vtr.pretrain.optim import AdamW
 from vtr.pretrain.recipes import recipe
 from vtr.pretrain.settings import RunSettings
 from vtr.pretrain.train import train
@@ -144,7 +145,7 @@ def motion_trial(config: EncoderConfig, settings: EncoderSettings, seed: int, st
     spent = _Spent()
     model = build_encoder(config).train()
     budget = Budget(steps=steps, batch_size=settings.batch_size, labelled=0, tests=settings.tests, lr=settings.lr)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=budget.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = AdamW(model.parameters(), lr=budget.lr, betas=(0.9, 0.98), weight_decay=0.05)
     source = Source(task, budget, seed)
     for step in range(steps):
         set_rate(optimizer, budget.lr, step, steps)

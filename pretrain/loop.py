@@ -20,6 +20,7 @@ from vtr.pretrain.sharding import clip_gradients
 from vtr.pretrain.state import Progress, RunLog, State, mark_best, save_checkpoint
 from vtr.pretrain.stop import Stop, Stopped
 from vtr.ranks import Ranks, all_rows
+from vtr.threads import give_back
 
 B = TypeVar("B")
 
@@ -238,6 +239,7 @@ class Loop(ABC, Generic[B]):
         )
         self.ranks.track({**numbers, **pace}, done)
         self._hint(pace["data_wait"], bar)
+        give_back()
         bar.set_postfix_str(
             " ".join(f"{k} {v:.3f}" for k, v in row.items())
             + f" lr {taken.rate:.1e} {pace['samples_per_s']:.0f}/s wait {pace['data_wait']:.0%}",

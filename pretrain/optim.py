@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import unwrap
 
 import torch
 from torch import nn
@@ -12,6 +13,17 @@ from vtr.pretrain.sharding import any_sharded
 
 # State dynamics and positions: two-dimensional, yet not weights that a pull towards zero regularises.
 _STATE = ("A_log", "A_b_log", "pos_embed", "cls_token", "temporal_pos_embedding", "temp")
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's, less what keeps torch.compile out of it: that loads the compiler, a second and 0.1 GiB in every rank of a
+    training that compiles nothing."""
+
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
+    state_dict = unwrap(torch.optim.AdamW.state_dict)
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
 
 
 def parameter_groups(module: nn.Module, optim: Optim) -> list[dict]:
@@ -29,10 +41,10 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict]:
     return [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def build_optimizer(module: nn.Module, optim: Optim) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, optim: Optim) -> AdamW:
     """AdamW over the trainable parameters of `module`."""
     sharded = any_sharded(module)  # shares and whole tensors cannot go through one call
-    return torch.optim.AdamW(
+    return AdamW(
         parameter_groups(module, optim),
         lr=optim.lr,
         betas=optim.betas,

@@ -6,19 +6,20 @@ whole tensors: a run may resume with sharding or without it, on any number of ra
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
-from typing import TypeGuard, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vtr.models.video_text import VideoTextModel
 from vtr.pretrain.state import State
 from vtr.ranks import world_size
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 V = TypeVar("V")
 
@@ -30,6 +31,9 @@ def shard_blocks(model: VideoTextModel, device: torch.device, *, reshard: bool =
         model: A `VideoTextModel` on its device, equal on all ranks.
         reshard: Free a block's gathered weights between its forward and backward pass.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in (*model.vision_encoder.blocks, *model.text_encoder.encoder.layer):
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
@@ -37,7 +41,10 @@ def shard_blocks(model: VideoTextModel, device: torch.device, *, reshard: bool =
 
 def is_sharded(x: object) -> TypeGuard[DTensor]:
     """Whether a tensor is a share of one that all ranks hold together."""
-    return isinstance(x, DTensor)
+    tensors = sys.modules.get(
+        "torch.distributed.tensor"
+    )  # half a second to load; before it is loaded nothing is shared
+    return tensors is not None and isinstance(x, tensors.DTensor)
 
 
 def any_sharded(model: nn.Module) -> bool:
@@ -59,6 +66,8 @@ def _like(value: V, pattern: object) -> V | Tensor:
     """A whole tensor as this rank's share, where `pattern` is one and of the same shape."""
     if not (is_sharded(pattern) and isinstance(value, Tensor) and value.shape == pattern.shape):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(pattern.device), pattern.device_mesh, pattern.placements)
 
 

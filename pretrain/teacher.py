@@ -23,9 +23,11 @@ from vtr.encoders.tower_teacher import TowerTeacher
 from vtr.errors import UsageError, VtrError
 from vtr.models import hub
 from vtr.models.video_text import VideoTextModel
+from vtr.pretrain.optim import AdamW
 from vtr.pretrain.recipes import Recipe, Stage
 from vtr.pretrain.settings import RunSettings
 from vtr.ranks import Ranks
+from vtr.threads import give_back
 
 DEFAULT = "ViT-B-16/openai"
 MODERN = "PE-Core-B-16/meta"  # an option of the recipe `clean` (vtr.pretrain.recipes.DIFFERENCES)
@@ -130,9 +132,11 @@ def small_clip(image_size: int, patch_size: int, vocab_size: int, context: int, 
 
 
 def _load_small(folder: Path) -> ClipTeacher:
-    model = small_clip(**json.loads((folder / "teacher.json").read_text()))
-    model.load_state_dict(load_file(folder / "teacher.safetensors"))
-    return ClipTeacher.from_open_clip(model)
+    found = load_file(folder / "teacher.safetensors")
+    tower = {k.removeprefix("visual."): v for k, v in found.items() if k.startswith("visual.")}
+    return ClipTeacher(
+        tower, _SMALL["width"] // _SMALL["head_width"], quick_gelu=False
+    )  # open_clip takes two seconds to load
 
 
 def ensure_demo_teacher(
@@ -157,7 +161,7 @@ def ensure_demo_teacher(
     }
     torch.manual_seed(seed)
     clip = small_clip(**size).to(model.device)
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = AdamW(clip.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     bar = tqdm(total=steps, desc="teacher", file=sys.stderr, unit="step")
     for step, batch in zip(range(steps), _ahead(stream)):
@@ -217,6 +221,7 @@ def demo_teacher(
     """The demo's teacher for a student; trained first where it is not there, by one rank while the others wait."""
     folder = Path(teacher_name(settings, model.config.video.image_size))
     ranks.main_only(lambda: _make_demo_teacher(folder, settings, chosen, model, corpus))
+    give_back()
     return load_teacher(str(folder))
 
 

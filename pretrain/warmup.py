@@ -11,6 +11,7 @@ from tqdm import tqdm
 from vtr.data.demo import warmup_triples
 from vtr.models.video_text import VideoTextModel
 from vtr.pretrain.objectives.text_pair import text_pair_loss
+from vtr.pretrain.optim import AdamW
 from vtr.pretrain.recipes import Recipe
 
 
@@ -42,7 +43,7 @@ def warm_up_text(
         The mean cosine between caption and swapped caption in the last batch; below 0.8 direction can be learned.
     """
     parameters = [p for m in (model.text_encoder, model.text_proj) for p in m.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     cosine = 1.0
     starts = range(0, len(triples) - batch_size + 1, batch_size)
     for start in tqdm(starts, desc="text warm-up", file=sys.stderr, unit="step"):

@@ -1,4 +1,5 @@
-"""How many threads a rank computes with: its share of the cores, unless the user has said it.
+"""What a process takes of its machine: the threads of a rank (its share of the cores, unless the user has said it), and
+memory that it hands back.
 
 Launchers set OMP_NUM_THREADS=1 for the processes they start (`accelerate launch` always, `torchrun` for several ranks)
 where the user has not set it: that is their default and not the user's wish, and would leave all cores but one idle.
@@ -7,6 +8,7 @@ where the user has not set it: that is their default and not the user's wish, an
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -119,3 +121,9 @@ def use(threads: Threads) -> None:
     import torch
 
     torch.set_num_threads(threads.number)
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system: glibc keeps it in scattered pieces, more of them the longer a process works."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)

@@ -15,6 +15,7 @@ from vtr.kernels import nvrtc
 from vtr.kernels.backends import BackendRow, Chooser
 from vtr.kernels.build import BuildError
 from vtr.kernels.nvrtc import Launch
+from vtr.kernels.operators import operator
 
 __all__ = ["add_norm", "add_norm_info"]
 
@@ -224,30 +225,12 @@ def backward(
         return d_residual, d_hidden, d_weight.to(weight.dtype)
 
 
-_forward_op = torch.library.custom_op(
-    "vtr::add_norm",
-    lambda residual, hidden, weight, scale, eps, dtype: forward(residual, hidden, weight, scale, eps, dtype),
-    mutates_args=(),
-    schema="(Tensor residual, Tensor? hidden, Tensor weight, Tensor? scale, float eps, ScalarType dtype)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-_backward_op = torch.library.custom_op(
-    "vtr::add_norm_backward",
-    lambda g_out, g_x, x, rstd, weight, scale, with_hidden: backward(g_out, g_x, x, rstd, weight, scale, with_hidden),
-    mutates_args=(),
-    schema="(Tensor g_out, Tensor? g_x, Tensor x, Tensor rstd, Tensor weight, Tensor? scale, bool with_hidden)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-
-
-@_forward_op.register_fake
 def _forward_fake(residual, hidden, weight, scale, eps, dtype):
     x = torch.empty_like(residual) if hidden is not None else residual.new_empty(0)
     rows = residual.shape[0] * residual.shape[1]
     return torch.empty_like(residual, dtype=dtype), x, residual.new_empty(rows)
 
 
-@_backward_op.register_fake
 def _backward_fake(g_out, g_x, x, rstd, weight, scale, with_hidden):
     d_hidden = torch.empty_like(g_out) if with_hidden else g_out.new_empty(0)
     return torch.empty_like(x), d_hidden, torch.empty_like(weight)
@@ -273,4 +256,18 @@ def _autograd(ctx, g_out, g_x, _):
     return d_residual, d_hidden if ctx.with_hidden else None, d_weight, None, None, None
 
 
-_forward_op.register_autograd(_autograd, setup_context=_setup_context)
+_forward_op = operator(
+    "add_norm",
+    "(Tensor residual, Tensor? hidden, Tensor weight, Tensor? scale, float eps, ScalarType dtype)"
+    " -> (Tensor, Tensor, Tensor)",
+    lambda residual, hidden, weight, scale, eps, dtype: forward(residual, hidden, weight, scale, eps, dtype),
+    _forward_fake,
+)
+_backward_op = operator(
+    "add_norm_backward",
+    "(Tensor g_out, Tensor? g_x, Tensor x, Tensor rstd, Tensor weight, Tensor? scale, bool with_hidden)"
+    " -> (Tensor, Tensor, Tensor)",
+    lambda g_out, g_x, x, rstd, weight, scale, with_hidden: backward(g_out, g_x, x, rstd, weight, scale, with_hidden),
+    _backward_fake,
+)
+torch.library.register_autograd("vtr::add_norm", _autograd, setup_context=_setup_context)

@@ -19,6 +19,7 @@ from vtr.kernels import nvrtc
 from vtr.kernels.backends import BackendRow, Chooser
 from vtr.kernels.bimamba import c, cuda, eager, mamba
 from vtr.kernels.build import BuildError
+from vtr.kernels.operators import operator
 
 __all__ = ["BackendRow", "backend_info", "bimamba", "use_backend"]
 
@@ -179,33 +180,18 @@ def _backward(grad: Tensor, kept: Tensor, *tensors: Tensor) -> list[Tensor]:
         return list(pool.submit(work).result())
 
 
-_forward_op = torch.library.custom_op("vtr::bimamba", _forward, mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
-_keep_op = torch.library.custom_op(
-    "vtr::bimamba_keep", _forward_keep, mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)"
-)
-_backward_op = torch.library.custom_op(
-    "vtr::bimamba_backward",
-    _backward,
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor kept, {_ARGUMENTS}) -> Tensor[]",
-)
-
-
-@_forward_op.register_fake
 def _forward_fake(*tensors: Tensor) -> Tensor:
     _check(tensors)
     xz = tensors[0]
     return xz.new_empty(xz.shape[0], xz.shape[1], tensors[1].shape[0])
 
 
-@_keep_op.register_fake
 def _keep_fake(*tensors: Tensor) -> tuple[Tensor, Tensor]:
     sizes = {"c": c.kept_numel, "cuda": cuda.kept_numel}.get(_choose(tensors))
     kept = sizes(tensors) if sizes else 0
     return _forward_fake(*tensors), tensors[0].new_empty(kept, dtype=torch.float32)
 
 
-@_backward_op.register_fake
 def _backward_fake(grad: Tensor, kept: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
 
@@ -223,8 +209,13 @@ def _autograd(ctx, grad, _=None):
     return tuple(_backward_op(grad, *ctx.saved_tensors))
 
 
-_forward_op.register_autograd(_autograd, setup_context=_setup_context)
-_keep_op.register_autograd(_autograd, setup_context=_setup_context_keep)
+_forward_op = operator("bimamba", f"({_ARGUMENTS}) -> Tensor", _forward, _forward_fake)
+_keep_op = operator("bimamba_keep", f"({_ARGUMENTS}) -> (Tensor, Tensor)", _forward_keep, _keep_fake)
+_backward_op = operator(
+    "bimamba_backward", f"(Tensor grad, Tensor kept, {_ARGUMENTS}) -> Tensor[]", _backward, _backward_fake
+)
+torch.library.register_autograd("vtr::bimamba", _autograd, setup_context=_setup_context)
+torch.library.register_autograd("vtr::bimamba_keep", _autograd, setup_context=_setup_context_keep)
 
 
 def bimamba(

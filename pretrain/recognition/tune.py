@@ -23,6 +23,7 @@ from vtr.files import write_atomically
 from vtr.models.recognition import RecognitionModel
 from vtr.pretrain.join import call_facts, check_joining, join, say_how, trackers_begin
 from vtr.pretrain.loop import Bench, Loop, Schedule
+from vtr.pretrain.optim import AdamW
 from vtr.pretrain.recognition.data import (
     Clips,
     Order,
@@ -392,7 +393,7 @@ class TuneLoop(Loop[list[Sample]]):
         if guide is not None:
             head = list(guide.head.parameters())
             groups.append(Group(params=head, scale=1.0, weight_decay=recipe.weight_decay))
-        optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
+        optimizer = AdamW([dict(g) for g in groups], lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
         state = None if settings.dry_run else run.checkpoint()
         log = RunLog(run.out / "log.jsonl" if ranks.main and not settings.dry_run else None)
         progress, first = Progress(best=-math.inf), 0

@@ -213,7 +213,7 @@ template <class T> static T *filled(long count, float scale) {
     return p;
 }
 int main() {
-    const long B = 2, L = 83, E = 72, R = 3, both = 2 * B * L, chunk = 32, chunks = 3, run = 40, runs = 3;
+    const long B = 1, L = 83, E = 72, R = 3, both = 2 * B * L, chunk = 32, chunks = 3, run = 40, runs = 3;
     job_t j = {};
     j.B = B; j.L = L; j.E = E; j.R = R; j.run = run;
     j.xz = filled<store_t>(B * L * 2 * E, 1); j.u = filled<store_t>(both * E, 1); j.dt = filled<store_t>(both * E, 1);

@@ -216,7 +216,8 @@ SANITIZE = ("-O1", "-g", "-fsanitize=thread", "-DSANITIZE")
 
 def _sanitized(tmp_path: Path, unit: nvrtc.Unit) -> subprocess.CompletedProcess:
     program = emulation.build(tmp_path / "threads", unit, {"STORAGE": 1, "TAPS": 4}, *SANITIZE)
-    return subprocess.run([str(program)], capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    return subprocess.run([str(program)], capture_output=True, text=True, timeout=300, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,11 @@ from vtr.pretrain.run import main as pretrain_main
 SMALL = ("--demo-clips", "96", "--demo-images", "48")
 
 
-def pretrain(repo: Path, *flags: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def pretrain(
+    repo: Path, *flags: object, launcher: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *launcher, str(repo / "pretrain" / "run.py"), *map(str, flags)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=400, env=env, cwd=repo)
 
 
@@ -70,9 +72,12 @@ def test_a_dry_run_counts_plans_measures_and_writes_nothing(
 def test_two_ranks_on_a_cpu_hold_equal_weights(repo: Path, demo_root: Path, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     flags = ("--stage", "unmasked", "--steps", 2, "--workers", 0, *demo_flags(demo_root, tmp_path / "two"))
-    done = pretrain(repo, *flags, launcher=launcher)
+    done = pretrain(repo, *flags, launcher=launcher, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr
     assert "2 ranks hold equal weights" in done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "vtr.pretrain.train" in loaded
+    assert not loaded & {"torch._dynamo", "torch.distributed.fsdp", "open_clip"}  # seconds, for what is not used here
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_a_stopped_run_leaves_a_checkpoint_and_goes_on_as_if_it_had_not_been(
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert started(repo, demo_root, whole, "--workers", 0, ranks=ranks).wait(300) == 0
-    call = started(repo, demo_root, out, ranks=ranks)
+    call = started(repo, demo_root, out, *(() if ranks == 1 else ("--workers", 0)), ranks=ranks)
     while len(rows(out)) < 3 and call.poll() is None:
         time.sleep(0.02)
     if ranks == 1:

@@ -8,8 +8,6 @@ T frames, S pixels, w width of the embedding.
 from __future__ import annotations
 
 import base64
-import contextlib
-import ctypes
 import os
 import time
 from collections import deque
@@ -29,6 +27,7 @@ from vtr.library.frame_vectors import packed
 from vtr.library.near import FRAMES
 from vtr.library.rows import Embedded, Failure, Span
 from vtr.library.settings import ALL, LibrarySettings, Work
+from vtr.threads import give_back
 
 if TYPE_CHECKING:
     from vtr.models.base import VideoTextEncoder
@@ -285,7 +284,7 @@ class Pipeline:
         for done in self._encoders.collect():
             self._batches += 1
             if self._batches % _TRIM == 0:
-                _give_back()
+                give_back()
             for place, vector in zip(done.places, done.vectors):
                 if place.attempt == place.item.attempt:
                     place.item.vectors[place.number] = vector
@@ -361,12 +360,6 @@ class Pipeline:
 
     def _call(self) -> None:
         os.write(self._mouth, b".")
-
-
-def _give_back() -> None:
-    """Hand freed memory back to the system: glibc keeps it in scattered pieces, more of them the longer a film is."""
-    with contextlib.suppress(OSError, AttributeError):  # no glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _crash(name: str, how: str) -> Failure:
