@@ -148,6 +148,7 @@ def test_the_case_of_a_name_counts_only_where_names_differ_by_nothing_else() -> 
     assert beside(["FILM.MP4", "film.srt", "Film.en.SRT"]) == {"FILM.MP4": ["Film.en.SRT", "film.srt"]}
     assert beside(["a.mp4", "A.mkv", "A.srt"]) == {"A.mkv": ["A.srt"]}
     assert beside(["ab.mp4", "AB.mkv", "Ab.srt"]) == {}
+    assert beside(["FILM.MP4", "film.jpg", "film.srt"]) == {"FILM.MP4": ["film.srt"], "film.jpg": ["film.srt"]}
 
 
 def test_a_clock_that_is_not_the_files_own_is_said() -> None:

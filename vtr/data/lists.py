@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,7 +48,6 @@ _SPAN = re.compile(
 _SPANS = re.compile(r"\[\s*[\[(].*[\])]\s*,\s*[\[(].*", re.DOTALL)  # several of them in one cell
 _SPLIT_NAMES = (("train", "training", "restval"), ("val", "validate", "validation", "dev"), ("test", "testing"))
 _SPLITS = tuple(name for names in _SPLIT_NAMES for name in names)
-_FILE = "the file"
 _SPLIT = ("split", "subset", "partition")  # columns of them
 
 
@@ -195,7 +194,7 @@ def _column(names: Mapping[str, str], wanted: Sequence[str], but: Iterable[str] 
     return next((names[w] for w in wanted if w in names and names[w] not in but), None)
 
 
-def tell_others(table: Table, what: str, chosen: Sequence[str], names: Iterable[str]) -> None:
+def tell_others(table: Table, what: str, chosen: Sequence[str], names: Collection[str]) -> None:
     """Say, once, which columns could have been meant as well as those that are read, where they say something else.
 
     Args:
@@ -205,17 +204,17 @@ def tell_others(table: Table, what: str, chosen: Sequence[str], names: Iterable[
     """
     also = {c for c in table.columns if c not in chosen and normal(c) in names}
     if chosen and also:
-        said = [{c: _core(r.cells.get(c), what) for c in (*chosen, *also)} for r in table.records]
+        said = [{c: _core(r.cells.get(c), file="video" in names) for c in (*chosen, *also)} for r in table.records]
         other = [c for c in table.columns if c in also and any(r[c] not in ("", *map(r.get, chosen)) for r in said)]
         if other:
             taken, left = (", ".join(map(repr, columns)) for columns in (chosen, other))
             _tell(f"{table.path}: {what} is column {taken}, not {left}, which differs; to choose, rename or drop one")
 
 
-def _core(value: object, what: str) -> str:
+def _core(value: object, *, file: bool) -> str:
     """What tells two cells apart: the words, of files without folder and ending."""
     text = " ".join(str("" if value is None else value).split())
-    return re.sub(r".*[/\\]|\.\w{2,4}$", "", text) if what == _FILE else text
+    return re.sub(r".*[/\\]|\.\w{2,4}$", "", text) if file else text
 
 
 @functools.cache
@@ -247,7 +246,7 @@ def _of_table(table: Table) -> Listing:
     numbered = [c for n, c in names.items() if _NUMBERED.fullmatch(n)] if caption is None else []
     columns = [c for c in (video, caption or "", *numbered, key or "") if c]
     captions = ([caption] if caption else []) + numbered
-    tell_others(table, _FILE, [video], VIDEO[:-2])
+    tell_others(table, "the file", [video], VIDEO[:-2])
     tell_others(table, "the caption", captions, {*CAPTION[:-1], *filter(_NUMBERED.fullmatch, names)})
     msvd = [names[n] for n in ("videoid", "start", "end") if n in names]
     records = _msvd(table.records, names, msvd) if len(msvd) == 3 and "description" in names else _filled(table.records)
@@ -271,7 +270,7 @@ def _uncaptioned(table: Table) -> Listing:
             f"{table.path}: {'columns ' + ', '.join(table.columns) if any(table.columns) else 'no header'}; expected columns "
             f"named in the first line, one of them for the file: {', '.join(VIDEO[:8])} …"
         )
-    tell_others(table, _FILE, [video], VIDEO[: VIDEO.index("vid")])  # ids and addresses are metadata as others
+    tell_others(table, "the file", [video], VIDEO[: VIDEO.index("vid")])  # ids and addresses are metadata as others
     entries = tuple(_entry(record, video, (), None) for record in _filled(table.records))
     return Listing(path=table.path, kind=table.kind, entries=entries, captioned=False, columns=table.columns)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vtr.data.media import MEDIA
+from vtr.data.media import MEDIA, is_image
 
 ENDINGS = (".srt", ".vtt")
 UNREAD = (".ass", ".ssa", ".sub", ".sup", ".smi", ".sami", ".sbv", ".lrc", ".ttml", ".dfxp", ".stl", ".scc")
@@ -84,7 +84,12 @@ def beside(names: Iterable[str], endings: Sequence[str] = ENDINGS) -> dict[str, 
         for count in range(len(parts), 0, -1):
             key = ".".join(parts[:count])
             alike = stems.get(key.casefold(), {})
-            if owners := alike.get(key) or (next(iter(alike.values())) if len(alike) == 1 else None):
+            owners = alike.get(key, [])
+            if (
+                all(map(is_image, owners)) and len(alike) - bool(owners) == 1
+            ):  # a poster may be spelt as the film is not
+                owners = [owner for spelt in alike.values() for owner in spelt]
+            if owners:
                 for owner in owners:
                     found.setdefault(owner, []).append(name)
                 break
