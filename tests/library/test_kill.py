@@ -224,3 +224,13 @@ def test_what_a_killed_writer_leaves_running_for_a_moment_holds_up_nobody(tmp_pa
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "lib")], cwd=repo, check=False)
     library = Library.open(tmp_path / "lib", small_model())
     assert library.add(write_videos(tmp_path / "videos", 1)).added == 1
+
+
+def test_a_library_whose_making_was_killed_at_any_file_is_made_by_the_next_call(tmp_path: Path) -> None:
+    for name in ("library.db", "library.db-journal", "library.json.1.tmp"):  # SQLite has a journal until it writes ahead
+        (tmp_path / "lib").mkdir()
+        (tmp_path / "lib" / name).write_bytes(b"")
+        library = Library.create(tmp_path / "lib", small_model())
+        assert library.store.segments() == 0
+        library.close()
+        shutil.rmtree(tmp_path / "lib")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Hit", "Hits", "Library", "hit_dict"]
 
 T = TypeVar("T")
-_OWN = ("library.db", "library.db-wal", "library.db-shm", "lock")
+_OWN = ("library.db", "library.db-journal", "library.db-wal", "library.db-shm", "lock")
 
 
 class Library(StoredSearcher):
