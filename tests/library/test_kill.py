@@ -227,7 +227,7 @@ def test_what_a_killed_writer_leaves_running_for_a_moment_holds_up_nobody(tmp_pa
 
 
 def test_a_library_whose_making_was_killed_at_any_file_is_made_by_the_next_call(tmp_path: Path) -> None:
-    for name in ("library.db", "library.db-journal", "library.json.1.tmp"):  # SQLite has a journal until it writes ahead
+    for name in ("library.db", "library.db-journal", "library.json.1.tmp"):  # a journal, until SQLite writes ahead
         (tmp_path / "lib").mkdir()
         (tmp_path / "lib" / name).write_bytes(b"")
         library = Library.create(tmp_path / "lib", small_model())
