@@ -38,7 +38,7 @@ _AHEAD = 1024  # files that may be done before the first of them is
 _HELD = 64 << 20  # bytes of vectors that may wait for files before theirs
 _STALE = 1.0  # seconds after which a batch is encoded though it is not full
 _POLL = 0.05  # seconds until a job that was not known is asked for again
-_TRIM = 8  # batches after which freed memory is given back
+_TRIM = 2  # batches after which freed memory is given back
 
 
 @dataclass(frozen=True, kw_only=True)
