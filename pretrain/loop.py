@@ -24,6 +24,8 @@ from vtr.threads import give_back
 
 B = TypeVar("B")
 
+_TRIM = 10  # log rows after which freed memory is given back: at every row it costs steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -239,7 +241,8 @@ class Loop(ABC, Generic[B]):
         )
         self.ranks.track({**numbers, **pace}, done)
         self._hint(pace["data_wait"], bar)
-        give_back()
+        if (step + 1) % (_TRIM * self.schedule.log_every) == 0:
+            give_back()
         bar.set_postfix_str(
             " ".join(f"{k} {v:.3f}" for k, v in row.items())
             + f" lr {taken.rate:.1e} {pace['samples_per_s']:.0f}/s wait {pace['data_wait']:.0%}",
