@@ -244,11 +244,9 @@ def _untrained_teacher(folder: Path) -> None:
 
     from vtr.pretrain.teacher import small_clip
 
-    size = {"image_size": 64, "patch_size": 16, "vocab_size": 64, "context": 8, "pad_id": 0}
     torch.manual_seed(0)
-    clip = small_clip(**size)
+    clip = small_clip(image_size=64, patch_size=16, vocab_size=64, context=8, pad_id=0)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "teacher.json").write_text(json.dumps(size))
     save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, folder / "teacher.safetensors")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,11 @@ class TeacherOutput(NamedTuple):
     tokens: Tensor  # (B, 1 + T*P, C): mean CLS over frames, then all patches, through the projection
     attention: Tensor  # (B*T, P): the last block's attention from CLS to the patches, averaged over heads; or empty
     layers: Tensor  # (K, B, 1 + T*P, C): as `tokens` after each of the last K blocks, the last one last
+
+
+def image_tower(clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the tensors of a whole CLIP, as open_clip names them, those of its image tower."""
+    return {name.removeprefix("visual."): value for name, value in clip.items() if name.startswith("visual.")}
 
 
 class FrameTeacher(nn.Module, ABC):
@@ -85,11 +90,10 @@ class ClipTeacher(FrameTeacher):
     @classmethod
     def from_open_clip(cls, model: nn.Module, *, post_norm: bool = False, image_size: int = 0) -> ClipTeacher:
         """From an open_clip CLIP with its own ViT as image tower."""
-        state = {k.removeprefix("visual."): v for k, v in model.state_dict().items() if k.startswith("visual.")}
         block = model.get_submodule("visual.transformer.resblocks.0")
         heads = getattr(block.get_submodule("attn"), "num_heads")  # noqa: B009 - of a module, whose attributes have no type
         quick = type(block.get_submodule("mlp.gelu")).__name__ == "QuickGELU"
-        return cls(state, heads, quick, post_norm=post_norm, image_size=image_size)
+        return cls(image_tower(model.state_dict()), heads, quick, post_norm=post_norm, image_size=image_size)
 
     @classmethod
     def from_official(

@@ -41,9 +41,8 @@ def shard_blocks(model: VideoTextModel, device: torch.device, *, reshard: bool =
 
 def is_sharded(x: object) -> TypeGuard[DTensor]:
     """Whether a tensor is a share of one that all ranks hold together."""
-    tensors = sys.modules.get(
-        "torch.distributed.tensor"
-    )  # half a second to load; before it is loaded nothing is shared
+    # Half a second to load; before that nothing is shared.
+    tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(x, tensors.DTensor)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from vtr.data.manifests import Corpus
 from vtr.data.stream import Batch, Stream, StreamSettings
-from vtr.encoders.clip_teacher import ClipTeacher, FrameTeacher
+from vtr.encoders.clip_teacher import ClipTeacher, FrameTeacher, image_tower
 from vtr.encoders.tower_teacher import TowerTeacher
 from vtr.errors import UsageError, VtrError
 from vtr.models import hub
@@ -132,17 +131,15 @@ def small_clip(image_size: int, patch_size: int, vocab_size: int, context: int, 
 
 
 def _load_small(folder: Path) -> ClipTeacher:
-    found = load_file(folder / "teacher.safetensors")
-    tower = {k.removeprefix("visual."): v for k, v in found.items() if k.startswith("visual.")}
-    return ClipTeacher(
-        tower, _SMALL["width"] // _SMALL["head_width"], quick_gelu=False
-    )  # open_clip takes two seconds to load
+    # Without open_clip, which takes two seconds to load.
+    tower = image_tower(load_file(folder / "teacher.safetensors"))
+    return ClipTeacher(tower, _SMALL["width"] // _SMALL["head_width"], quick_gelu=False)
 
 
 def ensure_demo_teacher(
     folder: Path, stream: Iterator[Batch], model: VideoTextModel, *, steps: int = 100, lr: float = 1e-3, seed: int = 0
 ) -> None:
-    """Train the demo's teacher once and keep it in `folder` (teacher.json, teacher.safetensors).
+    """Train the demo's teacher once and keep it in `folder` (teacher.safetensors).
 
     Args:
         folder: Where it is cached; nothing is done when it is there.
@@ -181,7 +178,6 @@ def ensure_demo_teacher(
         bar.set_postfix(loss=f"{loss.item():.3f}")
     bar.close()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "teacher.json").write_text(json.dumps(size))
     partial = folder / f"teacher.safetensors.{os.getpid()}.tmp"
     save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, partial)
     os.replace(partial, folder / "teacher.safetensors")

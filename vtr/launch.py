@@ -22,9 +22,7 @@ from typing import NamedTuple
 
 from vtr.errors import UsageError, VtrError
 from vtr.files import import_root
-from vtr.settings import parsed
-
-_MARK = "VTR_LAUNCHED"
+from vtr.settings import LAUNCHED, parsed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,7 @@ def launched(verb: str, words: list[str]) -> int:
     module = importlib.import_module(ENTRIES[verb].module)
     settings = parsed(settings_of(verb), words, f"vtr {verb}", (module.__doc__ or "").replace(*_SPELLED[verb]))
     assert isinstance(settings, LaunchSettings)
-    if _MARK in os.environ or "WORLD_SIZE" in os.environ:  # a rank, also of the user's own torchrun
+    if LAUNCHED in os.environ or "WORLD_SIZE" in os.environ:  # a rank, also of the user's own torchrun
         return module.start(settings)
     _check(settings)
     command = [verb, *words]
@@ -162,7 +160,7 @@ def _supervised(work: Callable[[], int]) -> int:
     os.environ["PYTHONPATH"] = (
         f"{root}{os.pathsep}{path}" if path else root
     )  # ranks import the same vtr, installed or not
-    os.environ[_MARK] = "1"
+    os.environ[LAUNCHED] = "1"
     logging.disable(logging.CRITICAL)  # the launcher's own talk; the ranks say what happened
     heard: list[int] = []
     result: list[int | BaseException] = []
@@ -186,7 +184,7 @@ def _supervised(work: Callable[[], int]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.environ.pop(_MARK, None)
+        os.environ.pop(LAUNCHED, None)
         logging.disable(logging.NOTSET)
     outcome = result[0]
     if heard:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 import tyro
 
 from vtr.errors import UsageError, unknown_name
+
+LAUNCHED = "VTR_LAUNCHED"  # in the environment of ranks that vtr has started: the same words were read before
 
 S = TypeVar("S")
 
@@ -136,7 +139,7 @@ def _gathered(settings_type: type, words: Sequence[str]) -> list[str]:
             current = first[flag]
             current += [value] if sign else []
         else:
-            if flag in first:
+            if flag in first and LAUNCHED not in os.environ and os.environ.get("RANK", "0") == "0":
                 print(f"note: {flag} is given twice: the last counts", file=sys.stderr)
             current = [flag, value] if sign and flag in several else [word]
             groups.append(current)

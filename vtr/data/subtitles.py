@@ -85,9 +85,8 @@ def beside(names: Iterable[str], endings: Sequence[str] = ENDINGS) -> dict[str, 
             key = ".".join(parts[:count])
             alike = stems.get(key.casefold(), {})
             owners = alike.get(key, [])
-            if (
-                all(map(is_image, owners)) and len(alike) - bool(owners) == 1
-            ):  # a poster may be spelt as the film is not
+            # A poster may be spelt as the film is not.
+            if all(map(is_image, owners)) and len(alike) - bool(owners) == 1:
                 owners = [owner for spelt in alike.values() for owner in spelt]
             if owners:
                 for owner in owners:

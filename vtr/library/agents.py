@@ -167,11 +167,9 @@ def _told(answered: queries.Answered) -> list[dict[str, object]]:
     found: list[dict[str, object]] = [
         {"name": shown(Path(h.path).name), "video": video, **hit_dict(h)} for h, video in answered.pairs
     ]
-    return (
-        [*found, {"notes": answered.notes}]
-        if found and answered.notes
-        else found or [{"found": 0, "notes": answered.notes}]
-    )
+    if not found:
+        return [{"found": 0, "notes": answered.notes}]
+    return [*found, {"notes": answered.notes}] if answered.notes else found
 
 
 def _listed(library: Library, where: str, first: int, count: int) -> dict[str, object]:

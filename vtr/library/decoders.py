@@ -44,9 +44,7 @@ _SLOTS = 8  # windows that a process may have decoded ahead
 _MOST = 16  # processes, unless more are asked for
 _MEMORY = 8 << 30  # bytes that a process may take beyond what it begins with
 _STANDSTILL = 90  # seconds without any progress after which a process ends itself, whatever it is at
-_BEHIND = (
-    10  # niceness of processes that decode beside threads that encode: one that waits for a core keeps all waiting
-)
+_BEHIND = 10  # niceness beside threads that encode: one of them that waits for a core keeps all of them waiting
 _DIE_WITH_OWNER = 1  # Linux's PR_SET_PDEATHSIG
 
 
