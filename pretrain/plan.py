@@ -112,8 +112,11 @@ def reads(chosen: Recipe, stage: Stage, workers: int) -> StreamSettings:
     )
 
 
-def check_stages(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks: int) -> None:
+def check_stages(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks: int, *, sharded: bool = False) -> None:
     """Refuse before the first step what would stop a later stage.
+
+    Args:
+        sharded: The ranks share the weights.
 
     Raises:
         UsageError: Streams, batch, groups of wrong partners and ranks do not divide; the message says what to set.
@@ -131,6 +134,10 @@ def check_stages(corpus: Corpus, chosen: Recipe, stages: tuple[str, ...], ranks:
                 raise UsageError(
                     f"frozen, so nothing that {', '.join(idle)} would train is trained: --set {name}.{idle[0]}=0, or "
                     f"{name}.frozen=false"
+                )
+            if stage.keep_features and sharded:
+                raise UsageError(
+                    f"ranks that share the weights (--fsdp) can't encode apart: --set {name}.keep_features=false, or no --fsdp"
                 )
             owned_streams(settings, 0, ranks)
             for media in media_weights(corpus, settings):

@@ -72,6 +72,9 @@ class Stage:
     match_loss: str = "pairs"  # one of MATCH_LOSSES: right or wrong, which of the list is right, or both
     mlm_share: float = 1.0  # of the batch's samples, whose words are masked
     frozen: bool = False  # the encoders are: cross-modal decoder and matching head alone are trained
+    # Of frozen encoders: each clip is encoded once, its middle frames whole, before the first step, and its features read from
+    # the run folder after that. For little data that is read many times; a part of an epoch needs them once anyway.
+    keep_features: bool = False
     optim: Optim = field(default_factory=Optim)  # its keys are below
 
     def waiting(self, step: int, steps: int) -> frozenset[str]:
@@ -401,6 +404,13 @@ def check(settings: Recipe, stages: tuple[str, ...]) -> None:
                 raise UsageError(f"{name}.{key} {getattr(stage, key):g}: a weight is 0 (off) or positive")
         if not any(getattr(stage, key) for key in objective_places()):
             raise UsageError(f"stage {name} has no objective: give one a weight (--set {name}.vtc=1)")
+        if stage.keep_features and (not stage.frozen or stage.direction_negatives):
+            what = (
+                "clips played backwards are encoded anew" if stage.frozen else "encoders that learn have none to keep"
+            )
+            raise UsageError(
+                f"{name}.keep_features: {what}; expected {name}.frozen=true and {name}.direction_negatives=false"
+            )
         if stage.match_loss not in MATCH_LOSSES:
             raise unknown_name(f"match_loss of the {name} stage", stage.match_loss, MATCH_LOSSES)
         for key in ("batch_size", "block", "match_negatives"):

@@ -34,6 +34,7 @@ from vtr.pretrain.objectives.base import (
     EmbeddingObjective,
     Embeddings,
     Encoded,
+    Features,
     FusionObjective,
     Noise,
     Piece,
@@ -101,6 +102,11 @@ class PretrainStep:
             used = self.with_text or name.startswith("vision_encoder.")
             parameter.requires_grad_(used and not any(part in name for part in idle))
 
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """What of the model a frozen stage leaves as it is, by name."""
+        trained = self._decoder()
+        return {k: v for k, v in self.model.state_dict().items() if not k.startswith(trained)}
+
     def _decoder(self) -> tuple[str, ...]:
         """What the names of the cross-modal decoder's and the matching head's parameters start with."""
         text = self.model.config.text
@@ -121,7 +127,7 @@ class PretrainStep:
 
     def __call__(
         self,
-        frames: Tensor,
+        frames: Tensor | Features,
         captions: Sequence[str],
         ids: Tensor,
         meta: Sequence[Meta],
@@ -133,6 +139,7 @@ class PretrainStep:
 
         Args:
             frames: uint8 (n, T, 3, H, W); T = 1 for images. The ranks' batches in rank order are the global batch.
+                Of a frozen encoder its features will do.
             captions: n texts.
             ids: (n,) 64-bit sample ids.
             meta: n dicts; `paraphrase` and `sibling_caption` are used where the recipe asks for them.
@@ -159,7 +166,8 @@ class PretrainStep:
         else:
             with torch.no_grad():
                 self.model.temp.clamp_(0.001, 0.5)
-            texts = self._texts(captions, meta, frames.shape[1] > 1, seeds)
+            moving = isinstance(frames, Tensor) and frames.shape[1] > 1
+            texts = self._texts(captions, meta, moving, seeds)
             once = len(pieces) == 1 and not self.stage.frozen
             parts = []
             for rows in pieces:
@@ -203,7 +211,9 @@ class PretrainStep:
             and not (objective.needs_teacher and teacher is None)
         }
 
-    def _piece(self, frames: Tensor, rows: slice, seeds: Tensor, teacher: FrameTeacher | None) -> Piece:
+    def _piece(self, frames: Tensor | Features, rows: slice, seeds: Tensor, teacher: FrameTeacher | None) -> Piece:
+        if isinstance(frames, Features):
+            return Piece(rows, frames.part(rows), None, None)
         part, stage = frames[rows], self.stage
         if teacher is None or not any(o.needs_teacher for o in self.objectives.values()):
             return Piece(rows, part, None, None)
@@ -281,6 +291,7 @@ class PretrainStep:
     def _encode_turned(self, piece: Piece, rows: Tensor, texts: Texts, seeds: Tensor) -> Encoded:
         """Clips of a piece played backwards, the same patches of them masked, and their turned captions."""
         assert texts.turned is not None
+        assert isinstance(piece.frames, Tensor)
         inside = (rows - piece.rows.start).to(piece.frames.device)
         frames, mask = piece.frames[inside].flip(1), piece.mask
         if mask is not None:
@@ -300,7 +311,7 @@ class PretrainStep:
 
     def _encoded(
         self,
-        frames: Tensor,
+        frames: Tensor | Features,
         mask: Tensor | None,
         texts: TokenBatch | None,
         kinds: int,
@@ -309,17 +320,21 @@ class PretrainStep:
     ) -> Encoded:
         """Encoder outputs of m clips, and of `kinds` times as many texts."""
         model = self.model
-        temporal = self.stage.keep_temporal and mask is None
-        with self.autocast(), draws.rows(draws.derived(seeds, noise[0])):
-            video = model.encode_video(model.normalise(frames), mask=mask, keep_temporal=temporal)
+        if isinstance(frames, Features):
+            aligned, (pooled, tokens) = None, frames
+        else:
+            temporal = self.stage.keep_temporal and mask is None
+            with self.autocast(), draws.rows(draws.derived(seeds, noise[0])):
+                video = model.encode_video(model.normalise(frames), mask=mask, keep_temporal=temporal)
+            aligned, pooled, tokens = video.aligned, video.frame_embeddings, video.tokens
         if texts is None:
-            return Encoded(video.aligned, video.frame_embeddings, video.tokens)
+            return Encoded(aligned, pooled, tokens)
         row_seeds = torch.cat([draws.derived(seeds, noise[1] + k) for k in range(kinds)])
         with self.autocast(), draws.rows(row_seeds):
             text: TextFeatures = model.encode_text(texts)
-        count = len(frames)
+        count = len(tokens)
         embeddings = tuple(text.embedding.split(count))
-        return Encoded(video.aligned, video.frame_embeddings, video.tokens, embeddings, text.tokens[:count])
+        return Encoded(aligned, pooled, tokens, embeddings, text.tokens[:count])
 
     def _compare(self, cache: Cache, ids: Tensor, texts: Texts, turned: Turned | None) -> dict[str, Tensor]:
         """The objectives on embeddings: every rank computes them for the global batch and keeps its rows' gradient."""
@@ -392,7 +407,7 @@ class PretrainStep:
                 continue
             loss = objective.loss(piece, encoded)
             if loss is not None:
-                loss = loss * (len(piece.frames) / self._global_rows)
+                loss = loss * (len(encoded.tokens) / self._global_rows)
                 own[name] += loss.detach()
                 outputs.append(getattr(self.stage, name) * loss)
                 seeds.append(torch.ones_like(loss))

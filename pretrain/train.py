@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -25,18 +26,20 @@ from vtr.models.bert import locate_text
 from vtr.models.video_text import ModelConfig, VideoTextModel
 from vtr.pretrain import build, sharding
 from vtr.pretrain.export import initial_model, initial_weights
+from vtr.pretrain.features import Keeper, KeptFeatures, keeping_note
 from vtr.pretrain.fit import FEW, fit_line, fitted, given_keys, is_fitted
 from vtr.pretrain.join import call_facts, join, more_ranks, say_how, trackers_begin
 from vtr.pretrain.loop import Bench, Loop, Schedule, batch_digest
 from vtr.pretrain.objectives import objectives_of
+from vtr.pretrain.objectives.base import Features
 from vtr.pretrain.optim import build_optimizer, learning_rate
-from vtr.pretrain.plan import check_stages, stage_steps
+from vtr.pretrain.plan import check_stages, stage_samples, stage_steps
 from vtr.pretrain.recipes import Recipe, Stage
 from vtr.pretrain.resolve import resolve, run_folder
 from vtr.pretrain.settings import RunSettings
 from vtr.pretrain.state import Progress, RunLog, State, check_out, check_same_run, to_continue, write_record
 from vtr.pretrain.step import PretrainStep
-from vtr.pretrain.stop import Stop
+from vtr.pretrain.stop import Stop, Stopped
 from vtr.pretrain.teacher import check_teacher, demo_teacher, load_teacher, made_on_the_spot, teacher_name
 from vtr.pretrain.validation import Validation
 from vtr.pretrain.warmup import warm_up
@@ -190,7 +193,8 @@ class Run:
             The checkpoint to continue from.
         """
         settings, ranks = self.settings, self.ranks
-        ranks.together(lambda: check_stages(self.corpus, self.recipe, self.stages, ranks.size))
+        sharded = ranks.size > 1 and (settings.fsdp or ranks.sharding_asked_for)
+        ranks.together(lambda: check_stages(self.corpus, self.recipe, self.stages, ranks.size, sharded=sharded))
         found = None if settings.dry_run else to_continue(self.out, settings.resume, ranks)
         left = ranks.together(lambda: self._left(found[1] if found else None))
         ranks.together(lambda: self._find_weights(left))
@@ -203,7 +207,7 @@ class Run:
                 dist.broadcast(value, 0)
         self._guides(left)
         self.model.vision_encoder.checkpointing = self.model.text_encoder.checkpointing = settings.checkpointing
-        if ranks.size > 1 and (settings.fsdp or ranks.sharding_asked_for):
+        if sharded:
             sharding.shard_blocks(self.model, ranks.device, reshard=ranks.reshard)
         return found[1] if found else None
 
@@ -348,15 +352,32 @@ class Run:
             most: Steps at most, without writing anything (a dry run); 0 = all.
         """
         loop = StageLoop.of(self, place, resumed, most)
+        if loop is not None:
+            try:
+                loop.run()
+            finally:
+                loop.close()
+        if getattr(self.recipe, place.name).keep_features and not most:
+            self.ranks.main_only(lambda: shutil.rmtree(self._features, ignore_errors=True))
         if loop is None:
             return 0.0, 0
-        try:
-            loop.run()
-        finally:
-            loop.close()
         if self.ranks.accelerator is not None:
             self.ranks.accelerator.free_memory()
         return loop.seconds, loop.schedule.end - loop.schedule.first
+
+    @property
+    def _features(self) -> Path:
+        """The folder of a frozen stage's features, while it runs."""
+        return self.out / "features"
+
+    def features(self, place: Place, step: PretrainStep, reading: StreamSettings) -> KeptFeatures:
+        """The features of every sample of a frozen stage, computed now or by an earlier call."""
+        threads = max(1, self.settings.workers) * self.settings.decode_threads
+        keeper = Keeper(self._features, step, self.corpus, reading, self.ranks, threads=threads)
+        found = keeper.run(self.stop, again=self.settings.resume is not None)
+        if found is None:
+            raise Stopped(self.stop.number, place.before, None)
+        return found
 
     def finish(self) -> None:
         """Write the final model."""
@@ -386,6 +407,7 @@ class StageLoop(Loop[Batch]):
         step: PretrainStep,
         optimizer: torch.optim.Optimizer,
         batches: Stream,
+        features: KeptFeatures | None,
     ) -> None:
         bench = Bench(
             ranks=run.ranks, log=run.log, progress=run.progress, folder=run.out / "checkpoints", stop=run.stop
@@ -393,7 +415,7 @@ class StageLoop(Loop[Batch]):
         super().__init__(schedule, bench, run.model, optimizer, step.stage.optim.clip_grad)
         self._run, self._place, self._step = run, place, step
         self._stage = step.stage
-        self._stream, self._batches = batches, iter(batches)
+        self._stream, self._batches, self._features = batches, iter(batches), features
         self._teacher = run.teacher if self._stage.uta > 0 else None
 
     @classmethod
@@ -434,10 +456,22 @@ class StageLoop(Loop[Batch]):
             keep=settings.keep,
         )
         reading = stream_settings(chosen, stage, settings, model.config.video, chosen.seed + place.number)
+        features = None
+        if stage.keep_features and not most:
+            features = run.features(place, step, reading)
+        elif ranks.main and (note := keeping_note(place.name, stage, place.steps, stage_samples(stage, run.corpus))):
+            print(note, file=sys.stderr)
         stream = Stream(
-            run.corpus, reading, rank=ranks.rank, world=ranks.size, start=positions, first_step=first, judge=False
+            run.corpus,
+            reading,
+            rank=ranks.rank,
+            world=ranks.size,
+            start=positions,
+            first_step=first,
+            judge=False,
+            unread=features.reasons if features else None,
         )
-        return cls(run, place, schedule, step, optimizer, stream)
+        return cls(run, place, schedule, step, optimizer, stream, features)
 
     def close(self) -> None:
         """End the data workers."""
@@ -468,8 +502,13 @@ class StageLoop(Loop[Batch]):
 
     def losses(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
         device = self.ranks.device
+        frames: torch.Tensor | Features
+        if self._features is not None:
+            frames = Features(*(part.to(device) for part in self._features.of(batch.ids)))
+        else:
+            frames = batch.frames.to(device, non_blocking=True)
         return self._step(
-            batch.frames.to(device, non_blocking=True),
+            frames,
             batch.captions,
             batch.ids.to(device),
             batch.meta,

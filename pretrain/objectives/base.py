@@ -47,11 +47,22 @@ class Texts(NamedTuple):
     has_turned: Tensor | None = None  # (n,) bool
 
 
+class Features(NamedTuple):
+    """What a frozen video encoder made of a batch's clips, in the place of their frames."""
+
+    video: Tensor  # (n, F, E) unit vectors
+    tokens: Tensor  # (n, Lv, D)
+
+    def part(self, rows: slice) -> Features:
+        """Those of some rows."""
+        return Features(self.video[rows], self.tokens[rows])
+
+
 class Piece(NamedTuple):
     """Inputs of one encoder pass."""
 
     rows: slice
-    frames: Tensor  # uint8 (m, T, 3, H, W)
+    frames: Tensor | Features  # uint8 (m, T, 3, H, W)
     mask: Tensor | None  # (m, 1 + T P)
     target: Tensor | None  # (K, m, visible, C), the teacher's
 

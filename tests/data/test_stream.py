@@ -13,8 +13,9 @@ import pytest
 
 from tests.helpers import video_bytes, write_tar, write_videos
 from vtr.data.manifests import Corpus, CorpusMember, load_corpus
+from vtr.data.samples import sample_id
 from vtr.data.shards import ShardWriter, expand_shards, shard_sizes
-from vtr.data.stream import Batch, Stream, StreamSettings, sample_id
+from vtr.data.stream import Batch, Stream, StreamSettings
 from vtr.errors import VtrError
 
 SETTINGS = StreamSettings(

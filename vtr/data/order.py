@@ -29,6 +29,7 @@ class StreamSettings:
     crop_scale: tuple[float, float] | None = (0.5, 1.0)
     flip: bool = False
     official_frames: bool = False  # draw frames as the released code does
+    middle_frames: bool = False  # not drawn: the middle ones, as evaluation takes them
     captions: bool = True  # a sample without a caption is bad
     media_weights: dict[str, float] | None = None  # default: in proportion to the corpus
     max_bad_fraction: float = 0.05

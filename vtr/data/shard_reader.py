@@ -119,13 +119,18 @@ class FileList:
             elif not entry.bad:
                 yield from entry.captions
 
-    def read(self, index: int) -> RawSample | str:
-        """File `index`, or why it can't be read. Captions of one video share its key, and so its sample id."""
+    def read(self, index: int, *, media: bool = True) -> RawSample | str:
+        """File `index`, or why it can't be read. Captions of one video share its key, and so its sample id.
+
+        Args:
+            media: Read the file itself, not its captions alone.
+        """
         path, entry = self.items[index]
         if entry is not None and entry.bad:
             return f"{entry.place}: {entry.bad}"
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = file.read() if media else b""
         except OSError as error:
             return f"{path}: {error.strerror}" + (f" ({entry.place})" if entry is not None else "")
         extension = path.suffix[1:].lower()
@@ -298,8 +303,8 @@ class ShardCache:
         self._open: OrderedDict[str, TarIndex | FileList] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, shard: str, index: int) -> RawSample | str:
-        """Sample `index` of a shard, or why it can't be had."""
+    def read(self, shard: str, index: int, *, media: bool = True) -> RawSample | str:
+        """Sample `index` of a shard, or why it can't be had; without its media where they are a file of their own."""
         with self._lock:
             found = self._open.get(shard)
             if found is None or (isinstance(found, TarIndex) and not os.path.exists(found.path)):
@@ -311,7 +316,7 @@ class ShardCache:
                 while len(self._open) > self.most:
                     self._open.popitem(last=False)
             self._open.move_to_end(shard)
-        return found.read(index)
+        return found.read(index) if isinstance(found, TarIndex) else found.read(index, media=media)
 
     def _opened(self, shard: str) -> TarIndex | FileList:
         if shard.startswith(FILES):

@@ -7,14 +7,13 @@ rank order are the global batch. Positions travel with the batch.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,16 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtr.data.cleaning import clean_caption
-from vtr.data.decode import DecodeError, read_frames
 from vtr.data.manifests import Corpus
-from vtr.data.media import VIDEO
-from vtr.data.order import MediaOrder, StreamSettings, drawn, media_at, media_steps
-from vtr.data.sampling import random_frames
-from vtr.data.shard_reader import ShardCache
-from vtr.data.shards import RULE, RawSample
-from vtr.data.transforms import eval_frames, train_frames
-from vtr.data.whole import cut_off
+from vtr.data.order import MediaOrder, StreamSettings, media_at, media_steps
+from vtr.data.samples import Sample, SampleReader, Unusable
 from vtr.errors import UsageError, VtrError
 
 Positions = dict[str, dict[int, tuple[int, int]]]  # media -> stream -> (epoch, samples of it consumed, good or bad)
@@ -47,7 +39,7 @@ class Batch:
     """One rank's part of a global batch, in canonical order."""
 
     media: str
-    frames: Tensor  # uint8 (B, T, 3, S, S)
+    frames: Tensor  # uint8 (B, T, 3, S, S), or (B, 0) where media are not read
     captions: list[str]
     ids: Tensor  # int64 (B,)
     keys: list[str]
@@ -56,16 +48,6 @@ class Batch:
     positions: Positions = field(default_factory=dict)
     seen: int = 0  # samples consumed for this batch, good and bad
     bad: list[str] = field(default_factory=list)  # dropped since the batch before: "key: reason"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """What a batch knows of one sample beside its frames."""
-
-    key: str  # "member/shard#key", for people
-    caption: str  # cleaned
-    id: int
-    meta: dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +64,6 @@ class _Share:
     def pin_memory(self) -> _Share:
         """For torch's loader, which asks for it."""
         return replace(self, frames=self.frames.pin_memory())
-
-
-def sample_id(member: str, key: str) -> int:
-    """63 bits of (corpus member, key)."""
-    return int.from_bytes(hashlib.blake2b(f"{member}\0{key}".encode(), digest_size=8).digest(), "big") >> 1
 
 
 class _Reader:
@@ -156,14 +133,10 @@ class _Part(torch.utils.data.IterableDataset):
         owned: list[int],
         start: Positions,
         step: int,
+        unread: Mapping[int, str] | None,
     ) -> None:
         self.corpus, self.settings, self.weights = corpus, settings, weights
-        self.owned, self.start, self.step = owned, start, step
-        self.doubled = {m.name: m.doubled for m in corpus.members}
-        self.places = {
-            m.name: {shard: i for i, shard in enumerate(m.shards)} if m.doubled or m.doubled is None else {}
-            for m in corpus.members
-        }
+        self.owned, self.start, self.step, self.unread = owned, start, step, unread
         self.any_good = False  # whether this worker has met a sample that can be used
 
     def __iter__(self) -> Iterator[_Share | VtrError]:
@@ -182,18 +155,14 @@ class _Part(torch.utils.data.IterableDataset):
 
     def _batches(self, owned: list[int]) -> Iterator[_Share]:
         s = self.settings
-        self.cache = ShardCache(s.cache)
-        self.orders = {
-            media: MediaOrder([m for m in self.corpus.members if m.media in (media, "auto")], s, media)
-            for media in self.weights
-        }
+        self.samples = SampleReader(self.corpus, s, self.weights, self.unread)
         rounds = media_steps(self.step, self.weights, s.seed)  # of each medium, which decide whose turn it is
         turns = max(1, s.streams // s.batch_size)
         per = max(1, s.batch_size // s.streams)
         # `per` samples are asked for before it is known whether the first is good: tiny epochs may pass meanwhile.
         readers = {
             (media, i): _Reader(order, i, self.start.get(media, {}).get(i, (0, 0)), 1 + per)
-            for media, order in self.orders.items()
+            for media, order in self.samples.orders.items()
             for i in owned
         }
         step = self.step
@@ -218,9 +187,8 @@ class _Part(torch.utils.data.IterableDataset):
     ) -> _Share:
         """`per` good samples of each of the streams."""
         s = self.settings
-        frames = torch.empty(
-            len(streams) * per, s.frames if media == "video" else 1, 3, s.size, s.size, dtype=torch.uint8
-        )
+        shape = (0,) if self.unread is not None else (s.frames if media == "video" else 1, 3, s.size, s.size)
+        frames = torch.empty(len(streams) * per, *shape, dtype=torch.uint8)
         if torch.utils.data.get_worker_info() is not None:
             frames.share_memory_()  # filled where the main process reads it: no copy on the way
         found: dict[tuple[int, int], tuple[Sample, Tensor]] = {}
@@ -233,13 +201,13 @@ class _Part(torch.utils.data.IterableDataset):
             wanted = [(i, next(readers[media, i])) for i, n in need.items() for _ in range(n)]
             seen += len(wanted)
             jobs = [ref for _, ref in wanted]
-            load = partial(self._load, media)
+            load = partial(self.samples.read, media)
             results = map(load, jobs) if pool is None else pool.map(load, jobs)
             need = {}
             for (i, _), one in zip(wanted, results):
-                if isinstance(one, str):
-                    dropped.append(one)
-                    readers[media, i].reason = one
+                if isinstance(one, Unusable):
+                    dropped.append(str(one))
+                    readers[media, i].reason = str(one)
                     need[i] = need.get(i, 0) + 1
                     self._judge(dropped)
                     continue
@@ -265,58 +233,6 @@ class _Part(torch.utils.data.IterableDataset):
         if not self.any_good:
             check_bad(len(bad), len(bad), self.settings.max_bad_fraction, bad)
 
-    def _load(self, media: str, reference: tuple[int, int, int]) -> tuple[Sample, Tensor] | str:
-        """The sample of (epoch, shard, index) and its frames, or its name and the reason why it is bad."""
-        epoch, shard, index = reference
-        member, path = self.orders[media].shards[shard]
-        where = f"{member}/{path.rsplit('/', 1)[-1]}#"
-        raw = self.cache.read(path, index)
-        if isinstance(raw, str):
-            return f"{where}{index}: {raw}"
-        key = raw.key if not raw.nth else f"{raw.key}\0{raw.nth}"
-        doubled = self.doubled[member]
-        if doubled is None or raw.key in doubled:
-            key += f"\0{self.places[member][path]}"
-        number = sample_id(member, key)
-        caption = self._caption(raw, number, epoch)
-        frames = self._decode(raw, media, caption, number, epoch)
-        if isinstance(frames, str):
-            return f"{where}{raw.key}: {frames}"
-        return Sample(key=where + raw.key, caption=clean_caption(caption), id=number, meta=raw.meta), frames
-
-    def _decode(self, raw: RawSample, media: str, caption: str, number: int, epoch: int) -> Tensor | str:
-        s = self.settings
-        if s.captions and not caption:
-            return raw.fault
-        if not raw.media:
-            return f"no image or video (its members: {raw.made_of}; {RULE})"
-        if media == "image" and raw.extension in VIDEO and raw.extension != "gif":
-            return f"a video ({raw.extension}) in a member of images"
-        lacking = cut_off(raw.media, thorough=False)
-        if lacking:  # a decoder would take the frames that are left for the clip that the caption is of
-            return lacking
-        rng = drawn(s.seed, "sample", epoch, number)
-        count = s.frames if media == "video" else 1
-
-        def pick(n: int) -> list[int]:
-            if media == "video" and n == 1:
-                raise DecodeError(raw.key, "a single picture in a member of videos")
-            return random_frames(n, count, rng, official=s.official_frames)
-
-        try:
-            clip = read_frames(raw.media, pick, timeout=s.timeout, threads=1 if s.decode_threads > 1 else None)
-        except DecodeError as error:
-            return str(error)
-        if s.crop_scale is None and not s.flip:
-            return eval_frames(clip.frames, s.size)
-        return train_frames(clip.frames, s.size, rng, scale=s.crop_scale, flip=s.flip)
-
-    def _caption(self, raw: RawSample, number: int, epoch: int) -> str:
-        """Its caption; of several one an epoch, drawn apart from the frames."""
-        if len(raw.captions) < 2:
-            return raw.caption or ""
-        return raw.captions[int(drawn(self.settings.seed, "caption", epoch, number).integers(len(raw.captions)))]
-
 
 def _positions(readers: dict[tuple[str, int], _Reader]) -> Positions:
     places: Positions = {}
@@ -335,6 +251,7 @@ class Stream:
         start: `Batch.positions` of all ranks, merged, to continue after.
         first_step: The global step of the first batch.
         judge: Raise when too many samples are bad. Off where the ranks judge together.
+        unread: Media are not read, frames are (B, 0): see `SampleReader`. None: they are.
     """
 
     def __init__(
@@ -347,13 +264,14 @@ class Stream:
         start: Positions | None = None,
         first_step: int = 0,
         judge: bool = True,
+        unread: Mapping[int, str] | None = None,
     ) -> None:
         self.settings, self.judge = settings, judge
         self.weights = media_weights(corpus, settings)
         owned = owned_streams(settings, rank, world)
         self.workers = min(settings.workers, len(owned))
         mine = {m: {i: places[i] for i in owned if i in places} for m, places in (start or {}).items()}
-        part = _Part(corpus, settings, self.weights, owned, mine, first_step)
+        part = _Part(corpus, settings, self.weights, owned, mine, first_step, unread)
         if self.workers:  # torch is loaded once, by the server the workers are forked from, not by each of them
             multiprocessing.set_forkserver_preload(["__main__", "torch"])
         self._loader = torch.utils.data.DataLoader(
