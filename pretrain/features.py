@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,9 +75,7 @@ class KeptFeatures:
     def __init__(self, folder: Path, parts: Sequence[Part]) -> None:
         self.reasons: dict[int, str] = {}
         self._places: dict[int, tuple[str, int]] = {}
-        self._tensors: Callable[[str], tuple[object, object]] = functools.lru_cache(_OPEN)(
-            functools.partial(_slices, folder)
-        )
+        self._opened = functools.lru_cache(_OPEN)(lambda name: safe_open(folder / name, "pt"))
         for part in parts:
             noted = _notes(folder / part.name)
             if noted is None:
@@ -91,14 +89,12 @@ class KeptFeatures:
 
     def of(self, ids: Tensor) -> Features:
         """The features of a batch, ids (n,) of one medium."""
-        rows = [self._places[number] for number in ids.tolist()]
-        found = [[s[row : row + 1] for s in self._tensors(name)] for name, row in rows]  # type: ignore[index]
-        return Features(*(torch.cat(list(each)) for each in zip(*found)))
-
-
-def _slices(folder: Path, name: str) -> tuple[object, object]:
-    file = safe_open(folder / name, "pt")
-    return file.get_slice("video"), file.get_slice("tokens")
+        places = [self._places[number] for number in ids.tolist()]
+        video, tokens = (
+            torch.cat([self._opened(name).get_slice(kind)[row : row + 1] for name, row in places])
+            for kind in ("video", "tokens")
+        )
+        return Features(video, tokens)
 
 
 def _notes(path: Path) -> tuple[list[int], dict[int, str]] | None:

@@ -120,7 +120,12 @@ def test_a_corpus_without_captions_is_refused_after_fifty_samples(
         write_tar(tmp_path / f"{shard}.tar", [(f"{shard}{i:05d}.mp4", b"0") for i in range(1000)])
     reads: list[int] = []
     read = ShardCache.read
-    monkeypatch.setattr(ShardCache, "read", lambda self, shard, index: reads.append(index) or read(self, shard, index))
+
+    def counting(self: ShardCache, shard: str, index: int, *, media: bool = True) -> object:
+        reads.append(index)
+        return read(self, shard, index, media=media)
+
+    monkeypatch.setattr(ShardCache, "read", counting)
     settings = replace(SETTINGS, block=1, batch_size=400, streams=400, decode_threads=threads)
     with pytest.raises(VtrError, match=r"50 of 50 samples can't be used.*no caption: its members are mp4.*\.txt"):
         take(load_corpus(tmp_path), 1, settings, judge=False)
