@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import queue
 import sys
 import tempfile
 import time
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from vtr.models.base import VideoTextEncoder
 
 WINDOW, STRIDE = 8.0, 4.0
+_TOGETHER = 16  # windows that are encoded alone
 _WARM = 3  # films before those that are timed: enough that the library knows how unrelated texts score, once
 LINES = (360, 720, 1080)
 CODECS = {
@@ -51,7 +53,8 @@ MODELS = ("demo", *SIZES, *OPEN_CLIP)
 class Row:
     """One case: hours of video an hour, wall clock and CPU seconds a minute of film.
 
-    `decode` and `encode` are what the same cores reach when they do nothing else; a plain script has neither.
+    `decode`, `encode` (torch's way) and `spread` (indexing's) are what the same cores reach when they do nothing else; a
+    plain script has none.
     """
 
     how: str  # "vtr" | "plain script"
@@ -62,11 +65,17 @@ class Row:
     cpu: float
     decode: float | None = None
     encode: float | None = None
+    spread: float | None = None
 
     @property
     def ratio(self) -> float | None:
-        """To the lower of the two limits."""
+        """To the lower of decoding every frame and encoding torch's way."""
         return self.ours / min(self.decode, self.encode) if self.decode and self.encode else None
+
+    @property
+    def turns(self) -> float | None:
+        """To what cores reach that do both, by turns: decode every frame, and encode indexing's way."""
+        return self.ours * (1 / self.decode + 1 / self.spread) if self.decode and self.spread else None
 
 
 def film(lines: int, codec: str, seconds: int) -> bytes:
@@ -145,18 +154,49 @@ def decode_limit(paths: Sequence[Path], cores: int) -> float:
 
 
 def encode_limit(name: str, demo: Path | None, cores: int, batches: int) -> float:
-    """Seconds for a window, in batches as indexing makes them."""
-    from vtr.library.encode import BATCH, encoded
+    """Seconds for a window, in batches of 16 on all cores at once: torch's way, if it is left alone."""
+    model, frames = _windows(name, demo, cores)
+    with torch.inference_mode():
+        model.encode_video(frames)
+        start = time.perf_counter()
+        for _ in range(batches):
+            model.encode_video(frames)
+    return (time.perf_counter() - start) / (batches * _TOGETHER)
 
+
+def spread_limit(name: str, demo: Path | None, cores: int, batches: int) -> float:
+    """Seconds for a window, in batches and threads as indexing has them."""
+    from vtr.library.devices import Encoders
+
+    model, frames = _windows(name, demo, cores)
+    woken = queue.SimpleQueue[None]()
+    encoders: Encoders[None] = Encoders(model, (), "fp32", lambda: woken.put(None))
+    parts = [part.numpy() for part in frames.split(encoders.batch)]
+
+    def encode(times: int) -> None:
+        for part in parts * times:
+            encoders.encode([None] * len(part), part)
+        for _ in parts * times:
+            woken.get()
+        list(encoders.collect())
+
+    encode(1)
+    start = time.perf_counter()
+    encode(batches)
+    took = time.perf_counter() - start
+    encoders.close()
+    return took / (batches * _TOGETHER)
+
+
+def _windows(name: str, demo: Path | None, cores: int) -> tuple[VideoTextEncoder, torch.Tensor]:
+    """A model, and frames of windows for it."""
     torch.set_num_threads(cores)
     model = model_of(name, demo)
+    model.eval()
     facts = model.config.video
-    frames = torch.randint(0, 256, (BATCH, facts.num_frames, 3, facts.image_size, facts.image_size), dtype=torch.uint8)
-    encoded(model, frames)
-    start = time.perf_counter()
-    for _ in range(batches):
-        encoded(model, frames)
-    return (time.perf_counter() - start) / (batches * BATCH)
+    return model, torch.randint(
+        0, 256, (_TOGETHER, facts.num_frames, 3, facts.image_size, facts.image_size), dtype=torch.uint8
+    )
 
 
 def index(name: str, demo: Path | None, cores: int, warm: Path, folder: Path, stride: float) -> tuple[float, float]:
@@ -226,10 +266,13 @@ def measure(options: Options) -> list[Row]:
             for cores in options.cores:
                 decode = total / _number(alone(cores, decode_limit, paths, cores))
                 for model in options.models:
-                    encode = STRIDE / _number(alone(cores, encode_limit, model, options.demo, cores, options.batches))
+                    encode, spread = (
+                        STRIDE / _number(alone(cores, limit, model, options.demo, cores, options.batches))
+                        for limit in (encode_limit, spread_limit)
+                    )
                     took, cpu = _pair(alone(cores, index, model, options.demo, cores, warm, folder, STRIDE))
                     row = Row(how="vtr", model=model, film=kind, cores=cores, ours=total / took, cpu=60 * cpu / total,
-                              decode=decode, encode=encode)  # fmt: skip
+                              decode=decode, encode=encode, spread=spread)  # fmt: skip
                     rows.append(row)
                     print(_line(row), file=sys.stderr)
                 if OPEN_CLIP[0] in options.models:
@@ -265,8 +308,8 @@ def _cells(row: Row) -> list[object]:
     def shown(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
-    return [row.how, row.model, row.film, row.cores, *(shown(v, 1) for v in (row.decode, row.encode, row.ours)),
-            shown(row.ratio, 2), shown(row.cpu, 2)]  # fmt: skip
+    return [row.how, row.model, row.film, row.cores, *(shown(v, 1) for v in (row.decode, row.encode, row.spread, row.ours)),
+            *(shown(v, 2) for v in (row.ratio, row.turns, row.cpu))]  # fmt: skip
 
 
 def _line(row: Row) -> str:
@@ -275,13 +318,14 @@ def _line(row: Row) -> str:
 
 def page(rows: Sequence[Row], where: str, command: str) -> str:
     """The results as a page."""
-    titles = ["how", "model", "film", "cores", "decode every frame", "encode alone", "indexed", "ratio to the lower",
-              "CPU s a minute of film"]  # fmt: skip
+    titles = ["how", "model", "film", "cores", "decode every frame", "encode, all cores at once", "encode, a window a core", "indexed",
+              "to the lower of the first two", "to both by turns", "CPU s a minute of film"]  # fmt: skip
     text = (
-        f"Hours of video an hour, windows of {WINDOW:g} s every {STRIDE:g} s, random weights (but for a demo model that was given). {where}. The cores decode and "
-        "encode by turns, so that where both limits lie near each other neither can be reached; frames that no window "
-        "looks at are passed over, so that the limit of decoding every frame can be exceeded. The plain script and the "
-        "row beside it look at a frame a second."
+        f"Hours of video an hour, windows of {WINDOW:g} s every {STRIDE:g} s, random weights (but for a demo model that was "
+        f"given). {where}. What the same cores reach alone: decoding every frame; encoding in batches of {_TOGETHER} as torch "
+        "does it with all cores; encoding as indexing does it. Cores that do both do it by turns: 1.00 there is decoding every "
+        "frame and encoding with nothing lost between; frames that no window looks at are passed over, so that it can be "
+        "exceeded. The plain script and the row beside it look at a frame a second."
     )
     return f"# Indexing\n\n{text}\n\n{table(titles, map(_cells, rows))}\n\n`{command}`\n"
 
@@ -329,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = machine()
     command = " ".join(["python -m bench.indexing", *(sys.argv[1:] if argv is None else argv)])
     where = f"{facts['device']}, {facts['date']}, torch {facts['torch']}"
-    listed = [{**asdict(row), "ratio": row.ratio} for row in rows]
+    listed = [{**asdict(row), "ratio": row.ratio, "turns": row.turns} for row in rows]
     save(options.out / "indexing.json", json.dumps({"machine": facts, "command": command, "rows": listed}, indent=1))
     text = page(rows, where, command)
     save(options.out / "indexing.md", text)

@@ -10,11 +10,14 @@ import pytest
 from bench.indexing import Row, main, page
 
 
-def test_the_ratio_is_to_the_lower_of_the_two_limits() -> None:
-    row = Row(how="vtr", model="demo", film="720p-h264", cores=2, ours=90.0, cpu=1.0, decode=100.0, encode=300.0)
+def test_ratios_are_to_the_lower_of_the_two_limits_and_to_both_by_turns() -> None:
+    limits = {"decode": 100.0, "encode": 300.0, "spread": 400.0}
+    row = Row(how="vtr", model="demo", film="720p-h264", cores=2, ours=90.0, cpu=1.0, **limits)
     assert row.ratio == pytest.approx(0.9)
-    assert "| 0.90 |" in page([row], "here", "it")
-    assert Row(how="plain script", model="x", film="y", cores=1, ours=1.0, cpu=1.0).ratio is None
+    assert row.turns == pytest.approx(90 / 80)
+    assert "| 0.90 | 1.12 |" in page([row], "here", "it")
+    plain = Row(how="plain script", model="x", film="y", cores=1, ours=1.0, cpu=1.0)
+    assert (plain.ratio, plain.turns) == (None, None)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Threads that encode windows, one a device, each with its own copy of the model.
+"""Threads that encode windows: one a GPU, each with its own copy of the model; on the CPU one a core, which share it.
 
 n windows, T frames, S pixels, w width of the embedding.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from vtr.errors import UsageError, unknown_name
-from vtr.library.encode import encoded
+from vtr.library.encode import CPU_BATCH, encoded
 
 if TYPE_CHECKING:
     from vtr.models.base import VideoTextEncoder
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 
 PRECISIONS = ("auto", "fp32", "bf16")
-_CPU_BATCH, _GPU_BATCH = 16, 64
+_GPU_BATCH = 64
+_CPU_THREADS = 16  # that encode at once; each has its share of the cores
 _QUEUED = 2  # batches that wait for a device
 
 
@@ -126,21 +127,24 @@ class Encoders(Generic[P]):
         *,
         every: bool = False,
     ) -> None:
-        devices = devices_of(model, asked)
+        devices = list(dict.fromkeys(devices_of(model, asked)))
         self.precision = precision_on(devices, precision)
         self.on_cpu = devices[0].type == "cpu"
-        self.batch = _GPU_BATCH if devices[0].type == "cuda" else _CPU_BATCH
+        self.batch = _GPU_BATCH if devices[0].type == "cuda" else CPU_BATCH
         self.parity: float | None = None
         self.stillness = Stillness()
         self._wake, self._every = wake, every
         self._queue: queue.Queue[tuple[Sequence[P], np.ndarray] | None] = queue.Queue()
         self._done: queue.SimpleQueue[Done[P] | BaseException] = queue.SimpleQueue()
         self._under_way = 0
-        self._most = _QUEUED + len(devices)
+        self._cores = torch.get_num_threads()
         self._threads = [
-            threading.Thread(target=self._work, args=(_on(model, device),), name=f"encode {device}", daemon=True)
+            threading.Thread(target=self._work, args=(own, self._cores // count), name=f"encode {device}", daemon=True)
             for device in devices
+            for own, count in [(_on(model, device), min(self._cores, _CPU_THREADS) if device.type == "cpu" else 1)]
+            for _ in range(count)
         ]
+        self._most = _QUEUED + len(self._threads)
         for thread in self._threads:
             thread.start()
 
@@ -180,9 +184,13 @@ class Encoders(Generic[P]):
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
+        if self._threads:
+            torch.set_num_threads(self._cores)  # what a thread sets for itself is MKL's for all
         self._threads = []
 
-    def _work(self, model: VideoTextEncoder) -> None:
+    def _work(self, model: VideoTextEncoder, cores: int) -> None:
+        # A window a core takes less time than all cores for one window after the other: nobody waits for the slowest.
+        torch.set_num_threads(cores)
         while (asked := self._queue.get()) is not None:
             try:
                 with self.stillness.computing():

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH",
+    "CPU_BATCH",
     "clean_caption",
     "cut_of",
     "embed_example",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 BATCH = 16  # windows that are encoded together
+CPU_BATCH = 2  # on a CPU: what is made of more leaves its caches
 EXAMPLE_WINDOWS = 32  # of a clip that is searched by
 
 
@@ -89,14 +91,19 @@ def encoded(
     model.eval()
     with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         batch = frames if isinstance(frames, Tensor) else torch.stack(list(frames))
-        found = model.encode_video(batch)
-        vectors = found.embedding
-        if every:
-            vectors = torch.cat([vectors[:, None], found.frame_embeddings], 1)
-        out = vectors.float().cpu().numpy()
+        parts = batch.split(CPU_BATCH) if model.device.type == "cpu" else (batch,)
+        out = np.concatenate([_vectors(model, part, every=every) for part in parts])
     if not np.isfinite(out).all():
         raise VtrError("the model gives embeddings that are not finite: is it a trained one?")
     return out
+
+
+def _vectors(model: VideoTextEncoder, frames: Tensor, *, every: bool) -> np.ndarray:
+    found = model.encode_video(frames)
+    vectors = found.embedding
+    if every:
+        vectors = torch.cat([vectors[:, None], found.frame_embeddings], 1)
+    return vectors.float().cpu().numpy()
 
 
 def encoded_texts(model: VideoTextEncoder, texts: Sequence[str]) -> TextFeatures:

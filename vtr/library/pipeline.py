@@ -1,6 +1,6 @@
 """Files to windows to vectors: one stream of jobs in, their embeddings out in the same order.
 
-Processes decode, windows of different files make up a batch, threads encode, one a device. All that waits is bounded.
+Processes decode, windows of different files make up a batch, threads encode. All that waits is bounded.
 
 T frames, S pixels, w width of the embedding.
 """
@@ -38,7 +38,7 @@ _AHEAD = 1024  # files that may be done before the first of them is
 _HELD = 64 << 20  # bytes of vectors that may wait for files before theirs
 _STALE = 1.0  # seconds after which a batch is encoded though it is not full
 _POLL = 0.05  # seconds until a job that was not known is asked for again
-_TRIM = 2  # batches after which freed memory is given back
+_TRIM = 32  # windows after which freed memory is given back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ class Pipeline:
         self._begun = 0.0  # when the first window of the batch came
         self._seconds = self._weight = 0.0  # of what is given out
         self._held = 0  # bytes of vectors that are not given out
-        self._batches = 0  # encoded
+        self._untrimmed = 0  # windows encoded since memory was given back
 
     def __enter__(self) -> Pipeline:
         return self
@@ -282,8 +282,9 @@ class Pipeline:
             elif isinstance(found, Connection):
                 self._hear(pipes[found])
         for done in self._encoders.collect():
-            self._batches += 1
-            if self._batches % _TRIM == 0:
+            self._untrimmed += len(done.places)
+            if self._untrimmed >= _TRIM:
+                self._untrimmed = 0
                 give_back()
             for place, vector in zip(done.places, done.vectors):
                 if place.attempt == place.item.attempt:
