@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers import small_model, video_bytes, write_videos
 from vtr.data.decode.types import Source
 from vtr.errors import UsageError, VtrError
-from vtr.library import Library, decoders
+from vtr.library import Library, decoders, encode
 from vtr.library.decoders import default_workers, forkable
 from vtr.library.found import hit_dict
 from vtr.library.pipeline import Job, Pipeline
@@ -57,6 +59,37 @@ def _run(jobs: list[Job[int]], workers: int) -> dict[int, Embedded | Failure | N
         found = list(pipeline.run(jobs))
     assert [key for key, _ in found] == [job.key for job in jobs]
     return dict(found)
+
+
+@pytest.mark.parametrize(("cores", "threads", "share"), [(1, 1, 1), (3, 3, 1), (34, 16, 2)])
+def test_cores_encode_a_window_each_and_torch_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, threads: int, share: int
+) -> None:
+    paths = write_videos(tmp_path, 6, frames=30)
+    jobs = [Job(key=k, source=path) for k, path in enumerate(paths)]
+    seen = set[tuple[str, int]]()
+    real = encode.encoded
+
+    def noting(*given: object, **more: object) -> np.ndarray:
+        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        return real(*given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("vtr.library.devices.encoded", noting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        with Pipeline(small_model(), _settings(), Work(workers=2)) as pipeline:
+            assert sum(t.name == "encode cpu" for t in threading.enumerate()) == threads
+            found = dict(pipeline.run(jobs))
+        assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {("encode cpu", share)}
+    for job in jobs:
+        one = found[job.key]
+        assert isinstance(one, Embedded)
+        exact = encode.embed_file(paths[job.key], _settings(), small_model())
+        np.testing.assert_allclose(one.vectors, exact, atol=1e-6)
 
 
 def _rows(library: Library) -> list[tuple[object, ...]]:
