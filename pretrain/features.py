@@ -159,7 +159,7 @@ class Keeper:
                         done = mine[turn].last - mine[turn].first
                         if turn == 0:
                             self._need_space(size * (len(mine) - 1) * ranks.size)
-                except (VtrError, OSError) as caught:
+                except Exception as caught:
                     error = caught
                 made, asked = ranks.settle(error, [float(done), float(stop.asked)])
                 bar.update(int(made))
@@ -214,8 +214,11 @@ class Keeper:
                 found = model.encode_video(model.normalise(frames), keep_temporal=temporal)
             tensors = {"video": found.frame_embeddings.cpu().contiguous(), "tokens": found.tokens.cpu().contiguous()}
         notes = {"ids": [sample.id for sample, _ in good], "bad": {str(one.id): one.reason for one in bad}}
-        with write_atomically(self.folder / part.name) as partial:
-            save_file(tensors, partial, {"notes": json.dumps(notes)})
+        try:
+            with write_atomically(self.folder / part.name) as partial:
+                save_file(tensors, partial, {"notes": json.dumps(notes)})
+        except (OSError, SafetensorError) as error:
+            raise VtrError(f"{self.folder}: features can't be written ({error})") from error
         return sum(t.nbytes for t in tensors.values())
 
     def _need_space(self, size: int) -> None:
