@@ -17,7 +17,7 @@ import queue
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -251,9 +251,8 @@ def alone(cores: int, call: Callable[..., object], *words: object) -> object:
         return pool.submit(_bound, cores, call, words).result()
 
 
-def measure(options: Options) -> list[Row]:
-    """All cases."""
-    rows: list[Row] = []
+def measure(options: Options) -> Iterator[Row]:
+    """All cases, one after the other."""
     with tempfile.TemporaryDirectory() as name:
         for kind in options.films:
             lines, _, codec = kind.partition("p-")
@@ -271,27 +270,23 @@ def measure(options: Options) -> list[Row]:
                         for limit in (encode_limit, spread_limit)
                     )
                     took, cpu = _pair(alone(cores, index, model, options.demo, cores, warm, folder, STRIDE))
-                    row = Row(how="vtr", model=model, film=kind, cores=cores, ours=total / took, cpu=60 * cpu / total,
+                    yield Row(how="vtr", model=model, film=kind, cores=cores, ours=total / took, cpu=60 * cpu / total,
                               decode=decode, encode=encode, spread=spread)  # fmt: skip
-                    rows.append(row)
-                    print(_line(row), file=sys.stderr)
                 if OPEN_CLIP[0] in options.models:
-                    rows += _beside_a_script(kind, cores, paths, warm, folder, total)
-    return rows
+                    yield from _beside_a_script(kind, cores, paths, warm, folder, total)
 
 
-def _beside_a_script(kind: str, cores: int, paths: Sequence[Path], warm: Path, folder: Path, total: int) -> list[Row]:
+def _beside_a_script(
+    kind: str, cores: int, paths: Sequence[Path], warm: Path, folder: Path, total: int
+) -> Iterator[Row]:
     """The plain script, and vtr at the same frame a second."""
     name = OPEN_CLIP[0]
-    rows = []
     for how, found in (
         ("plain script", alone(cores, plain_script, name, cores, paths)),
         ("vtr, a frame a second", alone(cores, index, name, None, cores, warm, folder, WINDOW)),
     ):
         took, cpu = _pair(found)
-        rows.append(Row(how=how, model=name, film=kind, cores=cores, ours=total / took, cpu=60 * cpu / total))
-        print(_line(rows[-1]), file=sys.stderr)
-    return rows
+        yield Row(how=how, model=name, film=kind, cores=cores, ours=total / took, cpu=60 * cpu / total)
 
 
 def _number(value: object) -> float:
@@ -369,15 +364,20 @@ def options_of(argv: Sequence[str] | None) -> Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = options_of(argv)
-    rows = measure(options)
     facts = machine()
     command = " ".join(["python -m bench.indexing", *(sys.argv[1:] if argv is None else argv)])
     where = f"{facts['device']}, {facts['date']}, torch {facts['torch']}"
-    listed = [{**asdict(row), "ratio": row.ratio, "turns": row.turns} for row in rows]
-    save(options.out / "indexing.json", json.dumps({"machine": facts, "command": command, "rows": listed}, indent=1))
-    text = page(rows, where, command)
-    save(options.out / "indexing.md", text)
-    print(text)
+    rows: list[Row] = []
+    for row in measure(options):
+        print(_line(row), file=sys.stderr)
+        rows.append(row)
+        listed = [{**asdict(row), "ratio": row.ratio, "turns": row.turns} for row in rows]
+        # After each: all of them take hours.
+        save(
+            options.out / "indexing.json", json.dumps({"machine": facts, "command": command, "rows": listed}, indent=1)
+        )
+        save(options.out / "indexing.md", page(rows, where, command))
+    print(page(rows, where, command))
     return 0
 
 
