@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,8 +158,6 @@ def test_two_ranks_and_one_have_the_same_losses(data: Path, repo: Path) -> None:
     ],
 )
 def test_stages_that_have_no_features_to_keep_are_refused(stage: Stage, says: str) -> None:
-    from dataclasses import replace
-
     with pytest.raises(UsageError, match=says):
         check(replace(recipe("clean", "demo"), matching=stage), ("matching",))
 
