@@ -145,10 +145,10 @@ class Keeper:
         todo = ranks.gathered([p for p in self.parts if _notes(self.folder / p.name) is None])[0]
         mine = todo[ranks.rank :: ranks.size]
         self._step.model.eval()
+        total, left = (sum(p.last - p.first for p in parts) for parts in (self.parts, todo))
         bar = tqdm(
-            total=sum(p.last - p.first for p in self.parts), initial=sum(p.last - p.first for p in self.parts if p not in todo),
-            desc="features", file=sys.stderr, unit="sample", disable=not ranks.main,
-        )  # fmt: skip
+            total=total, initial=total - left, desc="features", file=sys.stderr, unit="sample", disable=not ranks.main
+        )
         with bar, stop.listening(), ThreadPoolExecutor(self._threads) as pool:
             read = self._decoded(mine, pool)
             for turn in range(-(-len(todo) // ranks.size)):
